@@ -1,0 +1,40 @@
+# The backend (service and worker). Build for a GPU with:
+#   docker build --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 --build-arg FORCE_CUDA=1 -t ppal:gpu .
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+ARG FORCE_CUDA=0
+ARG TORCH_INDEX_URL=
+ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PPAL_DEV=0 PPAL_CACHE=/tmp/ppal-cache \
+    FORCE_CUDA=${FORCE_CUDA} TORCH_INDEX_URL=${TORCH_INDEX_URL}
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential libgl1 libglib2.0-0 python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opt/ppal
+# First what the environment is made from: mmcv is not compiled again when only our code changes.
+COPY pyproject.toml README.md LICENSE requirements.txt ./
+COPY scripts/setup.sh scripts/versions.env scripts/
+COPY ppal_backend/__init__.py ppal_backend/__init__.py
+RUN scripts/setup.sh backend && rm -rf /tmp/ppal-cache
+COPY ppal_backend ppal_backend
+COPY model_zoo model_zoo
+
+FROM ${BASE}
+ENV DEBIAN_FRONTEND=noninteractive PATH=/opt/ppal/.venv/bin:$PATH PYTHONUNBUFFERED=1 MODEL_DIR=/data
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 10001 ppal \
+    && install -d -o ppal -g ppal /data
+COPY --from=build /opt/ppal /opt/ppal
+WORKDIR /opt/ppal
+USER ppal
+VOLUME /data
+EXPOSE 9090
+HEALTHCHECK --interval=15s --timeout=3s --start-period=30s \
+    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9090/health', timeout=2)"]
+CMD ["ppal", "up"]

@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+PYTHON_BIN := .venv/bin/python
+ARGS ?=
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## both virtual environments (a second run does nothing)
+	@scripts/setup.sh
+
+demo: setup ## Label Studio, the backend and two rounds of labeling; ARGS=--exit stops after them
+	@$(PYTHON_BIN) -m ppal_backend.cli demo $(ARGS)
+
+test: setup ## every test but the slow ones, on a real Label Studio
+	@$(PYTHON_BIN) -m pytest $(ARGS)
+
+test-all: setup ## every test
+	@$(PYTHON_BIN) -m pytest -m "" $(ARGS)
+
+check: setup-backend ## lint, types and fast unit tests
+	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m ruff format --check .
+	@$(PYTHON_BIN) -m mypy
+
+bench: setup ## benchmarks (docs/benchmarks.md tells what they measure)
+	@$(PYTHON_BIN) -m ppal_backend.cli bench all $(ARGS)
+
+setup-backend:
+	@scripts/setup.sh backend
+
+clean: ## environments, caches and the demo's files; the compiled mmcv wheel stays in ~/.cache/ppal
+	rm -rf .venv .venv-label-studio demo-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup setup-backend demo test test-all check bench clean

@@ -1,0 +1,135 @@
+"""How stage 2 compares images: CCMS, global or pyramid features, predicted classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ppal_backend.acquisition.arrays import as_tensor
+from ppal_backend.acquisition.ccms import LazySimilarity, similarity_matrix
+from ppal_backend.acquisition.distances import (
+    CosineDistances,
+    DenseDistances,
+    Distances,
+    EuclideanDistances,
+    JaccardDistances,
+    SimilarityDistances,
+)
+from ppal_backend.acquisition.selection import Compare, Comparison
+from ppal_backend.acquisition.uncertainty import BoxFilter
+from ppal_backend.structures import Detections, QueryContext
+
+_GIB = float(1 << 30)
+DENSE_GIB = 1.5
+
+
+def _labelled_ids(context: QueryContext, rows: int) -> tuple[int, ...]:
+    """Ids of labelled images; -1, -2, ... where the context has features but no detections of them."""
+    if context.labelled:
+        return tuple(d.image_id for d in context.labelled)
+    return tuple(-1 - k for k in range(rows))
+
+
+def ccms_distances(
+    images: Sequence[Detections],
+    score_threshold: float = 0.05,
+    device: torch.device | str | None = None,
+    memory_gib: float | None = None,
+    metric: str = "auto",
+    max_detections: int = 100,
+) -> Distances:
+    """Distances 2 - S, as a matrix while it fits and row by row beyond.
+
+    Args:
+        images: N images.
+        score_threshold: Lowest score that counts.
+        device: Where to compute.
+        memory_gib: The matrix is held when it takes no more than half of this; default 3 GiB, so about 20,000
+            images.
+        metric: ``auto``, ``cosine`` or ``kl``.
+        max_detections: Objects per image at most.
+    """
+    allowed = DENSE_GIB if memory_gib is None else memory_gib / 2.0
+    if 4.0 * len(images) ** 2 / _GIB > allowed:
+        lazy = LazySimilarity(images, score_threshold, device, memory_gib, metric=metric, max_detections=max_detections)
+        return SimilarityDistances(lazy)
+    matrix = as_tensor(
+        similarity_matrix(images, score_threshold, device, memory_gib, metric=metric, max_detections=max_detections)
+    )
+    return DenseDistances.trusted(matrix.neg_().add_(2.0))
+
+
+def compare_ccms(
+    boxes: BoxFilter,
+    device: torch.device | str | None = None,
+    memory_gib: float | None = None,
+    metric: str = "auto",
+    labelled: bool = False,
+) -> Compare:
+    """Compare by Category Conditioned Matching Similarity (Eq. 6 and 7); with ``labelled``, also with those images."""
+
+    def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
+        others = list(context.labelled) if labelled else []
+        images = [*(context.pool[p] for p in candidates), *others]
+        distances = ccms_distances(images, boxes.score_threshold, device, memory_gib, metric, boxes.max_detections)
+        return Comparison(distances, tuple(d.image_id for d in others), 2.0)
+
+    return compare
+
+
+def pool_features(context: QueryContext, name: str) -> torch.Tensor:
+    """``[N, d]`` image features of the pool.
+
+    Raises:
+        ValueError: The context holds none of that name.
+    """
+    if name not in context.image_features:
+        raise ValueError(
+            f"expected image_features[{name!r}] with shape ({len(context.pool)}, d) in the context, got "
+            f"{sorted(context.image_features) or 'none'}; ask the inference for them"
+        )
+    return as_tensor(context.image_features[name]).float()
+
+
+def labelled_features(context: QueryContext, name: str) -> torch.Tensor | None:
+    """``[L, d]`` image features of labelled images, or None."""
+    if name not in context.labelled_features:
+        return None
+    features = as_tensor(context.labelled_features[name]).float()
+    width = as_tensor(context.image_features[name]).shape[1]
+    if features.shape[1] != width:
+        raise ValueError(
+            f"expected labelled_features[{name!r}] with shape (L, {width}), got {tuple(features.shape)}; "
+            f"take both from one model"
+        )
+    return features
+
+
+def compare_features(name: str, labelled: bool = False, euclidean: bool = False) -> Compare:
+    """Compare by image features: cosine, or Euclidean distance as in the core-set paper."""
+
+    def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
+        features = pool_features(context, name)[torch.as_tensor(list(candidates), dtype=torch.long)]
+        others = labelled_features(context, name) if labelled else None
+        count = 0 if others is None else len(others)
+        stacked = features if others is None else torch.cat([features, others.to(features.device)])
+        distances = EuclideanDistances(stacked) if euclidean else CosineDistances(stacked)
+        return Comparison(distances, _labelled_ids(context, count)[:count], None if euclidean else 1.0)
+
+    return compare
+
+
+def compare_jaccard(boxes: BoxFilter) -> Compare:
+    """Compare by predicted class sets."""
+
+    def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
+        present = np.zeros((len(candidates), context.num_classes), dtype=bool)
+        for k, position in enumerate(candidates):
+            detections = context.pool[position]
+            rows = boxes.valid_rows(detections)
+            present[k, as_tensor(detections.class_indices)[rows].cpu().numpy()] = True
+        return Comparison(JaccardDistances(present), (), 1.0)
+
+    return compare

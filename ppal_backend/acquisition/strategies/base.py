@@ -1,0 +1,212 @@
+"""The protocol of query strategies, their options, and the two-stage strategy that all of them are made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from ppal_backend.acquisition.budget import UNITS, Budget
+from ppal_backend.acquisition.dcus import Scorer
+from ppal_backend.acquisition.explain import explain
+from ppal_backend.acquisition.selection import FIRST, Selector
+from ppal_backend.acquisition.uncertainty import AGGREGATES, MEASURES, BoxFilter
+from ppal_backend.structures import CandidatePool, QueryContext, QuerySet
+from ppal_backend.structures.query import by_utility
+
+logger = logging.getLogger(__name__)
+
+PRESETS = ("paper", "reference")
+
+
+class QueryStrategy(Protocol):
+    """Chooses images for labeling. Deterministic for one context, budget and generator state; inputs unchanged."""
+
+    @property
+    def name(self) -> str:
+        """The name that :func:`get_strategy` knows it by."""
+
+    def candidates(self, context: QueryContext, budget: int, rng: np.random.Generator) -> CandidatePool:
+        """Stage 1: utilities of the pool and the candidates."""
+
+    def query(
+        self,
+        context: QueryContext,
+        budget: int,
+        rng: np.random.Generator,
+        candidates: CandidatePool | None = None,
+    ) -> QuerySet:
+        """Both stages, or stage 2 alone on given candidates."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of strategies; each strategy reads those that concern it.
+
+    Args:
+        uncertainty: ``entropy``, ``posterior`` or ``margin`` (strategies named after a measure have their own).
+        aggregate: ``sum``, ``mean`` or ``max`` of the boxes of an image.
+        delta: Budget expanding ratio, > 1; the candidate pool is delta times the budget.
+        alpha: Eq. 4, > 0.
+        beta: Eq. 4, >= 0.
+        score_threshold: Lowest score that counts.
+        max_detections: Boxes per image that count.
+        min_size_px: See :class:`~ppal_backend.acquisition.uncertainty.BoxFilter`.
+        max_aspect: Likewise.
+        preset: ``paper``, or ``reference`` for the box filter of the authors' code.
+        unit: Whether the budget counts ``images`` or predicted ``boxes``.
+        min_distance: Near-duplicates closer than this to an earlier pick are skipped.
+        refine: ``kmedoids`` or ``fasterpam``.
+        max_iterations: Of the refinement.
+        first: First greedy centre: ``utility`` or ``random``.
+        metric: CCMS on ``cosine`` or ``kl``; ``auto`` decides by what the detections hold.
+        memory_gib: Bound for stage 2; beyond it similarities are computed row by row.
+        device: Where to compute similarities; default where the detections are.
+        strength: How much ``ppal+balance`` prefers rare predicted classes, >= 0.
+    """
+
+    uncertainty: str = "entropy"
+    aggregate: str = "sum"
+    delta: float = 4.0
+    alpha: float = 0.3
+    beta: float = 0.2
+    score_threshold: float = 0.05
+    max_detections: int = 100
+    min_size_px: float = 0.0
+    max_aspect: float | None = None
+    preset: str = "paper"
+    unit: str = "images"
+    min_distance: float = 0.0
+    refine: str = "kmedoids"
+    max_iterations: int = 100
+    first: str = "utility"
+    metric: str = "auto"
+    memory_gib: float | None = None
+    device: str | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("uncertainty", MEASURES),
+            ("aggregate", AGGREGATES),
+            ("preset", PRESETS),
+            ("unit", UNITS),
+            ("first", FIRST),
+        )
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} to be one of {allowed}, got {getattr(self, name)!r}")
+        if not self.delta > 1:
+            raise ValueError(f"expected delta > 1, got {self.delta}; the candidate pool must exceed the budget")
+        if not self.alpha > 0 or not self.beta >= 0 or not self.strength >= 0:
+            raise ValueError(
+                f"expected alpha > 0, beta >= 0 and strength >= 0, got {self.alpha}, {self.beta}, {self.strength}"
+            )
+        _ = self.boxes
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Options:
+        """Build options from keywords.
+
+        Raises:
+            ValueError: An unknown name or a value out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"expected strategy options among {sorted(known)}, got {unknown}; correct the name")
+        return cls(**values)
+
+    @property
+    def boxes(self) -> BoxFilter:
+        """Which boxes count."""
+        size, aspect = self.min_size_px, self.max_aspect
+        if self.preset == "reference":
+            reference = BoxFilter.reference()
+            size, aspect = size or reference.min_size_px, aspect or reference.max_aspect
+        return BoxFilter(self.score_threshold, self.max_detections, size, aspect)
+
+
+@dataclass(frozen=True)
+class StagedStrategy:
+    """A strategy of two stages: score the pool and keep candidates, then select among them.
+
+    Args:
+        name: Its name.
+        scorer: Stage 1.
+        selector: Stage 2.
+        options: Settings.
+        whole_pool: Whether every image is a candidate, instead of delta times the budget.
+    """
+
+    name: str
+    scorer: Scorer
+    selector: Selector
+    options: Options
+    whole_pool: bool = False
+
+    def candidates(self, context: QueryContext, budget: int, rng: np.random.Generator) -> CandidatePool:
+        """Score the pool and keep the candidates of largest utility, ties by lowest id.
+
+        Raises:
+            ValueError: The budget is below 1, or the context lacks what the strategy needs.
+        """
+        limits = self._budget(context, budget)
+        if not context.pool:
+            return CandidatePool((), {})
+        values = self.scorer.utilities(context, rng)
+        utilities = {d.image_id: float(v) for d, v in zip(context.pool, values, strict=True)}
+        place = {d.image_id: p for p, d in enumerate(context.pool)}
+        order = [place[i] for i in by_utility(utilities, utilities)]
+        kept = order if self.whole_pool else limits.expanded(order, self.options.delta)
+        return CandidatePool(tuple(context.pool[p].image_id for p in kept), utilities)
+
+    def query(
+        self,
+        context: QueryContext,
+        budget: int,
+        rng: np.random.Generator,
+        candidates: CandidatePool | None = None,
+    ) -> QuerySet:
+        """Choose a query set.
+
+        Args:
+            context: What may be looked at.
+            budget: Images (or boxes, see ``Options.unit``), >= 1. All candidates are chosen when they fit.
+            rng: Source of randomness.
+            candidates: Stage-1 answer to go on from; None runs stage 1.
+
+        Returns:
+            Chosen ids in labeling order, with an explanation each; empty for an empty pool.
+
+        Raises:
+            ValueError: The budget is below 1, a candidate is not in the pool, or the context lacks what the
+                strategy needs.
+        """
+        limits = self._budget(context, budget)
+        chosen = candidates if candidates is not None else self.candidates(context, budget, rng)
+        place = {d.image_id: p for p, d in enumerate(context.pool)}
+        outside = [i for i in chosen.image_ids if i not in place]
+        if outside:
+            raise ValueError(f"expected every candidate in the pool, got {outside[:5]} outside; recompute stage 1")
+        ids = by_utility(chosen.image_ids, chosen.utilities)
+        selection = self.selector.select(context, [place[i] for i in ids], limits, rng)
+        parts = self.scorer.explain(context, selection.positions)
+        return QuerySet(
+            image_ids=tuple(context.pool[p].image_id for p in selection.positions),
+            utilities=dict(chosen.utilities),
+            candidate_ids=tuple(ids),
+            explanations=explain(context, selection, chosen.utilities, parts),
+        )
+
+    def _budget(self, context: QueryContext, budget: int) -> Budget:
+        boxes = self.options.boxes
+        if self.options.unit == "images":
+            return Budget(budget, [1] * len(context.pool))
+        return Budget(budget, [max(1, len(boxes.valid_rows(d))) for d in context.pool])
+
+
+Builder = Callable[[Options], QueryStrategy]

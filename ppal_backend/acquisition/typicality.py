@@ -1,0 +1,109 @@
+"""Typical images of large clusters: what to label before any detector exists.
+
+Source: Hacohen, Dekel and Weinshall, "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets",
+ICML 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ppal_backend.acquisition.budget import Budget
+from ppal_backend.acquisition.comparisons import labelled_features, pool_features
+from ppal_backend.acquisition.kmeans import k_means
+from ppal_backend.acquisition.selection import Selection
+from ppal_backend.acquisition.uncertainty import BoxContributions
+from ppal_backend.structures import QueryContext
+
+FEATURE = "global"
+NEIGHBOURS = 20
+MAX_CLUSTERS = 500
+MIN_CLUSTER = 5
+_EPSILON = 1e-5
+_BLOCK = 2048
+
+
+def typicality(features: torch.Tensor, neighbours: int = NEIGHBOURS) -> torch.Tensor:
+    """Inverse mean distance to the nearest neighbours.
+
+    Args:
+        features: ``[n, d]``.
+        neighbours: How many others to average over (fewer where n is small).
+
+    Returns:
+        ``[n]`` float64 values > 0 and finite; 1 for a single item.
+    """
+    count = min(neighbours, len(features) - 1)
+    if count < 1:
+        return torch.ones(len(features), dtype=torch.float64)
+    means = []
+    for start in range(0, len(features), _BLOCK):
+        part = torch.cdist(features[start : start + _BLOCK], features)
+        part[torch.arange(len(part)), start + torch.arange(len(part))] = torch.inf
+        means.append(part.topk(count, dim=1, largest=False).values.double().mean(1))
+    return 1.0 / (torch.cat(means) + _EPSILON)
+
+
+def _normalised(features: torch.Tensor) -> torch.Tensor:
+    values = features.float().cpu()
+    return values / torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp(min=1e-12)
+
+
+class TypicalityScorer:
+    """Typicality of each image among the whole pool."""
+
+    def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
+        """``[N]`` utilities > 0."""
+        return np.asarray(typicality(_normalised(pool_features(context, FEATURE))).numpy())
+
+    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
+        """Boxes play no part."""
+        return [None] * len(positions)
+
+
+class TypicalitySelector:
+    """Cluster pool and labelled images together; take the most typical image of each large cluster without labels.
+
+    Args:
+        max_clusters: Clusters at most.
+        min_cluster: Clusters of fewer images come last.
+    """
+
+    def __init__(self, max_clusters: int = MAX_CLUSTERS, min_cluster: int = MIN_CLUSTER) -> None:
+        self._max_clusters, self._min_cluster = max_clusters, min_cluster
+
+    def select(
+        self, context: QueryContext, candidates: Sequence[int], budget: Budget, rng: np.random.Generator
+    ) -> Selection:
+        """Choose candidates."""
+        if not candidates:
+            return Selection([])
+        mine = _normalised(pool_features(context, FEATURE))[torch.as_tensor(list(candidates))]
+        others = labelled_features(context, FEATURE)
+        known = mine[:0] if others is None else _normalised(others)
+        everything = torch.cat([mine, known])
+        clusters = min(len(known) + budget.limit, self._max_clusters, len(everything))
+        labels = k_means(everything, clusters, rng)
+        sizes = torch.bincount(labels[: len(mine)], minlength=clusters)
+        order = self._walk(mine, labels[: len(mine)], torch.bincount(labels[len(mine) :], minlength=clusters))
+        chosen = budget.take(candidates[k] for k in order)
+        place = {position: k for k, position in enumerate(candidates)}
+        return Selection(chosen, {p: int(sizes[labels[place[p]]]) for p in chosen})
+
+    def _walk(self, features: torch.Tensor, labels: torch.Tensor, labelled: torch.Tensor) -> Iterator[int]:
+        """All items: in turns over clusters with fewest labels, then largest, each giving its most typical item."""
+        queues: dict[int, list[int]] = {}
+        for c in torch.unique(labels).tolist():
+            members = torch.nonzero(labels == c)[:, 0]
+            typical = typicality(features[members], max(1, min(NEIGHBOURS, len(members) // 2)))
+            queues[c] = members[torch.sort(typical, descending=True, stable=True).indices].tolist()
+        given = {c: int(labelled[c]) for c in queues}
+        while queues:
+            turn = min(queues, key=lambda c: (len(queues[c]) < self._min_cluster, given[c], -len(queues[c]), c))
+            yield queues[turn].pop(0)
+            given[turn] += 1
+            if not queues[turn]:
+                del queues[turn]

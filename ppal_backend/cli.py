@@ -1,0 +1,204 @@
+"""``ppal …``: thin commands, no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ppal_backend.errors import PPALError
+from ppal_backend.logs import configure_logging
+from ppal_backend.settings import Settings, load_settings
+
+app = typer.Typer(help="Plug and Play Active Learning for Label Studio.", no_args_is_help=True, add_completion=False)
+bench = typer.Typer(help="Benchmarks; docs/benchmarks.md tells what they measure.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A known error becomes one line and exit code 1."""
+    try:
+        yield
+    except PPALError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    return settings
+
+
+@app.command()
+def demo(
+    exit_: Annotated[bool, typer.Option("--exit", help="stop after the second round")] = False,
+    coco: Annotated[Path | None, typer.Option(help="your own data: a COCO file …")] = None,
+    images: Annotated[Path | None, typer.Option(help="… and the folder its images lie in")] = None,
+    out: Annotated[Path, typer.Option(help="where the demo keeps its files")] = Path("demo-run"),
+) -> None:
+    """Start Label Studio and the backend, label with a scripted annotator, run two rounds."""
+    from ppal_backend.demo.run import DemoOptions, run_demo
+
+    with _errors():
+        configure_logging("WARNING")
+        run_demo(DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images), console)
+
+
+@app.command("demo-data")
+def demo_data(
+    out: Annotated[Path, typer.Argument(help="folder to write to")],
+    images: Annotated[int, typer.Option(min=1, help="how many images")] = 360,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    glyphs: Annotated[str, typer.Option(help="family of glyphs: demo, pretrain or second")] = "demo",
+) -> None:
+    """Generate the demo's detection data set: COCO and images."""
+    from ppal_backend.demo.scenes import generate
+
+    with _errors():
+        console.print(str(generate(out, images=images, seed=seed, glyphs=glyphs)))
+
+
+@app.command()
+def up() -> None:
+    """Run the service and the worker together, until Ctrl-C."""
+    from ppal_backend.launcher import up as run_up
+
+    with _errors():
+        _settings()
+        run_up()
+
+
+@app.command()
+def serve() -> None:
+    """Run the HTTP service alone."""
+    from ppal_backend.launcher import serve as run_serve
+
+    with _errors():
+        _settings()
+        run_serve()
+
+
+@app.command()
+def worker(
+    rounds: Annotated[int, typer.Option(min=1, help="projects that may run a round at the same time")] = 1,
+) -> None:
+    """Run the worker alone: it handles events and runs rounds."""
+    from ppal_backend.worker import run_worker
+
+    with _errors():
+        run_worker(_settings(), parallel_rounds=rounds)
+
+
+@app.command("round")
+def start_round(
+    project: Annotated[int, typer.Argument(help="Label Studio project id")],
+    rank_only: Annotated[bool, typer.Option("--rank", help="order the queue again without training")] = False,
+) -> None:
+    """Ask for a round now; a running worker takes it up within seconds."""
+    from ppal_backend.store import open_store
+
+    with _errors():
+        store = open_store(_settings())
+        record = store.rounds.request(project, "rank" if rank_only else "train", "asked for by ppal round")
+        console.print(f"round {record.number} ({record.kind}) of project {project} is {record.state}")
+
+
+@app.command()
+def status(
+    project: Annotated[int | None, typer.Argument(help="Label Studio project id; all without one")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rounds and versions of the connected projects."""
+    from ppal_backend.store import open_store
+
+    with _errors():
+        store = open_store(_settings())
+        projects = store.projects.all() if project is None else [store.projects.get(project)]
+        if as_json:
+            shown = [
+                {
+                    "project": p.id,
+                    "problems": p.problems,
+                    "new_annotations": store.ledger.new_count(p.id),
+                    "rounds": [asdict(r) for r in store.rounds.of_project(p.id)],
+                    "versions": [asdict(v) for v in store.versions.of_project(p.id)],
+                }
+                for p in projects
+            ]
+            sys.stdout.write(json.dumps(shown, default=str, indent=1) + "\n")
+            return
+        for p in projects:
+            title = f"project {p.id}: {store.ledger.new_count(p.id)} new annotations"
+            table = Table("round", "kind", "state", "step", "mAP", "why", title=title)
+            for r in store.rounds.of_project(p.id):
+                table.add_row(
+                    str(r.number), r.kind, r.state, r.step, _figure(r.metrics.get("map")), r.error or r.reason
+                )
+            console.print(table)
+            for text in p.problems.values():
+                console.print(f"[bold red]problem:[/] {text}", highlight=False)
+
+
+@app.command()
+def zoo(as_json: AsJson = False) -> None:
+    """The detectors of the model zoo."""
+    from ppal_backend.detector.zoo import load_zoo
+
+    with _errors():
+        entries = load_zoo(_settings().model_zoo)
+        if as_json:
+            sys.stdout.write(json.dumps({n: asdict(e) for n, e in entries.items()}, default=str, indent=1) + "\n")
+            return
+        table = Table("name", "title", "head", "input")
+        for name, entry in entries.items():
+            table.add_row(name, entry.title, entry.head_family, str(entry.input_size))
+        console.print(table)
+
+
+@bench.command("acquisition")
+def bench_acquisition(as_json: AsJson = False, quick: bool = False) -> None:
+    """CCMS, selection and whole queries over pool sizes."""
+    _run_benchmark("acquisition", as_json, quick)
+
+
+@bench.command("service")
+def bench_service(as_json: AsJson = False, quick: bool = False) -> None:
+    """Latency of /webhook and /health while both cores are busy."""
+    _run_benchmark("service", as_json, quick)
+
+
+@bench.command("all")
+def bench_all(as_json: AsJson = False, quick: bool = False) -> None:
+    """Every benchmark, one after the other."""
+    for name in ("service", "acquisition"):
+        _run_benchmark(name, as_json, quick)
+
+
+def _run_benchmark(name: str, as_json: bool, quick: bool) -> None:
+    import subprocess
+
+    options = [*(["--json"] if as_json else []), *(["--quick"] if quick else [])]
+    done = subprocess.run([sys.executable, "-m", f"ppal_backend.benchmarks.{name}", *options], check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    app()

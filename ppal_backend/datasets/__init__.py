@@ -1,0 +1,1 @@
+"""Label spaces, COCO files, conversion of annotations, and the cache of images."""

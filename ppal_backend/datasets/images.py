@@ -1,0 +1,237 @@
+"""A folder of verified images: fetched once, decoded once in full, stored upright."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ppal_backend.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[int, str], AbstractContextManager[Iterable[bytes]]]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_ORIENTATION = 0x0112
+_AS_IS = {"JPEG": ".jpg", "PNG": ".png"}
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """A cached image: ``width`` and ``height`` are pixels as a browser displays it, and as stored in ``path``."""
+
+    task_id: int
+    path: Path
+    width: int
+    height: int
+
+
+class ImageCache:
+    """Images by task and address, under names of our own making.
+
+    A file is JPEG or PNG as fetched when that is RGB or grey and upright, else an RGB PNG of what a browser shows
+    (EXIF orientation applied, transparency on white, first frame). A sidecar with size and checksum is written last:
+    a file without it, or that differs from it, is fetched again.
+
+    Args:
+        root: Folder of the cache; made when needed.
+        fetch: ``fetch(task_id, url)`` opens the bytes; raises :class:`ImageError` for an address it refuses.
+        max_pixels: Larger images are refused before decoding.
+        max_bytes: Longer files are refused while they arrive.
+        namespace: Kept apart from others in the same folder (Label Studio's address: the same upload path means
+            another image elsewhere).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        fetch: Fetch,
+        max_pixels: int = 100_000_000,
+        max_bytes: int = 200 * 1024 * 1024,
+        namespace: str = "",
+    ) -> None:
+        self._root = root
+        self._fetch = fetch
+        self._max_pixels = max_pixels
+        self._max_bytes = max_bytes
+        self._namespace = namespace
+
+    def get(self, task_id: int, url: str) -> ImageInfo:
+        """Return the image of a task, fetched if it is not there or damaged.
+
+        Args:
+            task_id: Label Studio task.
+            url: The image's address as in the task's data.
+
+        Raises:
+            ImageError: Gone, refused, truncated, no image or too large; the text names the task and the reason.
+            LabelStudioError: From ``fetch``, when Label Studio itself is unavailable.
+        """
+        if not isinstance(url, str) or not url.strip():
+            raise ImageError(
+                f"task {task_id}: expected the address of an image, got {url!r:.80}; correct the task's data"
+            )
+        stem = self._stem(task_id, url)
+        cached = self._cached(task_id, stem)
+        return cached if cached is not None else self._store(task_id, url, stem)
+
+    def _stem(self, task_id: int, url: str) -> Path:
+        key = hashlib.sha256(f"{self._namespace}\n{task_id}\n{url}".encode("utf-8", "surrogatepass")).hexdigest()
+        return self._root / key[:2] / key[2:34]
+
+    def _cached(self, task_id: int, stem: Path) -> ImageInfo | None:
+        try:
+            note = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+            path = stem.with_suffix(_suffix(note["suffix"]))
+            if path.stat().st_size != note["bytes"] or _sha256(path) != note["sha256"]:
+                logger.warning("task %d: the cached image is damaged, fetching it again", task_id)
+                return None
+            return ImageInfo(task_id, path, int(note["width"]), int(note["height"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("task %d: the note beside the cached image is damaged, fetching again", task_id)
+            return None
+
+    def _store(self, task_id: int, url: str, stem: Path) -> ImageInfo:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(stem) as part, _temporary(stem) as converted:
+            self._download(task_id, url, part)
+            suffix, width, height = self._verify(task_id, part, converted)
+            source = part if suffix is not None else converted
+            path = stem.with_suffix(suffix or ".png")
+            note = {"suffix": path.suffix, "bytes": source.stat().st_size, "sha256": _sha256(source)}
+            note |= {"width": width, "height": height}
+            source.replace(path)
+        with _temporary(stem) as part:
+            part.write_text(json.dumps(note), encoding="utf-8")
+            part.replace(stem.with_suffix(".json"))
+        return ImageInfo(task_id, path, width, height)
+
+    def _download(self, task_id: int, url: str, part: Path) -> None:
+        size = 0
+        try:
+            with self._fetch(task_id, url) as chunks, part.open("wb") as file:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if size > self._max_bytes:
+                        raise ImageError(f"expected at most {self._max_bytes} bytes, got more; use a smaller file")
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+        except ImageError as error:
+            raise ImageError(f"task {task_id}: {error}") from None
+        if size == 0:
+            raise ImageError(f"task {task_id}: expected an image, got an empty file; upload it again")
+
+    def _verify(self, task_id: int, part: Path, converted: Path) -> tuple[str | None, int, int]:
+        """Decode ``part`` in full; return its suffix when it can stay as it is, else None and write ``converted``."""
+        try:
+            with Image.open(part, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > self._max_pixels:
+                    raise ImageError(
+                        f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got "
+                        f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or raise the limit"
+                    )
+                image.load()
+                return self._finish(image, converted)
+        except ImageError:
+            raise
+        except UnidentifiedImageError:
+            raise ImageError(
+                f"task {task_id}: expected {', '.join(FORMATS)}, got another kind of file; upload an image"
+            ) from None
+        except Image.DecompressionBombError:
+            raise ImageError(
+                f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got far more; shrink it"
+            ) from None
+        except _DECODE_ERRORS as error:
+            raise ImageError(
+                f"task {task_id}: expected a whole image, got a damaged one ({error}); upload it again"
+            ) from None
+
+    @staticmethod
+    def _finish(image: Image.Image, converted: Path) -> tuple[str | None, int, int]:
+        orientation, trusted = _orientation(image)
+        plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+        suffix = _AS_IS.get("JPEG" if image.format == "MPO" else image.format or "")
+        if plain and trusted and orientation == 1 and suffix is not None:
+            return suffix, *image.size
+        upright = ImageOps.exif_transpose(image) if trusted and orientation != 1 else image
+        shown = _as_rgb(upright)
+        with converted.open("wb") as file:
+            shown.save(file, format="PNG", compress_level=1)
+            file.flush()
+            os.fsync(file.fileno())
+        return None, *shown.size
+
+
+def _orientation(image: Image.Image) -> tuple[int, bool]:
+    """EXIF orientation 1..8, and whether the EXIF data could be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _DECODE_ERRORS:
+        return 1, False
+    return (value, True) if value in range(1, 9) else (1, value in (0, None))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """What a browser shows, without EXIF: 16-bit grey by its upper byte, transparency on white."""
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda v: v / 256).convert("L")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(canvas, rgba)
+    rgb = image.convert("RGB")
+    rgb.info = {}
+    rgb.getexif().clear()
+    return rgb
+
+
+def _suffix(value: object) -> str:
+    if value not in (".jpg", ".png"):
+        raise ValueError("unknown suffix")
+    return str(value)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _temporary(stem: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(dir=stem.parent, prefix=f".{stem.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""Label Studio annotations as a COCO data set: pure conversions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ppal_backend.datasets.categories import CategoryMap
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.images import ImageInfo
+
+REGION_TYPE = "rectanglelabels"
+MIN_BOX_PX = 1.0
+_OLDEST = datetime.min.replace(tzinfo=UTC)
+
+
+class RegionSchema(Protocol):
+    """What the conversion needs of a labeling config."""
+
+    @property
+    def from_name(self) -> str:
+        """Name of the RectangleLabels control."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in config order."""
+
+    def label(self, name: str) -> str | None:
+        """Label that an annotation's string stands for."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What became of the annotations; every count that is not ``tasks``, ``images`` or ``boxes`` was left out.
+
+    Args:
+        tasks: Tasks looked at.
+        images: Images in the data set.
+        boxes: Instances in the data set.
+        negatives: Images without any instance (kept: they teach what is no object).
+        unannotated: Tasks with only cancelled or no annotations.
+        missing_images: Annotated tasks whose image could not be had.
+        unknown_labels: Label -> boxes of labels that the config does not have (any more).
+        degenerate: Boxes less than one pixel wide or high inside the image.
+        malformed: Regions without usable numbers or labels.
+        other_regions: Region type -> regions of other types or controls.
+    """
+
+    tasks: int = 0
+    images: int = 0
+    boxes: int = 0
+    negatives: int = 0
+    unannotated: int = 0
+    missing_images: int = 0
+    unknown_labels: Mapping[str, int] = field(default_factory=dict)
+    degenerate: int = 0
+    malformed: int = 0
+    other_regions: Mapping[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return asdict(self)
+
+
+def choose_annotation(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the one annotation of a task to learn from.
+
+    Cancelled (skipped) ones are out, drafts lie elsewhere in a task and are never looked at. A ground truth goes
+    before the others; among equals the one changed last (ties: the higher id). None if there is none.
+    """
+    submitted = [a for a in task.get("annotations") or () if isinstance(a, Mapping) and not a.get("was_cancelled")]
+    return max(submitted, key=_preference, default=None)
+
+
+def annotations_to_coco(
+    tasks: Iterable[Mapping[str, Any]], schema: RegionSchema, images: Mapping[int, ImageInfo]
+) -> tuple[CocoDataset, ConversionReport]:
+    """Convert exported tasks; they are read once, one by one.
+
+    Args:
+        tasks: Tasks as exported, with ``annotations``.
+        schema: The labeling config (a ``LabelSchema``).
+        images: Task id -> cached image; its size is what percent become pixels of.
+
+    Returns:
+        The data set (image id = task id, images by rising id, category ids 1..C in config order) and the report.
+        No tasks give a data set without images.
+    """
+    categories = CategoryMap(schema.labels)
+    counts = _Counts()
+    coco_images: dict[int, CocoImage] = {}
+    boxes: dict[int, list[tuple[int, tuple[float, float, float, float]]]] = {}
+    for task in tasks:
+        counts.tasks += 1
+        annotation = choose_annotation(task)
+        task_id = int(task["id"])
+        if annotation is None:
+            counts.unannotated += 1
+        elif task_id not in images:
+            counts.missing_images += 1
+        else:
+            info = images[task_id]
+            coco_images[task_id] = CocoImage(task_id, str(info.path), info.width, info.height)
+            boxes[task_id] = list(_instances(annotation, schema, categories, info, counts))
+    rows = [
+        CocoAnnotation(number, image_id, category_id, box)
+        for number, (image_id, category_id, box) in enumerate(
+            ((i, category, box) for i in sorted(boxes) for category, box in boxes[i]), start=1
+        )
+    ]
+    dataset = CocoDataset(
+        images=tuple(coco_images[i] for i in sorted(coco_images)),
+        annotations=tuple(rows),
+        categories=tuple(CocoCategory(row["id"], row["name"]) for row in categories.coco_categories()),
+    )
+    return dataset, counts.report(len(coco_images), len(rows), sum(not found for found in boxes.values()))
+
+
+def region_to_box(value: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float] | None:
+    """Return the hull ``(x1, y1, x2, y2)`` in pixels of a region's ``value``, not clipped; None if it has no numbers.
+
+    ``x, y, width, height`` are percent of the image, ``rotation`` degrees clockwise about the top-left corner. The
+    corners are turned in pixels, since percent of width and of height differ in length.
+    """
+    numbers = [value.get(key) for key in ("x", "y", "width", "height")] + [value.get("rotation") or 0]
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        return None
+    x, y, w, h, degrees = (float(n) for n in numbers)
+    x, w = x / 100 * width, w / 100 * width
+    y, h = y / 100 * height, h / 100 * height
+    angle = math.radians(degrees)
+    cos, sin = math.cos(angle), math.sin(angle)
+    xs = [x + a * cos - b * sin for a in (0.0, w) for b in (0.0, h)]
+    ys = [y + a * sin + b * cos for a in (0.0, w) for b in (0.0, h)]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+class _Counts:
+    """Running counts of one conversion."""
+
+    def __init__(self) -> None:
+        self.tasks = self.unannotated = self.missing_images = self.degenerate = self.malformed = 0
+        self.unknown_labels: Counter[str] = Counter()
+        self.other_regions: Counter[str] = Counter()
+
+    def report(self, images: int, boxes: int, negatives: int) -> ConversionReport:
+        return ConversionReport(
+            tasks=self.tasks,
+            images=images,
+            boxes=boxes,
+            negatives=negatives,
+            unannotated=self.unannotated,
+            missing_images=self.missing_images,
+            unknown_labels=dict(self.unknown_labels),
+            degenerate=self.degenerate,
+            malformed=self.malformed,
+            other_regions=dict(self.other_regions),
+        )
+
+
+def _preference(annotation: Mapping[str, Any]) -> tuple[bool, datetime, int]:
+    changed = _time(annotation.get("updated_at") or annotation.get("created_at"))
+    number = annotation.get("id")
+    return bool(annotation.get("ground_truth")), changed, number if isinstance(number, int) else -1
+
+
+def _time(text: Any) -> datetime:
+    if not isinstance(text, str):
+        return _OLDEST
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return _OLDEST
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _instances(
+    annotation: Mapping[str, Any], schema: RegionSchema, categories: CategoryMap, info: ImageInfo, counts: _Counts
+) -> Iterable[tuple[int, tuple[float, float, float, float]]]:
+    result = annotation.get("result")
+    for region in result if isinstance(result, list) else ():
+        if not isinstance(region, Mapping):
+            counts.malformed += 1
+            continue
+        if region.get("type") != REGION_TYPE or region.get("from_name") != schema.from_name:
+            counts.other_regions[str(region.get("type"))] += 1
+            continue
+        value = region.get("value")
+        names = value.get(REGION_TYPE) if isinstance(value, Mapping) else None
+        hull = region_to_box(value, info.width, info.height) if isinstance(value, Mapping) else None
+        if hull is None or not isinstance(names, list) or not names:
+            counts.malformed += 1
+            continue
+        box = _clip(hull, info.width, info.height)
+        for name in dict.fromkeys(str(name) for name in names):
+            label = schema.label(name)
+            if label is None:
+                counts.unknown_labels[name] += 1
+            elif box is None:
+                counts.degenerate += 1
+            else:
+                yield categories.category_id(label), box
+
+
+def _clip(hull: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float] | None:
+    x1, x2 = (min(max(v, 0.0), float(width)) for v in (hull[0], hull[2]))
+    y1, y2 = (min(max(v, 0.0), float(height)) for v in (hull[1], hull[3]))
+    if x2 - x1 < MIN_BOX_PX or y2 - y1 < MIN_BOX_PX:
+        return None
+    return x1, y1, x2 - x1, y2 - y1

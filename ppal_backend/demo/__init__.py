@@ -1,0 +1,1 @@
+"""The demo: generated data, a scripted annotator and a Label Studio of its own."""

@@ -1,0 +1,185 @@
+"""A scripted annotator: works through Label Studio's own queue and answers from the ground truth."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ppal_backend.demo.ground_truth import ImageTruth
+from ppal_backend.demo.session import LabelStudioSession, NotFoundError
+from ppal_backend.errors import DatasetError, LabelConfigError
+
+logger = logging.getLogger(__name__)
+
+OnTask = Callable[[int, int], None]
+"""Called with the task id and the number of tasks done so far."""
+_UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+
+
+@dataclass(frozen=True)
+class ServedTask:
+    """A task as Label Studio served it.
+
+    Attributes:
+        task_id: Its id.
+        queue: Name of the queue Label Studio took it from.
+        data: Its data (image address and so on).
+        predictions: The pre-annotations that came with it.
+    """
+
+    task_id: int
+    queue: str
+    data: Mapping[str, Any]
+    predictions: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class _Control:
+    from_name: str
+    to_name: str
+    data_key: str
+
+
+class ScriptedAnnotator:
+    """Labels tasks in the order that Label Studio serves them, as a person does with "Label All Tasks".
+
+    Args:
+        base_url: Address of Label Studio.
+        token: Personal access token or legacy token.
+        project_id: The project.
+        truth: What to answer, by task id or by image file name (an upload's random prefix is ignored).
+        timeout_s: Limit for every request.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        project_id: int,
+        truth: Mapping[int, ImageTruth] | Mapping[str, ImageTruth],
+        *,
+        timeout_s: float = 120.0,
+    ) -> None:
+        self._session = LabelStudioSession(base_url, token, timeout_s)
+        self._project_id = project_id
+        self._truth: dict[int | str, ImageTruth] = {key: value for key, value in truth.items()}
+        self._control: _Control | None = None
+        self._view: int | None = None
+        self.served: list[ServedTask] = []
+
+    def next_task(self) -> ServedTask | None:
+        """Ask for the next task the way the labeling screen does; None when the queue is empty.
+
+        Label Studio locks the task for this person: asking again without submitting gives the same task.
+        """
+        query = {"id": "next_task", "project": self._project_id, "tabID": self._tab()}
+        try:
+            task = self._session.post("/api/dm/actions", params=query, json={"project": str(self._project_id)})
+        except NotFoundError as error:
+            if "no tasks" in str(error):
+                return None
+            raise
+        predictions = tuple(task.get("predictions") or ())
+        return ServedTask(int(task["id"]), str(task.get("queue", "")), task["data"], predictions)
+
+    def submit(self, task: ServedTask) -> int:
+        """Submit the true boxes of a task (an empty result when it shows nothing) and return the annotation's id.
+
+        Raises:
+            DatasetError: The ground truth does not know this task.
+        """
+        control = self._labels_control()
+        truth = self._truth_of(task, control)
+        regions = [_region(control, truth, box) for box in truth.boxes]
+        answer = self._session.post(f"/api/tasks/{task.task_id}/annotations/", json={"result": regions})
+        return int(answer["id"])
+
+    def label_next(self) -> int | None:
+        """Label one task; its id, or None when the queue is empty."""
+        task = self.next_task()
+        if task is None:
+            return None
+        self.submit(task)
+        self.served.append(task)
+        return task.task_id
+
+    def label(self, count: int, on_done: OnTask | None = None) -> list[int]:
+        """Label up to ``count`` tasks; the ids in the order they were served."""
+        done: list[int] = []
+        while len(done) < count:
+            task_id = self.label_next()
+            if task_id is None:
+                logger.info("the queue of project %s is empty after %s tasks", self._project_id, len(done))
+                break
+            done.append(task_id)
+            if on_done is not None:
+                on_done(task_id, len(done))
+        return done
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _tab(self) -> int:
+        """The project's first Data Manager tab; made as the labeling screen makes it when there is none."""
+        if self._view is None:
+            views = self._session.get("/api/dm/views", params={"project": self._project_id})
+            if not views:
+                data = {"title": "Default", "filters": {"conjunction": "and", "items": []}, "ordering": []}
+                views = [self._session.post("/api/dm/views/", json={"project": self._project_id, "data": data})]
+            self._view = int(views[0]["id"])
+        return self._view
+
+    def _labels_control(self) -> _Control:
+        if self._control is None:
+            project = self._session.get(f"/api/projects/{self._project_id}/")
+            self._control = _rectangle_control(project["parsed_label_config"])
+        return self._control
+
+    def _truth_of(self, task: ServedTask, control: _Control) -> ImageTruth:
+        if task.task_id in self._truth:
+            return self._truth[task.task_id]
+        name = PurePosixPath(unquote(urlsplit(str(task.data.get(control.data_key, ""))).path)).name
+        for key in (name, _UPLOAD_PREFIX.sub("", name)):
+            if key in self._truth:
+                return self._truth[key]
+        raise DatasetError(
+            f"expected the ground truth of task {task.task_id} ({name}), got none; give it by task id or file name"
+        )
+
+
+def _rectangle_control(parsed: Mapping[str, Any]) -> _Control:
+    for name, control in parsed.items():
+        inputs = control.get("inputs") or [{}]
+        if control.get("type") == "RectangleLabels" and inputs[0].get("type") == "Image":
+            return _Control(name, control["to_name"][0], inputs[0]["value"])
+    raise LabelConfigError("expected RectangleLabels on an Image in the labeling config, got none; add them")
+
+
+def _region(control: _Control, truth: ImageTruth, box: tuple[str, float, float, float, float]) -> dict[str, Any]:
+    """One rectangle in Label Studio's form: percent of the image."""
+    label, x, y, width, height = box
+    return {
+        "id": uuid.uuid4().hex[:10],
+        "from_name": control.from_name,
+        "to_name": control.to_name,
+        "type": "rectanglelabels",
+        "origin": "manual",
+        "original_width": truth.width,
+        "original_height": truth.height,
+        "image_rotation": 0,
+        "value": {
+            "x": 100.0 * x / truth.width,
+            "y": 100.0 * y / truth.height,
+            "width": 100.0 * width / truth.width,
+            "height": 100.0 * height / truth.height,
+            "rotation": 0,
+            "rectanglelabels": [label],
+        },
+    }

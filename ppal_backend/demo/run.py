@@ -1,0 +1,256 @@
+"""``make demo``: a real Label Studio, the backend, and a scripted annotator through two rounds of training."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ppal_backend.demo.annotator import ScriptedAnnotator
+from ppal_backend.demo.backend import Backend
+from ppal_backend.demo.ground_truth import GroundTruth, load_user_coco
+from ppal_backend.demo.label_studio_server import LabelStudioServer
+from ppal_backend.demo.scenes import generate
+from ppal_backend.errors import DatasetError
+from ppal_backend.files import write_json
+from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.settings import Settings, load_settings
+from ppal_backend.store import RoundRecord
+
+ROUND_TIMEOUT_S = 900.0
+PICKS_SHOWN = 10
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo does. ``coco`` and ``images_dir`` replace the generated data by the user's own."""
+
+    out: Path
+    stay: bool = True
+    images: int = 360
+    budget: int = 40
+    rounds: int = 2
+    holdout_fraction: float = 0.15
+    seed: int = 0
+    coco: Path | None = None
+    images_dir: Path | None = None
+    label_studio: Path = Path(".venv-label-studio/bin/label-studio")
+
+
+@dataclass
+class _Report:
+    """What goes into summary.json."""
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    queue_published: list[int] = field(default_factory=list)
+    queue_served: list[int] = field(default_factory=list)
+
+
+def run_demo(options: DemoOptions, console: Console) -> None:
+    """Run the demo; with ``stay`` the servers remain up until Ctrl-C.
+
+    Raises:
+        PPALError: a step failed; the text says which file has the details.
+    """
+    started = time.perf_counter()
+    out = options.out.absolute()
+    for part in ("label-studio", "backend"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    (out / "summary.json").unlink(missing_ok=True)
+    truth = _data(options, out, console)
+    template = load_settings().cache_dir / "label-studio"
+    with _told(console, "starting Label Studio") as told:
+        server = LabelStudioServer(
+            options.label_studio, out / "label-studio", template_cache=template, on_wait=lambda s: told(f"{s:.0f} s")
+        )
+        server.start()
+    backend = Backend(out / "backend", server.url, server.token, _environment(options))
+    try:
+        with _told(console, "starting the backend"):
+            backend.start()
+        report, project_id = _label_and_train(options, server, backend, truth, console)
+        summary = {
+            "rounds": report.rounds,
+            "queue_published": report.queue_published,
+            "queue_served": report.queue_served,
+            "seconds_total": round(time.perf_counter() - started, 1),
+        }
+        write_json(out / "summary.json", summary)
+        _show_end(console, options, out, summary)
+        if options.stay:
+            _stay(console, server, backend, project_id)
+    finally:
+        with _told(console, "stopping"):
+            backend.stop()
+            server.stop()
+
+
+def _environment(options: DemoOptions) -> dict[str, str]:
+    return {
+        "START_TRAINING_EACH_N_UPDATES": str(options.budget),
+        "PPAL_HOLDOUT_FRACTION": str(options.holdout_fraction),
+        "PPAL_SEED": str(options.seed),
+        "PPAL_DETECTOR": "retinanet_tiny",
+    }
+
+
+def _data(options: DemoOptions, out: Path, console: Console) -> GroundTruth:
+    if options.coco is not None:
+        truth = load_user_coco(options.coco, options.images_dir)
+        console.print(f"your data: {truth.report}")
+    else:
+        with _told(console, "generating images") as told:
+            path = generate(
+                out / "data", options.images, options.seed, on_progress=lambda done, n: told(f"{done} of {n}")
+            )
+        truth = load_user_coco(path)
+    needed = options.budget * options.rounds + PICKS_SHOWN
+    if len(truth.dataset.images) < needed:
+        raise DatasetError(f"expected at least {needed} images for the demo, got {len(truth.dataset.images)}; add some")
+    return truth
+
+
+def _label_and_train(
+    options: DemoOptions, server: LabelStudioServer, backend: Backend, truth: GroundTruth, console: Console
+) -> tuple[_Report, int]:
+    with _told(console, "creating the project and uploading images") as told:
+        project_id = server.create_project("PPAL demo", label_config_of(truth.labels))
+        paths = list(truth.paths().values())
+        tasks = server.import_images(project_id, paths, on_progress=lambda done, n: told(f"{done} of {n}"))
+    by_path = truth.truths_by_path()
+    annotator = ScriptedAnnotator(server.url, server.token, project_id, {t: by_path[p] for t, p in tasks.items()})
+    with _told(console, "connecting the backend; before the first model the order is random"):
+        backend.connect(server.session, project_id)
+        backend.wait_for_round(project_id, 1, ROUND_TIMEOUT_S)
+    report = _Report()
+    for number in range(2, options.rounds + 2):
+        with _told(console, f"the scripted annotator labels {options.budget} tasks in Label Studio's order") as told:
+            served = annotator.label(options.budget, lambda _task, done: told(f"{done} of {options.budget}"))
+        if number > 2:
+            report.queue_served = served
+        record = _watch_round(console, backend, project_id, number)
+        report.rounds.append(_figures(record))
+        folder = RoundFolder(_settings(backend).project_folder(project_id) / "rounds" / str(number))
+        query = folder.read("query_set.json")
+        if number == 2:
+            report.queue_published = query["queue"][: options.budget]
+        _show_picks(console, record, query, truth.labels)
+    annotator.close()
+    return report, project_id
+
+
+def _watch_round(console: Console, backend: Backend, project_id: int, number: int) -> RoundRecord:
+    columns = (
+        TextColumn("  {task.description:<11}"),
+        BarColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    console.print(f"[bold]round {number}[/]: enough annotations came in by webhook, training starts by itself")
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("waiting", total=None, detail="")
+        last = ""
+
+        def show(record: RoundRecord) -> None:
+            nonlocal last
+            if record.step and record.step != last:
+                bars.reset(bar, total=None, description=record.step, detail="")
+                if not console.is_terminal:
+                    console.print(f"  … {record.step}")
+                last = record.step
+            if record.progress:
+                shown = record.progress
+                detail = f"{shown['done']}/{shown['total']} {shown['detail']}"
+                bars.update(bar, total=shown["total"], completed=shown["done"], detail=detail)
+
+        return backend.wait_for_round(project_id, number, ROUND_TIMEOUT_S, show)
+
+
+def _figures(record: RoundRecord) -> dict[str, Any]:
+    metrics = record.metrics
+    return {
+        "version": metrics["version"],
+        "map": metrics.get("map"),
+        "labelled_images": metrics["labelled_images"],
+        "seconds": metrics["seconds"],
+    }
+
+
+def _show_picks(console: Console, record: RoundRecord, query: dict[str, Any], labels: tuple[str, ...]) -> None:
+    ap = record.metrics.get("map")
+    quality = "not evaluated" if ap is None else f"mAP {ap:.3f} on {record.metrics['held_out_images']} held-out images"
+    console.print(f"  published as [bold]{record.metrics['version']}[/]: {quality}")
+    table = Table("rank", "task", "uncertainty", "place by it", "what makes it worth labeling", title="first picks")
+    for rank, task_id in enumerate(query["image_ids"][:PICKS_SHOWN]):
+        why = query["explanations"][str(task_id)]
+        row = (str(rank), str(task_id), f"{why['utility']:.2f}", str(why["utility_rank"]), in_words(why, labels))
+        table.add_row(*row)
+    console.print(table)
+
+
+def in_words(why: dict[str, Any], labels: tuple[str, ...]) -> str:
+    """The reason for a pick as a sentence."""
+    parts = [f"{c['boxes']} unsure {labels[c['class_index']]}" for c in why["classes"][:2] if c["boxes"]]
+    text = " and ".join(parts) or "no boxes predicted"
+    if (why.get("cluster_size") or 1) > 1:
+        text += f"; stands for {why['cluster_size'] - 1} images like it"
+    if why.get("nearest_similarity") is not None:
+        text += f"; {why['nearest_similarity'] / 2:.0%} like task {why['nearest_chosen']}"
+    return text
+
+
+def label_config_of(labels: tuple[str, ...]) -> str:
+    """A labeling config with these labels on an image."""
+    rows = "".join(
+        f"<Label value={quoteattr(label)} background={quoteattr(COLOURS[i % len(COLOURS)])}/>"
+        for i, label in enumerate(labels)
+    )
+    return (
+        '<View><Image name="image" value="$image"/>'
+        f'<RectangleLabels name="label" toName="image">{rows}</RectangleLabels></View>'
+    )
+
+
+def _show_end(console: Console, options: DemoOptions, out: Path, summary: dict[str, Any]) -> None:
+    same = summary["queue_published"] == summary["queue_served"]
+    maps = " → ".join("?" if r["map"] is None else f"{r['map']:.3f}" for r in summary["rounds"])
+    console.print(f"\n[bold green]done[/] in {summary['seconds_total']:.0f} s: mAP {maps} with", end=" ")
+    console.print(" → ".join(str(r["labelled_images"]) for r in summary["rounds"]), "labelled images")
+    served = "in exactly the published order" if same else "NOT in the published order"
+    console.print(f"Label Studio served the second batch {served}; figures in {out / 'summary.json'}")
+
+
+def _stay(console: Console, server: LabelStudioServer, backend: Backend, project_id: int) -> None:
+    console.print(f"\nLabel Studio  {server.url}/projects/{project_id}/data   (press [bold]Label All Tasks[/])")
+    console.print(f"login         {server.username}  password {server.password}")
+    console.print(f"ML backend    {backend.url}   log {backend.log_path}")
+    console.print("Ctrl-C stops both.")
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+
+
+def _settings(backend: Backend) -> Settings:
+    return load_settings(MODEL_DIR=backend.model_dir)
+
+
+@contextmanager
+def _told(console: Console, what: str) -> Iterator[Any]:
+    """Say what is being done, how far it is, and how long it took."""
+    started = time.perf_counter()
+    with console.status(what) as status:
+        yield lambda detail: status.update(f"{what}: {detail}")
+    console.print(f"[green]✓[/] {what} ({time.perf_counter() - started:.1f} s)")

@@ -1,0 +1,190 @@
+"""From a zoo entry to an mmengine Config: classes, pipelines, schedule and optimiser of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
+from ppal_backend.errors import DetectorError
+
+__all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo"]
+
+
+def build_config(
+    entry: ZooEntry,
+    classes: Sequence[str],
+    *,
+    train_images: int | None = None,
+    max_iterations: int | None = None,
+    trained_backbone: bool = True,
+    workers: int = 0,
+) -> Config:
+    """Build the configuration of one detector for one set of classes.
+
+    Args:
+        entry: Detector of the zoo.
+        classes: Labels in the order of the class indices.
+        train_images: Size of the training set; None leaves the training part out (inference only).
+        max_iterations: Cap on the optimiser steps.
+        trained_backbone: Whether trained weights will be put into the backbone. Without them frozen stages
+            and frozen statistics would stay random for ever, so they are set free.
+        workers: Data loader processes.
+
+    Returns:
+        A Config with ``model``, ``train_pipeline`` and ``test_pipeline``, and for a training
+        ``train_dataloader`` (without the data set, which the caller adds), ``train_cfg``, ``param_scheduler``
+        and ``optim_wrapper``. Images without objects stay in the data (``filter_empty_gt=False``).
+
+    Raises:
+        DetectorError: No classes, repeated classes, or the file has no model or pipeline.
+    """
+    labels = tuple(classes)
+    if not labels or len(set(labels)) != len(labels):
+        raise DetectorError(f"expected at least one class and no class twice, got {list(labels)}; fix the labels")
+    base = _read(entry.config)
+    if "model" not in base:
+        raise DetectorError(f"expected a 'model' in {entry.config}, found none; use an mmdetection config file")
+    model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
+    set_class_count(model, len(labels))
+    strip_pretrained(model)
+    if not trained_backbone:
+        unfreeze(model)
+    parts: dict[str, Any] = {
+        "default_scope": "mmdet",
+        "model": model,
+        "classes": labels,
+        "train_pipeline": _pipeline(base, "train", entry),
+        "test_pipeline": _pipeline(base, "test", entry),
+        "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
+    }
+    if train_images is not None:
+        parts.update(_training_part(base, entry.schedule, train_images, max_iterations, workers))
+    return Config(parts)
+
+
+def set_class_count(node: Any, count: int) -> None:
+    """Set ``num_classes`` in every head of a model configuration except region-proposal heads, in place."""
+
+    def visit(item: dict[str, Any]) -> None:
+        if "num_classes" in item and not str(item.get("type", "")).startswith("RPN"):
+            item["num_classes"] = count
+
+    _walk(node, visit)
+
+
+def strip_pretrained(node: Any) -> None:
+    """Remove every instruction to fetch weights from a model configuration, in place.
+
+    Weights are loaded by this package, which checks them first.
+    """
+
+    def visit(item: dict[str, Any]) -> None:
+        item.pop("pretrained", None)
+        init = item.get("init_cfg")
+        if isinstance(init, Mapping) and init.get("type") == "Pretrained":
+            item.pop("init_cfg")
+        elif isinstance(init, list | tuple):
+            kept = [part for part in init if part.get("type") != "Pretrained"]
+            if len(kept) != len(init):
+                item["init_cfg"] = kept or None
+
+    _walk(node, visit)
+
+
+def unfreeze(node: Any) -> None:
+    """Let every part of a model configuration train, in place; for models that start from random weights."""
+
+    def visit(item: dict[str, Any]) -> None:
+        if "frozen_stages" in item:
+            item["frozen_stages"] = -1
+        if "norm_eval" in item:
+            item["norm_eval"] = False
+        norm = item.get("norm_cfg")
+        if isinstance(norm, dict) and "requires_grad" in norm:
+            norm["requires_grad"] = True
+
+    _walk(node, visit)
+
+
+def schedulers(schedule: Schedule, total: int) -> list[dict[str, Any]]:
+    """Learning-rate schedulers by iteration: a linear warm-up, then the decay of the schedule.
+
+    Args:
+        schedule: Warm-up and kind of decay.
+        total: Optimiser steps of the training, at least 1.
+    """
+    warmup = min(schedule.warmup_iterations, total // 5)
+    parts: list[dict[str, Any]] = []
+    if warmup:
+        parts.append({"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup})
+    if schedule.decay == "cosine" and total > warmup:
+        parts.append(
+            {
+                "type": "CosineAnnealingLR",
+                "T_max": total - warmup,
+                "eta_min_ratio": 0.01,
+                "by_epoch": False,
+                "begin": warmup,
+                "end": total,
+            }
+        )
+    elif schedule.decay == "step":
+        milestone = max(1, round(schedule.step_at * total))
+        parts.append({"type": "MultiStepLR", "milestones": [milestone], "gamma": 0.1, "by_epoch": False})
+    return parts
+
+
+def _training_part(
+    base: Config, schedule: Schedule, images: int, max_iterations: int | None, workers: int
+) -> dict[str, Any]:
+    if images < 1:
+        raise DetectorError(f"expected at least one training image, got {images}; annotate images first")
+    if "optim_wrapper" not in base:
+        raise DetectorError("expected an 'optim_wrapper' in the detector's config file, found none; add one")
+    total = schedule.iterations(images, max_iterations)
+    optim = base["optim_wrapper"].to_dict()
+    optim["optimizer"]["lr"] = schedule.lr
+    return {
+        "train_dataloader": {
+            "batch_size": schedule.batch_size,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "collate_fn": {"type": "pseudo_collate"},
+        },
+        "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": total, "val_interval": total + 1},
+        "param_scheduler": schedulers(schedule, total),
+        "optim_wrapper": optim,
+    }
+
+
+def _read(path: Path) -> Config:
+    try:
+        return Config.fromfile(str(path))
+    except (OSError, SyntaxError, KeyError, ValueError, TypeError) as error:
+        raise DetectorError(f"the detector configuration {path} cannot be read: {error}") from error
+
+
+def _pipeline(base: Config, part: str, entry: ZooEntry) -> list[dict[str, Any]]:
+    steps = base.get(f"{part}_pipeline")
+    if steps is None:
+        dataset = base.get(f"{part}_dataloader", {}).get("dataset", {})
+        while dataset and "pipeline" not in dataset and "dataset" in dataset:
+            dataset = dataset["dataset"]
+        steps = dataset.get("pipeline") if dataset else None
+    if not steps:
+        raise DetectorError(f"expected a '{part}_pipeline' in {entry.config}, found none; add one")
+    return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps]
+
+
+def _walk(node: Any, visit: Callable[[dict[str, Any]], None]) -> None:
+    if isinstance(node, dict):
+        visit(node)
+        for value in node.values():
+            _walk(value, visit)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _walk(value, visit)

@@ -1,0 +1,192 @@
+"""Training and test data for mmdet, read from COCO files without guesses about class order.
+
+mmdet's own COCO data set takes class indices from the order of the *file*; here they come from the classes the
+caller gives, by name. Augmentation is a pure function of (seed, position in the sample stream), so that a
+resumed training sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmcv.transforms import Compose
+from mmengine.dist import get_dist_info
+from torch.utils.data import Dataset, Sampler
+
+from ppal_backend.errors import DatasetError, ImageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated box: ``[x1, y1, x2, y2]`` in pixels, its class index, and whether it marks a crowd."""
+
+    box_xyxy: tuple[float, float, float, float]
+    class_index: int
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set and its instances."""
+
+    image_id: int
+    path: str
+    width: int
+    height: int
+    instances: tuple[Instance, ...]
+
+
+def read_coco(path: Path, classes: Sequence[str]) -> tuple[ImageRecord, ...]:
+    """Read a COCO file.
+
+    Args:
+        path: COCO json with absolute ``file_name``.
+        classes: Labels in the order of the class indices. Annotations of other categories are left out (their
+            number is logged), as are boxes without area.
+
+    Returns:
+        Images by rising id, those without instances included.
+
+    Raises:
+        DatasetError: The file cannot be read or lacks a required key.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        index = {label: i for i, label in enumerate(classes)}
+        class_of = {item["id"]: index.get(item["name"]) for item in content["categories"]}
+        instances: dict[int, list[Instance]] = {item["id"]: [] for item in content["images"]}
+        left_out = 0
+        for annotation in content.get("annotations", ()):
+            instance = _instance(annotation, class_of)
+            if instance is None:
+                left_out += 1
+            else:
+                instances[annotation["image_id"]].append(instance)
+        records = [
+            ImageRecord(item["id"], str(item["file_name"]), item["width"], item["height"], tuple(instances[item["id"]]))
+            for item in sorted(content["images"], key=lambda item: item["id"])
+        ]
+    except FileNotFoundError as error:
+        raise DatasetError(f"expected a COCO file at {path}, found none") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"expected COCO json in {path}, got something else ({error!r}); export it again") from error
+    if left_out:
+        logger.info("%s: left out %d annotations of other classes or without area", path, left_out)
+    return tuple(records)
+
+
+def _instance(annotation: Mapping[str, Any], class_of: Mapping[int, int | None]) -> Instance | None:
+    class_index = class_of[annotation["category_id"]]
+    x, y, width, height = (float(value) for value in annotation["bbox"])
+    if class_index is None or width <= 0 or height <= 0:
+        return None
+    return Instance((x, y, x + width, y + height), class_index, bool(annotation.get("iscrowd", 0)))
+
+
+def data_info(record: ImageRecord) -> dict[str, Any]:
+    """A record as the dictionary that mmdet's pipelines start from."""
+    return {
+        "img_path": record.path,
+        "img_id": record.image_id,
+        "height": record.height,
+        "width": record.width,
+        "instances": [
+            {"bbox": list(item.box_xyxy), "bbox_label": item.class_index, "ignore_flag": int(item.crowd)}
+            for item in record.instances
+        ],
+    }
+
+
+def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
+    """Run one image through a pipeline whose first step reads the file.
+
+    Raises:
+        ImageError: The image is gone or cannot be decoded; the message names its id.
+    """
+    reader, *others = pipeline.transforms
+    try:
+        packed = reader(info)
+    except (OSError, ValueError, AssertionError, AttributeError, TypeError, cv2.error) as error:
+        # mmcv asserts, or fails on the None with which cv2 answers what it cannot decode
+        raise ImageError(
+            f"image {info['img_id']} ({info['img_path']}) cannot be read ({error}); fetch it again or skip it"
+        ) from error
+    if packed is None:
+        raise ImageError(f"image {info['img_id']} ({info['img_path']}) cannot be read; fetch it again or skip it")
+    for step in others:
+        packed = step(packed)
+    return packed
+
+
+class TrainingData(Dataset[dict[str, Any]]):
+    """Endless training stream: item ``p`` is the image at position ``p`` of a seeded sequence of permutations.
+
+    Args:
+        records: Images, at least one.
+        pipeline: mmdet's training pipeline, built.
+        classes: Labels in the order of the class indices.
+        seed: Seed of order and augmentation.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], pipeline: Compose, classes: Sequence[str], seed: int) -> None:
+        self._records = tuple(records)
+        self._pipeline = pipeline
+        self._seed = seed
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self.metainfo = {"classes": tuple(classes)}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record_at(self, position: int) -> ImageRecord:
+        """The image at a position of the stream."""
+        epoch, offset = divmod(position, len(self._records))
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self._seed, 1, epoch)).permutation(len(self._records))
+            self._order = (epoch, order)
+        return self._records[self._order[1][offset]]
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        info = data_info(self.record_at(position))
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        item_seed = int(np.random.SeedSequence((self._seed, 2, position)).generate_state(1)[0])
+        try:
+            np.random.seed(item_seed)
+            random.seed(item_seed)
+            return run_pipeline(self._pipeline, info)
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+class StreamSampler(Sampler[int]):
+    """Positions ``rank, rank + world, …`` of the stream for ever; ``skip`` resumes without loading anything."""
+
+    def __init__(self, images: int) -> None:
+        self._rank, self._world = get_dist_info()
+        self._images = images
+        self._start = 0
+
+    def __len__(self) -> int:
+        """Images in the data set; the stream itself has no end."""
+        return self._images
+
+    def skip(self, num_samples: int) -> None:
+        """Start after ``num_samples`` samples of this process, counted from the beginning of the stream."""
+        self._start = num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        position = self._rank + self._start * self._world
+        while True:
+            yield position
+            position += self._world

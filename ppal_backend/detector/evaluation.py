@@ -1,0 +1,178 @@
+"""Mean average precision by COCO's rules."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ppal_backend.detector.data import ImageRecord, read_coco
+from ppal_backend.detector.models import load_detector
+from ppal_backend.detector.prediction import batch_size_for, predict_batch
+from ppal_backend.detector.runtime import isolated, pick_device
+from ppal_backend.structures.progress import OnProgress, Progress
+
+_STDOUT = threading.Lock()
+_IOU_50 = 0
+_ALL_AREAS = 0
+_MOST_DETECTIONS = -1
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Quality of a detector on annotated images.
+
+    Args:
+        map: AP over IoU 0.50 to 0.95 in [0, 1], averaged over the classes that have boxes; None without any box.
+        map50: The same at IoU 0.50.
+        per_class: AP over IoU 0.50 to 0.95 by label, for the classes that have boxes.
+        images: Number of images.
+        instances: Number of boxes (crowds apart).
+    """
+
+    map: float | None
+    map50: float | None
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    images: int = 0
+    instances: int = 0
+
+
+def evaluate(
+    detector: str,
+    checkpoint: Path,
+    classes: Sequence[str],
+    ann_json: Path,
+    device: str = "auto",
+    *,
+    batch_size: int | None = None,
+    zoo_root: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Metrics:
+    """Evaluate a trained detector.
+
+    Args:
+        detector: Name in the zoo.
+        checkpoint: Final checkpoint of a training.
+        classes: Labels in the order of the class indices.
+        ann_json: COCO file with absolute ``file_name``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        batch_size: Images at once; None for the zoo's choice.
+        zoo_root: Folder of the zoo; None for the packaged one.
+        on_progress: Called once a batch.
+
+    Returns:
+        Metrics; ``map`` is None for no images or no boxes.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or belongs to something else.
+        DatasetError: The COCO file cannot be read.
+        ImageError: An image cannot be read.
+    """
+    records = read_coco(ann_json, classes)
+    if not any(record.instances for record in records):
+        return Metrics(None, None, {}, len(records), 0)
+    with isolated(f"ppal-{uuid.uuid4().hex}"):
+        loaded = load_detector(detector, Path(checkpoint), classes, pick_device(device), zoo_root)
+    predictions: list[dict[str, Any]] = []
+    size = batch_size_for(loaded, batch_size)
+    for start in range(0, len(records), size):
+        batch, samples = predict_batch(loaded, records[start : start + size])
+        for record, sample in zip(batch, samples, strict=True):
+            predictions += _predictions(record.image_id, sample.pred_instances)
+        if on_progress is not None:
+            on_progress(Progress("evaluate", start + len(batch), len(records)))
+    return coco_metrics(records, predictions, classes)
+
+
+def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:
+    boxes = instances.bboxes.cpu().double().numpy()
+    scores, labels = instances.scores.cpu().tolist(), instances.labels.cpu().tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": label + 1,
+            "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+            "area": float((box[2] - box[0]) * (box[3] - box[1])),
+            "iscrowd": 0,
+            "score": score,
+        }
+        for box, score, label in zip(boxes, scores, labels, strict=True)
+    ]
+
+
+def coco_metrics(
+    records: Sequence[ImageRecord], predictions: Sequence[Mapping[str, Any]], classes: Sequence[str]
+) -> Metrics:
+    """Compute COCO's AP from annotations and predictions.
+
+    Args:
+        records: Annotated images.
+        predictions: COCO results; ``category_id`` is the class index + 1, boxes are x, y, width, height in px.
+        classes: Labels in the order of the class indices.
+    """
+    truth = [
+        {
+            "image_id": record.image_id,
+            "category_id": item.class_index + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(item.crowd),
+        }
+        for record in records
+        for item in record.instances
+        for x1, y1, x2, y2 in [item.box_xyxy]
+    ]
+    counted = [item for item in truth if not item["iscrowd"]]
+    if not counted:
+        return Metrics(None, None, {}, len(records), 0)
+    precision = _precision(records, truth, predictions, len(classes))
+    by_class = [_mean(precision[:, :, index]) for index in range(len(classes))]
+    return Metrics(
+        map=_mean(precision),
+        map50=_mean(precision[_IOU_50]),
+        per_class={label: ap for label, ap in zip(classes, by_class, strict=True) if ap is not None},
+        images=len(records),
+        instances=len(counted),
+    )
+
+
+def _precision(
+    records: Sequence[ImageRecord],
+    truth: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
+    num_classes: int,
+) -> np.ndarray:
+    """``[IoU thresholds, recalls, classes]`` precision, -1 where a class has no boxes."""
+    # pycocotools prints; its output is swallowed under a lock, as standard output belongs to the process
+    with _STDOUT, contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(
+            _index(records, truth, num_classes), _index(records, predictions, num_classes), iouType="bbox"
+        )
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+
+
+def _index(records: Sequence[ImageRecord], annotations: Sequence[Mapping[str, Any]], num_classes: int) -> COCO:
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": record.image_id} for record in records],
+        "annotations": [{**item, "id": number} for number, item in enumerate(annotations, start=1)],
+        "categories": [{"id": number} for number in range(1, num_classes + 1)],
+    }
+    index.createIndex()
+    return index
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None

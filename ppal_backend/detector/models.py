@@ -1,0 +1,67 @@
+"""Building detectors and putting trained weights into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv.transforms import Compose
+from mmdet.registry import MODELS, TRANSFORMS
+from mmengine.config import Config
+
+from ppal_backend.detector.checkpoints import FinalCheckpoint, load_final
+from ppal_backend.detector.config import build_config
+from ppal_backend.detector.zoo import ZooEntry, find_entry
+from ppal_backend.errors import CheckpointError, DetectorError
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A trained detector in evaluation mode, with its zoo entry and its checkpoint's facts."""
+
+    model: Any
+    entry: ZooEntry
+    config: Config
+    checkpoint: FinalCheckpoint
+    device: torch.device
+    pipeline: Compose
+
+
+def build_model(config: Config) -> Any:
+    """Build the detector of a configuration; call it inside :func:`runtime.isolated`.
+
+    Raises:
+        DetectorError: mmdetection rejects the configuration.
+    """
+    try:
+        return MODELS.build(config.model.copy())
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise DetectorError(f"mmdetection cannot build this detector: {error}") from error
+
+
+def build_pipeline(steps: Sequence[dict[str, Any]]) -> Compose:
+    """Build a data pipeline; call it inside :func:`runtime.isolated`."""
+    return Compose([TRANSFORMS.build(dict(step)) for step in steps])
+
+
+def load_detector(
+    detector: str, checkpoint: Path, classes: Sequence[str], device: torch.device, zoo_root: Path | None = None
+) -> LoadedDetector:
+    """Rebuild a trained detector; call it inside :func:`runtime.isolated`.
+
+    Raises:
+        UnknownDetector: The zoo has no such detector.
+        CheckpointError: The checkpoint is damaged or belongs to another detector or other classes.
+    """
+    entry = find_entry(detector, zoo_root)
+    final = load_final(checkpoint, detector, classes)
+    config = build_config(entry, classes)
+    model = build_model(config)
+    try:
+        model.load_state_dict(final.state_dict)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {checkpoint} do not fit {detector}: {error}") from error
+    return LoadedDetector(model.to(device).eval(), entry, config, final, device, build_pipeline(config.test_pipeline))

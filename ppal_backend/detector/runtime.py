@@ -1,0 +1,76 @@
+"""mmengine's process-wide state, kept from leaking out of a training or an inference."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmdet.utils import register_all_modules
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+from ppal_backend.errors import DetectorError
+
+_STDOUT = threading.Lock()
+_MANAGED = (MMLogger, MessageHub, DefaultScope, Visualizer)
+
+
+@contextmanager
+def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
+    """Run mmengine code under its own names and forget them afterwards.
+
+    Inside, the default scope is ``mmdet`` and mmengine's log goes to ``log_file`` (or nowhere), never to the
+    terminal. Afterwards the loggers, message hubs, scopes and visualisers made inside are gone and their
+    files closed, so that any number of trainings can follow each other in one process.
+
+    Args:
+        name: Unique name of this run; a Runner inside must use it as ``experiment_name``.
+        log_file: File that takes mmengine's log, appended to.
+    """
+    _register()
+    torch.set_flush_denormal(True)
+    before = {managed: dict(managed._instance_dict) for managed in _MANAGED}
+    mm_logger = MMLogger.get_instance(name, log_file=None if log_file is None else str(log_file), file_mode="a")
+    mm_logger.handlers = [item for item in mm_logger.handlers if isinstance(item, logging.FileHandler)]
+    mm_logger.addHandler(logging.NullHandler())
+    DefaultScope.get_instance(name, scope_name="mmdet")
+    try:
+        yield
+    finally:
+        for managed, instances in before.items():
+            for key in set(managed._instance_dict) - set(instances):
+                managed._instance_dict.pop(key)
+        for handler in mm_logger.handlers:
+            handler.close()
+
+
+def _register() -> None:
+    """Fill mmdet's registries; the modules it imports print remarks about optional parts, which are dropped."""
+    with _STDOUT, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        register_all_modules(init_default_scope=False)
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device; ``auto`` prefers CUDA.
+
+    Raises:
+        DetectorError: CUDA was asked for and there is none, or the name is unknown.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DetectorError(f"expected a device such as auto, cpu or cuda, got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DetectorError(f"expected a CUDA device for {device!r}, found none; use auto or cpu")
+    return chosen

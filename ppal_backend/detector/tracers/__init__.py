@@ -1,0 +1,36 @@
+"""Tracers make a head's own prediction carry, through its suppression, what acquisition needs beside the boxes.
+
+A traced prediction holds three more fields a detection: ``ppal_boxes`` (pixels of the network input),
+``ppal_levels`` (pyramid level) and ``ppal_probs`` (class probabilities). A new family is a new file with a class
+that satisfies :class:`~ppal_backend.detector.tracers.base.Tracer`, and its name in ``_tracers`` below.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ppal_backend.detector.tracers.base import Tracer
+from ppal_backend.errors import UnsupportedHead
+
+__all__ = ["Tracer", "find_tracer"]
+
+
+def _tracers() -> tuple[Tracer, ...]:
+    from ppal_backend.detector.tracers.dense import DenseTracer
+    from ppal_backend.detector.tracers.roi import RoITracer
+
+    return (RoITracer(), DenseTracer())
+
+
+def find_tracer(detector: torch.nn.Module) -> Tracer:
+    """Choose the tracer of a detector.
+
+    Raises:
+        UnsupportedHead: No tracer covers it; the message names the covered families.
+    """
+    tracers = _tracers()
+    for tracer in tracers:
+        if tracer.covers(detector):
+            return tracer
+    families = ", ".join(tracer.family for tracer in tracers)
+    raise UnsupportedHead(f"no one-pass inference covers {type(detector).__name__}; covered families are {families}")

@@ -1,0 +1,188 @@
+"""Initial weights: find or download the file, verify it, and put it into a model.
+
+Files are unpickled with ``weights_only=True`` and nothing else: a checkpoint that needs more than tensors and
+plain containers is refused, since unpickling could run whatever its author wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppal_backend.detector.zoo import Weights, ZooEntry
+from ppal_backend.errors import CheckpointError, WeightsUnavailable
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+
+
+def default_weights_dir() -> Path:
+    """Folder that keeps downloaded weights between runs."""
+    return Path.home() / ".cache" / "ppal" / "weights"
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without ever running code from it.
+
+    Args:
+        path: File written by ``torch.save``.
+
+    Returns:
+        The dictionary in the file, tensors on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a dictionary, or needs unsafe unpickling.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"expected a checkpoint at {path}, found none") from error
+    except Exception as error:  # torch raises half a dozen kinds for damaged or unsafe files
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or holds more than plain weights ({first_line}); it is not loaded. "
+            f"Save it again as a state dict: torch.save({{'state_dict': model.state_dict()}}, path)"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"expected a dictionary in checkpoint {path}, got {type(content).__name__}")
+    return content
+
+
+def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Take the weights out of a checkpoint dictionary, as float32.
+
+    Accepts ``{"state_dict": …}``, ``{"model": …}`` and a bare state dict; drops a ``module.`` prefix.
+
+    Raises:
+        CheckpointError: There are no tensors in it.
+    """
+    inner = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"expected weights in checkpoint {path}, got {type(inner).__name__}")
+    tensors = {
+        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in inner.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor")
+    return tensors
+
+
+def weights_file(entry: ZooEntry, weights_dir: Path | None = None) -> Path:
+    """Path of an entry's initial weights, downloaded and verified where needed.
+
+    Args:
+        entry: Zoo entry with weights.
+        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
+
+    Raises:
+        WeightsUnavailable: The entry has no weights, the file is missing and cannot be downloaded, or its
+            checksum is wrong. The message names the address and where to put the file by hand.
+    """
+    weights = entry.weights
+    if weights is None:
+        raise WeightsUnavailable(
+            f"{entry.name} has no initial weights in the zoo; pass init_weights with a checkpoint or 'random'"
+        )
+    if weights.path is not None:
+        if not weights.path.is_file():
+            raise WeightsUnavailable(
+                f"initial weights of {entry.name} are missing: expected {weights.path}; "
+                f"restore the file or make it again ({weights.source})"
+            )
+        _verify(weights, weights.path, entry.name)
+        return weights.path
+    target = (default_weights_dir() if weights_dir is None else Path(weights_dir)) / weights.file_name
+    if not target.is_file():
+        _download(weights, target, entry.name)
+    else:
+        _verify(weights, target, entry.name)
+    return target
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _verify(weights: Weights, path: Path, name: str) -> None:
+    if weights.sha256 and not (actual := _digest(path)).startswith(weights.sha256):
+        remedy = f"download {weights.url} again" if weights.url else "restore the file"
+        raise WeightsUnavailable(
+            f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
+        )
+
+
+def _download(weights: Weights, target: Path, name: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    temporary = Path(partial)
+    try:
+        logger.info("downloading the initial weights of %s from %s", name, weights.url)
+        request = urllib.request.urlopen(str(weights.url), timeout=_TIMEOUT_S)
+        with os.fdopen(handle, "wb") as out, request as stream:
+            while chunk := stream.read(_CHUNK):
+                out.write(chunk)
+        _verify(weights, temporary, name)
+        temporary.replace(target)
+    except (urllib.error.URLError, OSError, TimeoutError) as error:
+        raise WeightsUnavailable(
+            f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); download that "
+            f"file where there is a network and put it at {target}, or pass init_weights with a path or 'random'"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], kind: str, origin: Path) -> int:
+    """Copy weights into a model where name and shape agree.
+
+    Parts that depend on the classes (the last layer of a head) differ in shape between data sets and keep
+    their fresh values.
+
+    Args:
+        model: Detector to fill.
+        tensors: Weights by name; names as in the detector, or as in the bare backbone for ``backbone``.
+        kind: ``detector`` or ``backbone``.
+        origin: File they came from, for messages.
+
+    Returns:
+        Number of tensors copied.
+
+    Raises:
+        CheckpointError: Fewer than half of the tensors of the detector (or backbone) are covered: the file
+            belongs to another architecture.
+    """
+    own = model.state_dict()
+    prefix = "backbone." if kind == "backbone" else ""
+    if prefix and any(name.startswith(prefix) for name in tensors):
+        prefix = ""
+    wanted = {name for name in own if kind == "detector" or name.startswith("backbone.")}
+    fitting = {
+        prefix + name: value
+        for name, value in tensors.items()
+        if prefix + name in wanted and own[prefix + name].shape == value.shape
+    }
+    if 2 * len(fitting) < len(wanted):
+        raise CheckpointError(
+            f"expected weights of the same architecture in {origin}: only {len(fitting)} of {len(wanted)} tensors "
+            f"agree in name and shape; choose the checkpoint of this detector"
+        )
+    model.load_state_dict(fitting, strict=False)
+    logger.info("took %d of %d tensors from %s", len(fitting), len(wanted), origin)
+    return len(fitting)

@@ -1,0 +1,93 @@
+"""Every error this package raises on purpose, in one tree.
+
+    PPALError
+    ├── SettingsError              a setting or an extra parameter is missing or out of range
+    ├── LabelConfigError           the labeling config has no boxes on an image, or cannot be read
+    ├── ImageError                 an image is gone, truncated, too large or not an image
+    ├── DatasetError               a COCO file or an annotation export cannot be used
+    ├── TooFewAnnotations          a round needs more annotated images than there are
+    ├── RoundCancelled             somebody asked the round to stop; it can be resumed
+    ├── StateError                 stored state does not allow what was asked (unknown project, no version …)
+    ├── LabelStudioError           Label Studio refused a call
+    │   ├── LabelStudioUnavailable     it is down, slow or answered 5xx: worth another try
+    │   ├── LabelStudioAuthError       it refused the token
+    │   └── PublishError               it did not take the predictions as sent
+    └── DetectorError              a detector cannot be built, trained or run
+        ├── UnknownDetector            no such entry in the model zoo
+        ├── WeightsUnavailable         initial weights are neither on disk nor downloadable
+        ├── UnsupportedHead            no difficulty probe covers this head
+        └── CheckpointError            a checkpoint is damaged or not safe to load
+
+Messages say what was expected, what came and what to do, and are fit to be shown to people:
+they hold no token, password or traceback. Wrong arguments to a pure function raise ``ValueError``.
+"""
+
+from __future__ import annotations
+
+
+class PPALError(Exception):
+    """Base of all errors of this package."""
+
+
+class SettingsError(PPALError):
+    """A setting or an extra parameter is missing or out of range."""
+
+
+class LabelConfigError(PPALError):
+    """The labeling config offers no RectangleLabels on an Image, or cannot be read."""
+
+
+class ImageError(PPALError):
+    """An image is gone, truncated, too large or not an image."""
+
+
+class DatasetError(PPALError):
+    """A COCO file or an annotation export cannot be used."""
+
+
+class TooFewAnnotations(PPALError):
+    """A round needs more annotated images than there are."""
+
+
+class RoundCancelled(PPALError):
+    """Somebody asked the round to stop; what is complete stays and the round can be resumed."""
+
+
+class StateError(PPALError):
+    """Stored state does not allow what was asked."""
+
+
+class LabelStudioError(PPALError):
+    """Label Studio refused a call."""
+
+
+class LabelStudioUnavailable(LabelStudioError):
+    """Label Studio is down, slow or answered with a server error; another try may succeed."""
+
+
+class LabelStudioAuthError(LabelStudioError):
+    """Label Studio refused the token."""
+
+
+class PublishError(LabelStudioError):
+    """Label Studio did not take the predictions as they were sent."""
+
+
+class DetectorError(PPALError):
+    """A detector cannot be built, trained or run."""
+
+
+class UnknownDetector(DetectorError):
+    """The model zoo has no entry of this name."""
+
+
+class WeightsUnavailable(DetectorError):
+    """Initial weights are neither on disk nor downloadable."""
+
+
+class UnsupportedHead(DetectorError):
+    """No difficulty probe covers this detector head."""
+
+
+class CheckpointError(DetectorError):
+    """A checkpoint is damaged or not safe to load."""

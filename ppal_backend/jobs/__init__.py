@@ -1,0 +1,1 @@
+"""Queued work: what is done about events, and which round runs when."""

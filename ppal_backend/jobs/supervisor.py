@@ -1,0 +1,65 @@
+"""Runs each round in a process of its own: a crash, an out-of-memory kill or a leak stays there."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+
+from ppal_backend.store import Store
+
+log = logging.getLogger(__name__)
+
+CRASH_LIMIT = 4
+RETRY_AFTER_CRASH_S = 5.0
+STOP_WAIT_S = 60.0
+
+
+class Supervisor:
+    """Starts round processes and says what became of them."""
+
+    def __init__(self, store: Store, module: str = "ppal_backend.worker") -> None:
+        self._store, self._module = store, module
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def run(self, project_id: int) -> None:
+        """Run the project's next round and wait for its end; nothing to do ends at once."""
+        if project_id not in self._store.rounds.claimable_projects():
+            return
+        with self._lock:
+            if self._stopping:
+                return
+            child = subprocess.Popen([sys.executable, "-m", self._module, str(project_id)])
+            self._children[project_id] = child
+        code = child.wait()
+        with self._lock:
+            self._children.pop(project_id, None)
+        if code != 0 and not self._stopping:
+            self._crashed(project_id, code)
+
+    def stop(self) -> None:
+        """Ask running rounds to save what they have and leave; kill those that do not."""
+        with self._lock:
+            self._stopping = True
+            children = list(self._children.values())
+        for child in children:
+            child.terminate()
+        for child in children:
+            try:
+                child.wait(STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                log.warning("a round did not stop within %.0f s; killed, it resumes from its last step", STOP_WAIT_S)
+                child.kill()
+                child.wait()
+
+    def _crashed(self, project_id: int, code: int) -> None:
+        record = self._store.rounds.running(project_id)
+        if record is None:
+            return
+        cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        error = f"the process of round {record.number} ended early ({cause}) in step {record.step or 'start'!r}"
+        again = self._store.rounds.crashed(record.id, error, CRASH_LIMIT, RETRY_AFTER_CRASH_S)
+        log.error("%s; %s", error, "it will be resumed" if again else f"given up after {CRASH_LIMIT} times")

@@ -1,0 +1,125 @@
+"""From events and polls to a round: apply what came in to the ledger, then decide."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ppal_backend.errors import LabelStudioError
+from ppal_backend.settings import Settings
+from ppal_backend.store import EventRecord, ProjectRecord, SeenAnnotation, Store
+
+log = logging.getLogger(__name__)
+
+BEFORE_EXPORT_ENDS = ("", "export")
+
+
+@dataclass(frozen=True)
+class TaskUpdate:
+    """A task that changed: when, and the annotations it has now."""
+
+    task_id: int
+    updated_at: str
+    annotations: tuple[SeenAnnotation, ...]
+
+
+UpdatesPort = Callable[[int, str], list[TaskUpdate]]
+"""Reads from Label Studio which tasks of a project changed at or after a time ("" = ever), oldest first."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a batch of events asks for beyond counting annotations."""
+
+    train: bool = False
+    rank: bool = False
+
+
+class Synchroniser:
+    """Handles a project's events; safe to call at any time, any number of times.
+
+    Args:
+        store: the backend's memory.
+        settings: for the options in force.
+        updates: reads changed tasks from Label Studio.
+        enqueue_round: tells the job queue that a project has a round to run.
+    """
+
+    def __init__(
+        self, store: Store, settings: Settings, updates: UpdatesPort, enqueue_round: Callable[[int], None]
+    ) -> None:
+        self._store, self._settings = store, settings
+        self._updates, self._enqueue_round = updates, enqueue_round
+        self._next_poll: dict[int, float] = {}
+
+    def __call__(self, project_id: int) -> None:
+        project = self._store.projects.find(project_id)
+        if project is None:
+            log.warning("a job names project %d, which is not connected; ignored", project_id)
+            return
+        wish = self._apply_events(project)
+        if self.poll_is_due(project_id):
+            self._poll(project)
+        self._decide(project, wish)
+
+    def poll_is_due(self, project_id: int) -> bool:
+        """Whether it is time to ask Label Studio what changed."""
+        return time.monotonic() >= self._next_poll.get(project_id, 0.0)
+
+    def _apply_events(self, project: ProjectRecord) -> Wish:
+        train = rank = False
+        for event in self._store.events.pending(project.id):
+            try:
+                wish = self._apply(project, event)
+            except (KeyError, TypeError, ValueError) as error:
+                log.warning("event %d (%s) parked: %r", event.id, event.action, error)
+                self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
+                continue
+            self._store.events.settle(event.id)
+            train, rank = train or wish.train, rank or wish.rank
+        return Wish(train, rank)
+
+    def _apply(self, project: ProjectRecord, event: EventRecord) -> Wish:
+        seen = [
+            SeenAnnotation(int(a["id"]), a.get("task_id"), bool(a.get("usable", True)))
+            for a in event.body.get("annotations", [])
+        ]
+        self._store.ledger.see(project.id, seen)
+        config = event.body.get("label_config")
+        if config and config != project.label_config:
+            self._store.projects.set_label_config(project.id, config)
+        if event.action == "START_TRAINING":
+            # The wish is stored at once: a crash between here and the decision must not lose it.
+            self._store.rounds.request(project.id, "train", "training was started by hand")
+        return Wish(train=event.action == "START_TRAINING", rank=event.action == "TASKS_CREATED")
+
+    def _poll(self, project: ProjectRecord) -> None:
+        self._next_poll[project.id] = time.monotonic() + self._settings.poll_interval_s
+        try:
+            updates = self._updates(project.id, project.polled_until)
+        except LabelStudioError as error:
+            log.warning("project %d could not be polled: %s", project.id, error)
+            self._store.projects.set_problem(project.id, "poll", str(error))
+            return
+        self._store.ledger.see_tasks(project.id, {u.task_id: u.annotations for u in updates})
+        until = max([u.updated_at for u in updates], default=project.polled_until)
+        self._store.projects.polled(project.id, until)
+        self._store.projects.set_problem(project.id, "poll", "")
+
+    def _decide(self, project: ProjectRecord, wish: Wish) -> None:
+        rounds = self._store.rounds
+        running = rounds.running(project.id)
+        if running is not None and running.step in BEFORE_EXPORT_ENDS:
+            return  # its snapshot will hold what came; it is decided again when the round ends
+        budget = self._settings.project_options(project.options).budget
+        new = self._store.ledger.new_count(project.id)
+        if new >= budget:
+            rounds.request(project.id, "train", f"{new} new annotations, {budget} start a round")
+        elif wish.rank:
+            rounds.request(project.id, "rank", "new tasks were imported")
+        elif not rounds.of_project(project.id):
+            rounds.request(project.id, "rank", "the project was connected")
+        if rounds.is_open(project.id):
+            self._enqueue_round(project.id)

@@ -1,0 +1,1 @@
+"""Everything that knows Label Studio: its API, its label configs, its predictions and its queue."""

@@ -1,0 +1,371 @@
+"""What this package asks of Label Studio, one method per question.
+
+Small typed calls (who am I, version, webhooks) go through ``label-studio-sdk``; what must be streamed, paged by key
+or sent as one large body goes through the same connection directly. Both are signed, timed and told in
+:mod:`ppal_backend.label_studio.transport`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from ppal_backend.errors import LabelStudioError
+from ppal_backend.label_studio import export
+from ppal_backend.label_studio.transport import NotFound, Transport
+
+if TYPE_CHECKING:
+    from label_studio_sdk.base_client import LabelStudioBase
+
+PAGE_SIZE = 1000
+WEBHOOK_ACTIONS = (
+    "ANNOTATION_CREATED",
+    "ANNOTATIONS_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+    "TASKS_CREATED",
+    "TASKS_DELETED",
+    "PROJECT_UPDATED",
+)
+
+
+@dataclass(frozen=True)
+class AnnotationStamp:
+    """An annotation's identity and times, without its result."""
+
+    id: int
+    created_at: str
+    updated_at: str
+    was_cancelled: bool
+
+
+@dataclass(frozen=True)
+class TaskStamp:
+    """A task that changed, and the annotations it now has."""
+
+    id: int
+    updated_at: str
+    annotations: tuple[AnnotationStamp, ...]
+
+
+class LabelStudioClient:
+    """One Label Studio, seen by one token.
+
+    Reads are repeated with back-off while Label Studio is unavailable; writes are sent once. Every method raises
+    :class:`LabelStudioUnavailable` (down, too slow, 5xx), :class:`LabelStudioAuthError` (token refused) or
+    :class:`LabelStudioError` (anything else). The token appears in no text.
+
+    Args:
+        url: Label Studio's address.
+        api_key: Personal access token or legacy token; told apart by shape.
+        timeout_s: Limit for reads in seconds (export and writes have longer ones).
+        tries: How often a read is sent in all.
+        http_transport: Replaces the network (tests).
+        sleep: Replaces waiting (tests).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        timeout_s: float = 120.0,
+        *,
+        tries: int = 4,
+        http_transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.transport = Transport(
+            url, api_key, timeout_s=timeout_s, tries=tries, http_transport=http_transport, sleep=sleep
+        )
+        self.url = self.transport.base_url
+
+    def __repr__(self) -> str:
+        return f"LabelStudioClient({self.url!r}, token={self.token_kind!r})"
+
+    def __enter__(self) -> LabelStudioClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+
+    @property
+    def token_kind(self) -> str:
+        """``"pat"`` or ``"legacy"``."""
+        return self.transport.auth.kind
+
+    @cached_property
+    def _sdk(self) -> LabelStudioBase:
+        """The SDK on our connection, which does the signing: the SDK itself never gets the token."""
+        from label_studio_sdk.base_client import LabelStudioBase
+
+        return LabelStudioBase(
+            base_url=self.url, api_key="signed-by-transport", httpx_client=self.transport.http, max_retries=0
+        )
+
+    def whoami(self) -> dict[str, Any]:
+        """Return the user behind the token (``id``, ``email``, …); the cheapest check of address and token."""
+        user = self._sdk_read(lambda: self._sdk.users.whoami())
+        return dict(user.model_dump(mode="json"))
+
+    def version(self) -> str:
+        """Return Label Studio's version, such as ``"1.23.2"``."""
+        answer = self.transport.get("/api/version")
+        return str(answer.get("release", "")) if isinstance(answer, dict) else ""
+
+    def project(self, project_id: int) -> dict[str, Any]:
+        """Return a project as Label Studio describes it (``label_config``, ``model_version``, ``sampling``, …)."""
+        answer = self.transport.get(f"/api/projects/{project_id}/")
+        if not isinstance(answer, dict):
+            raise LabelStudioError(f"expected project {project_id} as an object, got {type(answer).__name__}")
+        return answer
+
+    def patch_project(self, project_id: int, **fields: Any) -> dict[str, Any]:
+        """Change fields of a project in one request; repeated when Label Studio is unavailable (same outcome)."""
+        path = f"/api/projects/{project_id}/"
+        answer = self.transport.repeat(lambda: self.transport.write("PATCH", path, json=fields))
+        return answer if isinstance(answer, dict) else {}
+
+    def export_tasks(self, project_id: int, task_ids: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield every task that has an annotation, cancelled ones included, one by one.
+
+        The export lies in a temporary file meanwhile, so 100,000 tasks cost no memory.
+
+        Args:
+            project_id: Project.
+            task_ids: Only these tasks (those without annotation are left out); None for all.
+        """
+        return export.stream(self.transport, project_id, task_ids)
+
+    def download_export(self, project_id: int, path: Path) -> Path:
+        """Write the export to ``path`` atomically, for :meth:`read_export`."""
+        return export.download(self.transport, project_id, path)
+
+    @staticmethod
+    def read_export(path: Path) -> Iterator[dict[str, Any]]:
+        """Yield the tasks of a file written by :meth:`download_export` one by one."""
+        return export.read(path)
+
+    def unlabelled_tasks(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield ``(task_id, data)`` of every task without a submitted annotation, by rising id.
+
+        Tasks that were only skipped have no submitted annotation and stay in the pool: somebody may label them
+        still. ``data`` is raw (``s3://…`` and ``/data/upload/…`` as stored). Pages are cut by id, so tasks that are
+        annotated or deleted meanwhile move no other task out of sight.
+        """
+        unlabelled = _filter("total_annotations", "equal", "Number", 0)
+        for task in self._pages_by_id(project_id, [unlabelled], "id,data"):
+            yield int(task["id"]), task["data"]
+
+    def task_ids(self, project_id: int) -> Iterator[int]:
+        """Yield the ids of all tasks of a project, rising."""
+        for task in self._pages_by_id(project_id, [], "id"):
+            yield int(task["id"])
+
+    def tasks_updated_since(self, project_id: int, since: str | datetime | None) -> Iterator[TaskStamp]:
+        """Yield tasks changed at or after ``since``, by time of change, with their annotations' ids and times.
+
+        Changes are: an annotation created, updated or deleted, task data edited. Imported predictions are none, and
+        deleted tasks cannot be seen here. Tasks at exactly ``since`` come again: pass the last ``updated_at`` seen.
+
+        Args:
+            project_id: Project.
+            since: ISO time of Label Studio or an aware datetime; None for all tasks.
+
+        Raises:
+            ValueError: ``since`` is a datetime without a time zone.
+        """
+        include = "id,updated_at,annotations,created_at,was_cancelled"
+        cursor, page, seen = _timestamp(since), 1, set[tuple[int, str]]()
+        while True:
+            filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
+            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations=True)
+            for task in tasks:
+                stamp = _stamp(task)
+                if (stamp.id, stamp.updated_at) not in seen:
+                    seen.add((stamp.id, stamp.updated_at))
+                    yield stamp
+            if len(tasks) < PAGE_SIZE:
+                return
+            last = str(tasks[-1]["updated_at"])
+            cursor, page = (cursor, page + 1) if last == cursor else (last, 1)
+
+    def import_predictions(self, project_id: int, items: Sequence[Mapping[str, Any]]) -> int:
+        """Import predictions in one request and return how many Label Studio created.
+
+        It drops invalid ones silently: compare the count. Sent once: after an error read back with
+        :meth:`model_version_counts` before sending again.
+
+        Args:
+            project_id: Project.
+            items: ``{"task", "result", "score", "model_version"}`` each.
+        """
+        return self.import_prediction_body(project_id, json.dumps(items, separators=(",", ":")).encode())
+
+    def import_prediction_body(self, project_id: int, body: bytes) -> int:
+        """Like :meth:`import_predictions`, for a list that is JSON already."""
+        limit = max(300.0, len(body) / 1e5)
+        answer = self.transport.write(
+            "POST", f"/api/projects/{project_id}/import/predictions", content=body, timeout_s=limit
+        )
+        return int(answer.get("created", 0)) if isinstance(answer, dict) else 0
+
+    def model_version_counts(self, project_id: int) -> dict[str, int]:
+        """Return the number of stored predictions by version, the version written to last first."""
+        answer = self.transport.get(f"/api/projects/{project_id}/model-versions", {"extended": "true"})
+        rows = answer.get("static", []) if isinstance(answer, dict) else []
+        return {str(row["model_version"]): int(row["count"]) for row in rows}
+
+    def delete_model_version(self, project_id: int, version: str) -> int:
+        """Delete every prediction of a version and return their number; repeated when unavailable.
+
+        Label Studio empties the project's ``model_version`` when it is this one, and at times when it is another:
+        callers that need it kept must read and restore it.
+        """
+        path, body = f"/api/projects/{project_id}/model-versions", {"model_version": version}
+        answer = self.transport.repeat(lambda: self.transport.write("DELETE", path, json=body, timeout_s=900.0))
+        return int(answer.get("deleted_predictions", 0)) if isinstance(answer, dict) else 0
+
+    def next_task(self, project_id: int) -> dict[str, Any] | None:
+        """Return the task that Label Studio serves this user next (locked for them then), None when all is done."""
+        try:
+            answer = self.transport.get(f"/api/projects/{project_id}/next")
+        except NotFound:
+            self.project(project_id)
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def webhooks(self, project_id: int) -> list[dict[str, Any]]:
+        """Return the project's webhooks (``id``, ``url``, ``actions``, ``headers``, ``is_active``, …)."""
+        hooks = self._sdk_read(lambda: self._sdk.webhooks.list(project=project_id))
+        return [hook.model_dump(mode="json") for hook in hooks if hook.project == project_id]
+
+    def ensure_webhook(
+        self,
+        project_id: int,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        actions: Sequence[str] = WEBHOOK_ACTIONS,
+    ) -> dict[str, Any]:
+        """Make the project send its events to ``url``: create the webhook, or mend the one that points there.
+
+        Args:
+            project_id: Project.
+            url: Address of the events route as Label Studio reaches it; a host name needs a dot.
+            headers: Headers Label Studio shall send (credentials); None leaves existing ones as they are.
+            actions: Events wanted; an existing hook keeps its further ones.
+
+        Returns:
+            The webhook as stored.
+
+        Raises:
+            LabelStudioError: Label Studio refuses the address (no dot in the host name, or a blocked network).
+        """
+        ours = [hook for hook in self.webhooks(project_id) if hook["url"].rstrip("/") == url.rstrip("/")]
+        if not ours:
+            fields = {"url": url, "project": project_id, "headers": dict(headers or {}), "actions": list(actions)}
+            fields |= {"send_payload": True, "send_for_all_actions": False, "is_active": True}
+            self.transport.guarded(lambda: self._sdk.webhooks.create(**fields))
+            ours = [hook for hook in self.webhooks(project_id) if hook["url"].rstrip("/") == url.rstrip("/")]
+            if not ours:
+                raise LabelStudioError(
+                    f"expected a webhook to {url.split('?')[0]!r} after creating it, got none; try again"
+                )
+            return ours[0]
+        hook = ours[0]
+        wanted = dict(hook) if headers is None else {**hook, "headers": dict(headers)}
+        wanted |= {"is_active": True, "send_payload": True}
+        if not hook["send_for_all_actions"]:
+            wanted["actions"] = sorted(set(hook["actions"] or ()) | set(actions))
+        if wanted == {**hook, "actions": sorted(hook["actions"] or ())}:
+            return hook
+        keys = ("url", "headers", "actions", "is_active", "send_payload", "send_for_all_actions")
+        change = {key: wanted[key] for key in keys}
+        self.transport.repeat(lambda: self.transport.guarded(lambda: self._sdk.webhooks.update(hook["id"], **change)))
+        return {**hook, **change}
+
+    def stream(self, path: str) -> AbstractContextManager[httpx.Response]:
+        """GET a path of Label Studio itself as a signed stream (see ``image_source``)."""
+        return self.transport.stream(path)
+
+    def _sdk_read(self, call: Callable[[], Any]) -> Any:
+        return self.transport.repeat(lambda: self.transport.guarded(call))
+
+    def _pages_by_id(self, project_id: int, filters: list[dict[str, Any]], include: str) -> Iterator[dict[str, Any]]:
+        last: int | None = None
+        while True:
+            after = [] if last is None else [_filter("id", "greater", "Number", last)]
+            tasks = self._page(project_id, filters + after, "tasks:id", include)
+            yield from tasks
+            if len(tasks) < PAGE_SIZE:
+                return
+            last = int(tasks[-1]["id"])
+
+    def _page(
+        self,
+        project_id: int,
+        filters: list[dict[str, Any]],
+        ordering: str,
+        include: str,
+        page: int = 1,
+        annotations: bool = False,
+    ) -> list[dict[str, Any]]:
+        query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
+        params = {
+            "project": project_id,
+            "page": page,
+            "page_size": PAGE_SIZE,
+            "include": include,
+            "resolve_uri": "false",
+            "query": json.dumps(query),
+        }
+        if annotations:
+            params["fields"] = "all"
+        try:
+            answer = self.transport.get("/api/tasks", params)
+        except NotFound:
+            if page == 1:
+                raise
+            return []
+        tasks = answer.get("tasks") if isinstance(answer, dict) else None
+        if not isinstance(tasks, list):
+            raise LabelStudioError("expected a page of tasks, got something else; check Label Studio's version")
+        return tasks
+
+
+def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def _timestamp(since: str | datetime | None) -> str | None:
+    if isinstance(since, datetime):
+        if since.tzinfo is None:
+            raise ValueError("expected an aware datetime, got one without time zone; use datetime.now(UTC)")
+        since = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return since
+
+
+def _stamp(task: Mapping[str, Any]) -> TaskStamp:
+    rows = task.get("annotations") or []
+    annotations = tuple(
+        AnnotationStamp(
+            id=int(row["id"]),
+            created_at=str(row.get("created_at") or ""),
+            updated_at=str(row.get("updated_at") or ""),
+            was_cancelled=bool(row.get("was_cancelled")),
+        )
+        for row in rows
+    )
+    return TaskStamp(id=int(task["id"]), updated_at=str(task["updated_at"]), annotations=annotations)

@@ -1,0 +1,290 @@
+"""Opens a task's image wherever it lies, without lending Label Studio's token or our network to anybody."""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from urllib.parse import unquote, urljoin, urlsplit
+
+import certifi
+import httpcore
+import httpx
+
+from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.label_studio.auth import same_origin
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.network_guard import GuardedNetwork, HostRules, Resolver, resolve
+
+CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
+_SIGNED_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_UNAVAILABLE = (502, 503, 504)
+_CHUNK = 1 << 16
+_NETWORK_ERRORS = (
+    httpx.TransportError,
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An absolute address, and whether it is Label Studio's own and may carry the token."""
+
+    url: str
+    signed: bool
+
+
+def target_of(task_id: int, url: str, base_url: str) -> Target:
+    """Return where the image of a task's data lies.
+
+    Args:
+        task_id: Task, needed for cloud addresses.
+        url: Address in the task's data: ``/data/upload/…``, ``/data/local-files/?d=…``, http(s), ``s3://``, ``gs://``
+            or ``azure-blob://`` (fetched through Label Studio, which holds the storage's credentials).
+        base_url: Label Studio's address, without a slash at its end.
+
+    Raises:
+        ImageError: Another scheme, no absolute address, credentials in it, or ``..`` in a path of Label Studio.
+    """
+    url = url.strip()
+    scheme = url.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url) else ""
+    if re.search(r"[\x00-\x1f\x7f\\]", url):
+        raise ImageError(
+            "expected a plain address, got one with control characters or backslashes; correct the task's data"
+        )
+    if scheme in CLOUD_SCHEMES:
+        coded = base64.urlsafe_b64encode(url.encode()).decode()
+        return Target(f"{base_url}/tasks/{int(task_id)}/resolve/?fileuri={coded}", True)
+    if scheme and scheme not in ("http", "https"):
+        raise ImageError(
+            f"expected an http(s), cloud storage or uploaded image, got {scheme}:; import the image another way"
+        )
+    if not scheme and not url.startswith("/"):
+        raise ImageError(
+            f"expected an absolute address such as https://… or /data/upload/…, got {url[:60]!r}; correct it"
+        )
+    if url.startswith("//"):
+        url = f"{urlsplit(base_url).scheme}:{url}"
+    elif not scheme:
+        prefix = urlsplit(base_url).path
+        root = base_url[: len(base_url) - len(prefix)] if prefix and url.startswith(prefix + "/") else base_url
+        url = root + url
+    return classify(url, base_url)
+
+
+def classify(url: str, base_url: str) -> Target:
+    """Return an http(s) address as a target; see :func:`target_of` for what is refused."""
+    try:
+        parsed, base = httpx.URL(url), httpx.URL(base_url)
+    except (httpx.InvalidURL, UnicodeError):
+        raise ImageError("expected a valid address, got one that cannot be read; correct the task's data") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ImageError(
+            f"expected an http(s) address with a host, got scheme {parsed.scheme!r}; correct the task's data"
+        )
+    if parsed.userinfo:
+        raise ImageError("expected an address without user name and password, got one with; use a storage connection")
+    if not same_origin(parsed, base):
+        return Target(str(parsed), False)
+    written = unquote(unquote(re.split("[?#]", url)[0]))
+    path = unquote(unquote(parsed.path)).removeprefix(unquote(base.path).rstrip("/"))
+    if ".." in written.split("/"):
+        raise ImageError("expected a path without '..', got one with; correct the task's data")
+    return Target(str(parsed), path.startswith(_SIGNED_PATHS))
+
+
+class ImageSource:
+    """Opens images for :class:`ppal_backend.datasets.images.ImageCache`.
+
+    The token goes to Label Studio's own origin only, and no longer once a redirect has left it. Other hosts are
+    reached directly (no proxy) and only at addresses that :class:`HostRules` lets pass, on every redirect anew.
+
+    Args:
+        client: Label Studio.
+        allowed_hosts: See :class:`HostRules`; None allows any public host.
+        timeout_s: Limit in seconds for connecting and for each wait for data.
+        total_s: Limit in seconds for one image.
+        max_redirects: Redirects followed.
+        tries: How often a fetch is started in all.
+        resolver: Replaces name resolution (tests).
+        sleep: Replaces waiting (tests).
+    """
+
+    def __init__(
+        self,
+        client: LabelStudioClient,
+        allowed_hosts: Collection[str] | None = None,
+        *,
+        timeout_s: float = 30.0,
+        total_s: float = 300.0,
+        max_redirects: int = 5,
+        tries: int = 3,
+        resolver: Resolver = resolve,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._rules = HostRules(allowed_hosts)
+        self._timeout_s = timeout_s
+        self._total_s = total_s
+        self._max_redirects = max_redirects
+        self._tries = tries
+        self._sleep = sleep
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=ssl.create_default_context(cafile=certifi.where()),
+            network_backend=GuardedNetwork(self._rules, resolver),
+            max_keepalive_connections=8,
+        )
+
+    def __call__(self, task_id: int, url: str) -> AbstractContextManager[Iterable[bytes]]:
+        """Return a context manager that opens the image and gives its bytes in chunks."""
+        return self.open(task_id, url)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    @contextmanager
+    def open(self, task_id: int, url: str) -> Iterator[Iterable[bytes]]:
+        """Open the image of a task as an iterable of chunks.
+
+        Raises:
+            ImageError: The address is refused, or the image cannot be had from there.
+            LabelStudioAuthError: Label Studio refused the token.
+            LabelStudioUnavailable: Label Studio itself is down.
+        """
+        target = target_of(task_id, url, self._client.url)
+        with self._opened(target) as chunks:
+            yield chunks
+
+    @contextmanager
+    def _opened(self, target: Target) -> Iterator[Iterable[bytes]]:
+        left, deadline = False, time.monotonic() + self._total_s
+        for _ in range(self._max_redirects + 1):
+            own = same_origin(httpx.URL(target.url), httpx.URL(self._client.url)) and not left
+            response = self._own(target) if own else self._other(target)
+            try:
+                if response.status in _REDIRECTS and response.location:
+                    target = self._redirected(target, response.location)
+                    left = left or not same_origin(httpx.URL(target.url), httpx.URL(self._client.url))
+                    continue
+                self._check(response, own, target)
+                yield self._chunks(response, own, target, deadline)
+                return
+            finally:
+                response.close()
+        raise ImageError(
+            f"expected an image after {self._max_redirects} redirects, got another; correct the task's data"
+        )
+
+    def _redirected(self, target: Target, location: str) -> Target:
+        try:
+            url = urljoin(target.url, location)
+        except ValueError:
+            raise ImageError("expected a redirect to a valid address, got another; correct the task's data") from None
+        return classify(url, self._client.url)
+
+    def _own(self, target: Target) -> _Response:
+        transport = self._client.transport
+
+        def send() -> _Response:
+            http = transport.http
+            request = http.build_request("GET", target.url, timeout=self._timeout_s, headers={"Accept": "image/*, */*"})
+            auth = transport.auth if target.signed else None
+            reply = http.send(request, stream=True, auth=auth, follow_redirects=False)
+            return _Response(reply.status_code, reply.headers.get("location", ""), reply.iter_bytes, reply.close)
+
+        return self._repeat(send, True, target)
+
+    def _other(self, target: Target) -> _Response:
+        url = httpx.URL(target.url)
+        host = url.raw_host.decode("ascii")
+        self._rules.check_name(url.host, url.port or (443 if url.scheme == "https" else 80))
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), self._timeout_s)
+        address = httpcore.URL(scheme=url.scheme, host=host, port=url.port, target=url.raw_path)
+        headers: dict[bytes | str, bytes | str] = {
+            "Host": url.netloc.decode("ascii"),
+            "Accept": "image/*, */*",
+            "Accept-Encoding": "identity",
+        }
+        headers["User-Agent"] = "ppal-backend"
+
+        def send() -> _Response:
+            request = httpcore.Request("GET", address, headers=headers, extensions={"timeout": limits})
+            reply = self._pool.handle_request(request)
+            named = {key.lower(): value for key, value in reply.headers}
+            location = named.get(b"location", b"").decode("latin-1")
+            return _Response(reply.status, location, lambda _size: reply.iter_stream(), reply.close)
+
+        return self._repeat(send, False, target)
+
+    def _repeat(self, send: Callable[[], _Response], own: bool, target: Target) -> _Response:
+        for attempt in range(1, self._tries + 1):
+            last = attempt == self._tries
+            try:
+                response = send()
+            except LabelStudioUnavailable:
+                if last:
+                    raise
+            except _NETWORK_ERRORS as error:
+                if last:
+                    raise _unreachable(own, target, error) from None
+            else:
+                if last or (response.status < 500 and response.status != 429):
+                    return response
+                response.close()
+            self._sleep(0.5 * 2 ** (attempt - 1))
+        raise AssertionError("unreachable")
+
+    def _check(self, response: _Response, own: bool, target: Target) -> None:
+        status = response.status
+        if status == 200:
+            return
+        if own and status == 401:
+            raise LabelStudioAuthError(
+                f"Label Studio refused the token for an image; {self._client.transport.auth.advice}"
+            )
+        if own and status in _UNAVAILABLE:
+            raise LabelStudioUnavailable(f"Label Studio answered {status} for an image; try again")
+        gone = own and status in (404, 424, 500)
+        why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
+        raise ImageError(
+            f"expected an image at {shown(target.url)}, got {why}; check the file and the storage connection"
+        )
+
+    @staticmethod
+    def _chunks(response: _Response, own: bool, target: Target, deadline: float) -> Iterator[bytes]:
+        try:
+            for chunk in response.chunks(_CHUNK):
+                if time.monotonic() > deadline:
+                    raise ImageError(f"expected {shown(target.url)} sooner, got only a part of it in time; try again")
+                yield chunk
+        except _NETWORK_ERRORS as error:
+            raise _unreachable(own, target, error) from None
+
+
+@dataclass(frozen=True)
+class _Response:
+    status: int
+    location: str
+    chunks: Callable[[int], Iterator[bytes]]
+    close: Callable[[], None]
+
+
+def shown(url: str) -> str:
+    """Return an address for messages: without user, query and fragment, which may hold signatures."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
+
+
+def _unreachable(own: bool, target: Target, error: Exception) -> Exception:
+    kind = type(error).__name__
+    if own:
+        return LabelStudioUnavailable(f"Label Studio did not send {shown(target.url)} ({kind}); check that it is up")
+    return ImageError(f"expected an image at {shown(target.url)}, got no answer ({kind}); check that the host is up")

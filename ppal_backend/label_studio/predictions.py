@@ -1,0 +1,132 @@
+"""Detections as Label Studio regions, and regions as boxes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema
+from ppal_backend.structures.detections import Detections, to_numpy
+
+logger = logging.getLogger(__name__)
+_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class PredictedBox:
+    """One pre-annotation read back: pixels of the image as displayed."""
+
+    label: str
+    box_xyxy: tuple[float, float, float, float]
+    score: float | None
+
+
+def detections_to_result(
+    schema: LabelSchema,
+    class_names: Sequence[str],
+    detections: Detections,
+    width: int,
+    height: int,
+    score_threshold: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Write detections as the ``result`` of a Label Studio prediction, the best score first.
+
+    Boxes are clipped to the image and given in percent, exactly within 0..100 (Label Studio drops a whole
+    prediction for one number outside). Boxes that keep no area, score below their label's threshold or are of a
+    class that the config no longer has are left out.
+
+    Args:
+        schema: The labeling config.
+        class_names: The detector's class names by ``class_index``; mapped through ``predicted_values`` and aliases.
+        detections: Boxes in pixels of the image as displayed.
+        width: Image width in pixels, > 0.
+        height: Image height in pixels, > 0.
+        score_threshold: Least score; the config's ``model_score_threshold`` (Label, else control) goes before it.
+
+    Returns:
+        Region dicts; ``[]`` for no detections.
+
+    Raises:
+        ValueError: The image has no size, or a class index has no name.
+    """
+    if width <= 0 or height <= 0:
+        raise ValueError(f"expected an image size > 0, got {width} x {height}; read the image first")
+    boxes, scores = to_numpy(detections.boxes_xyxy), to_numpy(detections.scores)
+    classes = to_numpy(detections.class_indices)
+    if len(classes) and int(classes.max()) >= len(class_names):
+        raise ValueError(f"expected class indices below {len(class_names)}, got {int(classes.max())}; pass all names")
+    regions, unknown = [], Counter[str]()
+    for i in sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i)):
+        name = class_names[int(classes[i])]
+        label = schema.label_of_class(name)
+        if label is None:
+            unknown[name] += 1
+            continue
+        if float(scores[i]) < schema.threshold(label, score_threshold):
+            continue
+        box_pct = _percent(boxes[i].tolist(), width, height)
+        if box_pct is not None:
+            region_id = _region_id(detections.image_id, i, label, box_pct)
+            regions.append(_region(schema, label, box_pct, float(scores[i]), width, height, region_id))
+    if unknown:
+        logger.debug("task %d: boxes of classes not in the labeling config left out: %s", detections.image_id, unknown)
+    return regions
+
+
+def result_to_boxes(
+    schema: LabelSchema, result: Iterable[Mapping[str, Any]] | None, width: int, height: int
+) -> list[PredictedBox]:
+    """Read a prediction's ``result`` back, in pixels; regions of other controls are left out, None gives []."""
+    boxes = []
+    for region in result or ():
+        if region.get("type") != CONTROL_TYPE or region.get("from_name") != schema.from_name:
+            continue
+        value = region["value"]
+        x, y = value["x"] / 100 * width, value["y"] / 100 * height
+        w, h = value["width"] / 100 * width, value["height"] / 100 * height
+        for label in value[CONTROL_TYPE]:
+            boxes.append(PredictedBox(label, (x, y, x + w, y + h), region.get("score")))
+    return boxes
+
+
+def _percent(box_xyxy: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
+    x, w = _span(box_xyxy[0], box_xyxy[2], width)
+    y, h = _span(box_xyxy[1], box_xyxy[3], height)
+    return (x, y, w, h) if w > 0 and h > 0 else None
+
+
+def _span(start: float, stop: float, size: int) -> tuple[float, float]:
+    low = round(min(max(start / size, 0.0), 1.0) * 100, _DECIMALS)
+    high = round(min(max(stop / size, 0.0), 1.0) * 100, _DECIMALS)
+    return low, round(high - low, _DECIMALS)
+
+
+def _region_id(image_id: int, index: int, label: str, box_pct: tuple[float, ...]) -> str:
+    return hashlib.blake2s(f"{image_id}|{index}|{label}|{box_pct}".encode(), digest_size=5).hexdigest()
+
+
+def _region(
+    schema: LabelSchema,
+    label: str,
+    box_pct: tuple[float, float, float, float],
+    score: float,
+    width: int,
+    height: int,
+    region_id: str,
+) -> dict[str, Any]:
+    x, y, w, h = box_pct
+    return {
+        "id": region_id,
+        "from_name": schema.from_name,
+        "to_name": schema.to_name,
+        "type": CONTROL_TYPE,
+        "original_width": int(width),
+        "original_height": int(height),
+        "image_rotation": 0,
+        "value": {"x": x, "y": y, "width": w, "height": h, "rotation": 0, CONTROL_TYPE: [label]},
+        "score": round(min(max(score, 0.0), 1.0), 6),
+    }

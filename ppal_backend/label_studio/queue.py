@@ -1,0 +1,335 @@
+"""The labeling queue: a ranking published as predictions that Label Studio serves in order.
+
+Label Studio's "Uncertainty sampling" serves the task with the lowest prediction score of the project's current model
+version first. So a ranking becomes one prediction per task with ``score = rank / N`` under a version name used by
+no other attempt, and takes effect in the one request that names this version: until then nothing changes for anybody.
+
+States, told before the remote step they name::
+
+    importing ──► imported ──► activating ──► done
+        │             (after a kill: publish again with the last state)
+        └── stored count is not the expected one: that version is deleted whole, a fresh one imported
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PublishError
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.transport import Rejected
+
+logger = logging.getLogger(__name__)
+
+SAMPLING = "Uncertainty sampling"
+PREFIX = "ppal-"
+MAX_BODY_BYTES = 200 * 1024 * 1024
+_POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class QueueItem:
+    """One task of the ranking and its pre-annotation (``[]``: none)."""
+
+    task_id: int
+    result: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """What was published: the version in force, predictions stored, and tasks that no longer exist.
+
+    ``version`` is None when there was nothing to rank: then nothing was changed.
+    """
+
+    version: str | None
+    created: int
+    gone_task_ids: tuple[int, ...] = ()
+    pruned: tuple[str, ...] = ()
+
+
+def publish(
+    client: LabelStudioClient,
+    project_id: int,
+    version: str,
+    items: Sequence[QueueItem],
+    *,
+    keep: int | None = 3,
+    resume_state: Mapping[str, Any] | None = None,
+    on_state: Callable[[dict[str, Any]], None] | None = None,
+    settle_s: float | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> PublishResult:
+    """Make Label Studio serve tasks in the order of ``items``.
+
+    Either the project's queue is the new one afterwards, or it is what it was before. One writer per project.
+
+    Args:
+        client: Label Studio.
+        project_id: Project.
+        version: What the version name shall tell; a prefix and a suffix unique to the attempt are added.
+        items: Every task to rank, the one to label first in front. Empty: nothing is done.
+        keep: Old versions of ours to leave; None removes none (see :func:`prune_versions`).
+        resume_state: The last state told by a publish of the same items that was killed.
+        on_state: Called with a JSON-ready state before each remote step; must have stored it when it returns.
+        settle_s: How long a count must stand still to be believed when an import's answer was lost; grows with
+            the number of items by default.
+        max_body_bytes: Larger bodies are split.
+
+    Returns:
+        The version in force and what was stored.
+
+    Raises:
+        PublishError: Label Studio does not store all predictions, or refuses the version.
+        LabelStudioUnavailable: It is down; publish again with the last state.
+        ValueError: A task is ranked twice.
+    """
+    if len({item.task_id for item in items}) != len(items):
+        raise ValueError("expected every task once in the ranking, got one twice; rank each task once")
+    if not items:
+        return PublishResult(version=None, created=0)
+    run = _Publish(client, project_id, version, items, on_state, settle_s, max_body_bytes)
+    result = run.run(dict(resume_state) if resume_state else None)
+    if keep is None:
+        return result
+    try:
+        pruned = prune_versions(client, project_id, keep, also=run.abandoned)
+    except LabelStudioError as error:
+        logger.warning("project %d: old versions stay for now: %s", project_id, error)
+        return result
+    return PublishResult(result.version, result.created, result.gone_task_ids, tuple(pruned))
+
+
+def prune_versions(
+    client: LabelStudioClient, project_id: int, keep: int = 3, also: Iterable[str] = (), prefix: str = PREFIX
+) -> list[str]:
+    """Delete predictions of our old versions, slow (seconds per thousand): best when nobody labels.
+
+    Args:
+        client: Label Studio.
+        project_id: Project.
+        keep: Number of versions of ours, those written last, to leave. The active one is never deleted.
+        also: Versions to delete whatever their age (left by failed attempts).
+        prefix: How our versions begin; others are not touched.
+
+    Returns:
+        The deleted versions.
+    """
+    ours = [name for name in client.model_version_counts(project_id) if name.startswith(prefix)]
+    failed = set(also) & set(ours)
+    active = client.project(project_id).get("model_version")
+    good = [name for name in ours if name not in failed]
+    doomed = [name for name in ours if (name in failed or name in good[max(keep, 0) :]) and name != active]
+    for name in doomed:
+        delete_version(client, project_id, name)
+    return doomed
+
+
+def delete_version(client: LabelStudioClient, project_id: int, version: str) -> int:
+    """Delete a version's predictions and keep the project's ``model_version``, which Label Studio may empty.
+
+    Raises:
+        PublishError: The version is the active one.
+    """
+    before = client.project(project_id).get("model_version")
+    if before == version:
+        raise PublishError(
+            f"expected an inactive version to delete, got the active one {version!r}; activate another first"
+        )
+    deleted = client.delete_model_version(project_id, version)
+    after = client.project(project_id).get("model_version")
+    if before is not None and after != before and not after:
+        try:
+            client.patch_project(project_id, model_version=before)
+        except Rejected as error:
+            logger.warning("project %d: model_version %r could not be restored: %s", project_id, before, error)
+    return deleted
+
+
+def queue_scores(count: int) -> list[float]:
+    """Return ``rank / count`` for ranks 0..count-1, each lower than the next also after a round trip through JSON.
+
+    Raises:
+        PublishError: Two ranks share a score (more tasks than floating point tells apart).
+    """
+    scores = [rank / count for rank in range(count)]
+    sent = json.loads(json.dumps(scores))
+    if any(low >= high for low, high in pairwise(sent)):
+        raise PublishError(f"expected {count} distinct ranks, got two of the same score; rank fewer tasks")
+    return scores
+
+
+@dataclass
+class _Publish:
+    client: LabelStudioClient
+    project_id: int
+    name: str
+    items: Sequence[QueueItem]
+    on_state: Callable[[dict[str, Any]], None] | None
+    settle_s: float | None
+    max_body_bytes: int
+    gone: list[int] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
+
+    def run(self, state: dict[str, Any] | None) -> PublishResult:
+        version = self._resume(state) if state else None
+        if version is not None and state and state["state"] == "done":
+            return self._result(version)
+        if version is None:
+            version = self._import()
+        self._tell("imported", version)
+        self._activate(version)
+        self._tell("done", version)
+        return self._result(version)
+
+    @property
+    def expected(self) -> int:
+        return len(self.items) - len(self.gone)
+
+    def _result(self, version: str) -> PublishResult:
+        return PublishResult(version, self.expected, tuple(self.gone))
+
+    def _tell(self, state: str, version: str) -> None:
+        logger.info("project %d: publishing %s, %s", self.project_id, version, state)
+        if self.on_state is not None:
+            told = {"version": version, "state": state, "expected": self.expected, "digest": self._digest()}
+            self.on_state({**told, "gone": list(self.gone), "abandoned": list(self.abandoned)})
+
+    def _digest(self) -> str:
+        text = ",".join(f"{item.task_id}:{len(item.result)}" for item in self.items)
+        return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
+
+    def _resume(self, state: dict[str, Any]) -> str | None:
+        """Return the version of an earlier, killed attempt if it is whole; else clear it away."""
+        version, step = str(state.get("version", "")), state.get("state")
+        self.abandoned = [str(name) for name in state.get("abandoned") or ()]
+        if not version.startswith(PREFIX) or step not in ("importing", "imported", "activating", "done"):
+            raise PublishError(f"expected a state told by publish, got {state!r:.200}; publish without it")
+        gone = {int(i) for i in state.get("gone") or ()}
+        self.gone = [item.task_id for item in self.items if item.task_id in gone]
+        same = state.get("digest") == self._digest() and state.get("expected") == self.expected
+        active = self.client.project(self.project_id).get("model_version") == version
+        if same and (step == "done" or (active and step == "activating")):
+            return version
+        if active:
+            self._forget(version, clear=False)
+            return None
+        if step == "importing":
+            stored = self._settled(version)
+        else:
+            stored = self.client.model_version_counts(self.project_id).get(version, 0)
+        if same and stored == self.expected:
+            return version
+        self._forget(version)
+        return None
+
+    def _forget(self, version: str, clear: bool = True) -> None:
+        self.abandoned.append(version)
+        if clear:
+            self._discard(version)
+
+    def _discard(self, version: str) -> None:
+        logger.warning("project %d: removing the incomplete version %s", self.project_id, version)
+        delete_version(self.client, self.project_id, version)
+
+    def _import(self) -> str:
+        """Import under a fresh version, at most twice, and return it when every prediction is stored."""
+        for last in (False, True):
+            version = self._fresh_version()
+            self._tell("importing", version)
+            problem: LabelStudioError | None = None
+            try:
+                self._send(version)
+                stored = self.client.model_version_counts(self.project_id).get(version, 0)
+            except LabelStudioUnavailable as error:
+                stored, problem = self._settled(version), error
+            except Rejected as error:
+                stored, problem = 0, error
+            if stored == self.expected:
+                return version
+            self._forget(version)
+            gone = self._gone_since()
+            if last or not (gone or isinstance(problem, LabelStudioUnavailable)):
+                raise self._failure(version, stored, problem)
+            self.gone += gone
+            if not self.expected:
+                raise PublishError("expected tasks to rank, got none: all were deleted meanwhile; run another round")
+        raise AssertionError("unreachable")
+
+    def _failure(self, version: str, stored: int, problem: LabelStudioError | None) -> LabelStudioError:
+        if isinstance(problem, LabelStudioUnavailable):
+            return problem
+        why = (
+            f"it answered: {problem}"
+            if problem
+            else ("it drops predictions whose label, control or numbers the labeling config does not allow")
+        )
+        return PublishError(
+            f"expected Label Studio to store {self.expected} predictions, got {stored}; {why}. The queue is as it was "
+            "before; check whether the labeling config changed during the round, then run another round"
+        )
+
+    def _fresh_version(self) -> str:
+        base = self.name if self.name.startswith(PREFIX) else PREFIX + self.name
+        return f"{base[:100]}-{secrets.token_hex(3)}"
+
+    def _send(self, version: str) -> None:
+        for body in self._bodies(version):
+            self.client.import_prediction_body(self.project_id, body)
+
+    def _bodies(self, version: str) -> Iterator[bytes]:
+        """Yield JSON lists, as few as fit the limit: each request costs Label Studio a count of all tasks."""
+        gone = set(self.gone)
+        ranked = [item for item in self.items if item.task_id not in gone]
+        parts: list[bytes] = []
+        size = 0
+        for item, score in zip(ranked, queue_scores(len(ranked)), strict=True):
+            row = {"task": item.task_id, "result": list(item.result), "score": score, "model_version": version}
+            part = json.dumps(row, separators=(",", ":"), allow_nan=False).encode()
+            if parts and size + len(part) + 2 > self.max_body_bytes:
+                yield b"[" + b",".join(parts) + b"]"
+                parts, size = [], 0
+            parts.append(part)
+            size += len(part) + 1
+        yield b"[" + b",".join(parts) + b"]"
+
+    def _settled(self, version: str) -> int:
+        """Return a version's stored count once it is the expected one or has stood still for a while."""
+        patience_s = self.settle_s if self.settle_s is not None else 10.0 + self.expected / 500
+        count, still_s = -1, 0.0
+        while True:
+            now = self.client.model_version_counts(self.project_id).get(version, 0)
+            still_s = still_s + _POLL_S if now == count else 0.0
+            count = now
+            if count == self.expected or still_s >= patience_s:
+                return count
+            self.client.transport.sleep(_POLL_S)
+
+    def _gone_since(self) -> list[int]:
+        present = set(self.client.task_ids(self.project_id)) | set(self.gone)
+        return [item.task_id for item in self.items if item.task_id not in present]
+
+    def _activate(self, version: str) -> None:
+        self._tell("activating", version)
+        try:
+            self.client.patch_project(self.project_id, model_version=version, sampling=SAMPLING)
+        except Rejected as error:
+            self._discard(version)
+            raise PublishError(
+                f"expected Label Studio to take model version {version!r}, got a refusal: {error}. The queue is as it "
+                "was before; run another round"
+            ) from None
+        project = self.client.project(self.project_id)
+        if project.get("model_version") != version or project.get("sampling") != SAMPLING:
+            raise PublishError(
+                f"expected model version {version!r} with {SAMPLING!r} after setting them, got "
+                f"{project.get('model_version')!r} with {project.get('sampling')!r}; somebody changed the project's "
+                "settings at the same time: set its Machine Learning predictions to this version or run another round"
+            )

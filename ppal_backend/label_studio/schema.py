@@ -1,0 +1,206 @@
+"""A labeling config as the few facts that this package needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from ppal_backend.errors import LabelConfigError
+
+CONTROL_TYPE = "rectanglelabels"
+_EXAMPLE = (
+    '<Image name="image" value="$image"/> <RectangleLabels name="label" toName="image"> '
+    + '<Label value="Car"/> </RectangleLabels>'
+)
+_MAX_CHARS = 2_000_000
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """What boxes may be drawn on which image of a task.
+
+    Args:
+        from_name: Name of the RectangleLabels control.
+        to_name: Name of its Image.
+        data_key: Key of ``task["data"]`` that holds the image's address.
+        labels: Label strings as annotations hold them (a Label's alias where it has one), in config order.
+        predicted_values: Detector class name -> label, from the Labels' ``predicted_values``.
+        score_threshold: The control's ``model_score_threshold`` in [0, 1], or None.
+        aliases: Displayed value -> label, for Labels that have an alias (older annotations may hold the value).
+        label_thresholds: Label -> its own ``model_score_threshold``, where one is set.
+
+    Raises:
+        LabelConfigError: There are no labels, or one is given twice.
+    """
+
+    from_name: str
+    to_name: str
+    data_key: str
+    labels: tuple[str, ...]
+    predicted_values: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    score_threshold: float | None = None
+    aliases: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    label_thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise LabelConfigError(
+                f"expected at least one <Label> in the RectangleLabels {self.from_name!r}, got none; add the classes"
+            )
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise LabelConfigError(f"expected every label once, got {', '.join(map(repr, twice))} again; remove one")
+
+    def label(self, name: str) -> str | None:
+        """Return the label that an annotation's string or a displayed value stands for, None if there is none."""
+        if name in self.labels:
+            return name
+        return self.aliases.get(name)
+
+    def label_of_class(self, class_name: str) -> str | None:
+        """Return the label for a detector's class name (``predicted_values`` first), None if there is none."""
+        return self.predicted_values.get(class_name) or self.label(class_name)
+
+    def threshold(self, label: str, default: float) -> float:
+        """Return the least score of a pre-annotation of ``label``: the Label's, the control's, else ``default``."""
+        own = self.label_thresholds.get(label, self.score_threshold)
+        return default if own is None else own
+
+    def image_url(self, data: Mapping[str, Any]) -> str | None:
+        """Return the image's address from a task's data, None if the task has none."""
+        value = data.get(self.data_key)
+        return value if isinstance(value, str) and value.strip() else None
+
+
+def parse_label_config(xml: str, from_name: str | None = None) -> LabelSchema:
+    """Read a labeling config.
+
+    Args:
+        xml: The config as Label Studio stores it. Document types and entities are refused.
+        from_name: The RectangleLabels control to use; None takes the first one that is on an Image.
+
+    Raises:
+        LabelConfigError: No such control on an Image, no labels, or no readable XML; the text says what to add.
+    """
+    root = _parse(xml)
+    images = {_get(e, "name"): e for e in root.iter() if _tag(e) == "image" and _get(e, "name")}
+    controls = [e for e in root.iter() if _tag(e) == CONTROL_TYPE]
+    on_image = [(control, target) for control in controls if (target := _target(control, images)) is not None]
+    if from_name is not None:
+        on_image = [(control, target) for control, target in on_image if _get(control, "name") == from_name]
+    if not on_image:
+        raise LabelConfigError(_missing(root, controls, images, from_name))
+    control, to_name = on_image[0]
+    return _schema(control, to_name, _data_key(images[to_name], to_name))
+
+
+def _parse(xml: str) -> Element:
+    if not isinstance(xml, str) or not xml.strip():
+        raise LabelConfigError(f"expected a labeling config, got an empty one; set one such as <View>{_EXAMPLE}</View>")
+    if len(xml) > _MAX_CHARS:
+        raise LabelConfigError(f"expected a labeling config below {_MAX_CHARS} characters, got {len(xml)}; shorten it")
+    try:
+        root: Element = fromstring(xml, forbid_dtd=True)
+    except DefusedXmlException:
+        raise LabelConfigError(
+            "expected a labeling config without document type and entities, got one with; remove <!DOCTYPE …>"
+        ) from None
+    except (ParseError, ValueError) as error:
+        raise LabelConfigError(f"expected a labeling config in XML, got text that is none ({error}); mend it") from None
+    return root
+
+
+def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
+    labels: list[str] = []
+    aliases: dict[str, str] = {}
+    predicted: dict[str, str] = {}
+    thresholds: dict[str, float] = {}
+    for element in control.iter():
+        value = _get(element, "value")
+        if _tag(element) != "label" or not value or value.startswith("$"):
+            continue
+        label = _get(element, "alias") or value
+        labels.append(label)
+        if label != value:
+            aliases[value] = label
+        for name in (_get(element, "predicted_values") or "").split(","):
+            if name.strip():
+                predicted.setdefault(name.strip(), label)
+        own = _threshold(element)
+        if own is not None:
+            thresholds[label] = own
+    return LabelSchema(
+        from_name=_get(control, "name") or "",
+        to_name=to_name,
+        data_key=data_key,
+        labels=tuple(labels),
+        predicted_values=MappingProxyType(predicted),
+        score_threshold=_threshold(control),
+        aliases=MappingProxyType({value: label for value, label in aliases.items() if value not in labels}),
+        label_thresholds=MappingProxyType(thresholds),
+    )
+
+
+def _target(control: Element, images: Mapping[str | None, Element]) -> str | None:
+    names = [name.strip() for name in (_get(control, "toName") or "").split(",")]
+    return next((name for name in names if _get(control, "name") and name in images), None)
+
+
+def _data_key(image: Element, to_name: str) -> str:
+    value = _get(image, "value") or ""
+    match = re.fullmatch(r"\$(\S+)", value.strip())
+    if match is None:
+        raise LabelConfigError(
+            f'expected <Image name="{to_name}" value="$…"> with the task data key of one image, got value={value!r}; '
+            'write value="$image" (several images in one task by valueList are not supported)'
+        )
+    return match.group(1)
+
+
+def _threshold(element: Element) -> float | None:
+    text = _get(element, "model_score_threshold")
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0.0 <= value <= 1.0:
+        raise LabelConfigError(f"expected model_score_threshold between 0 and 1, got {text!r}; write for instance 0.3")
+    return value
+
+
+def _missing(
+    root: Element, controls: list[Element], images: Mapping[str | None, Element], from_name: str | None
+) -> str:
+    names = [_get(control, "name") for control in controls]
+    if from_name is not None and from_name not in names:
+        found = f"no RectangleLabels of the name {from_name!r} (there is {', '.join(map(repr, names)) or 'none'})"
+    elif not controls:
+        kinds = sorted({e.tag for e in root.iter() if _get(e, "toName")})
+        found = f"only {', '.join(f'<{kind}>' for kind in kinds)}" if kinds else "no labeling control"
+    elif not images:
+        found = "<RectangleLabels> without an <Image>"
+    else:
+        target = _get(controls[0], "toName")
+        found = f"<RectangleLabels toName={target!r}> that names none of {sorted(filter(None, images))}"
+    return f"expected a <RectangleLabels> on an <Image>, got {found}; add {_EXAMPLE} or correct the names"
+
+
+def _tag(element: Element) -> str:
+    return element.tag.lower() if isinstance(element.tag, str) else ""
+
+
+def _get(element: Element, name: str) -> str | None:
+    if name in element.attrib:
+        return element.attrib[name]
+    wanted = name.lower()
+    return next((value for key, value in element.attrib.items() if key.lower() == wanted), None)

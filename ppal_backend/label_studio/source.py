@@ -1,0 +1,131 @@
+"""A Label Studio project as the source of a round: a snapshot on disk, then images and COCO."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ppal_backend.datasets.images import ImageCache, ImageInfo
+from ppal_backend.datasets.label_studio_json import annotations_to_coco, choose_annotation
+from ppal_backend.errors import ImageError, SettingsError
+from ppal_backend.files import atomic_file
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.image_source import ImageSource
+from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+from ppal_backend.rounds.ports import PoolEntry, PreparedData
+from ppal_backend.settings import Settings
+from ppal_backend.structures.progress import OnProgress, Progress
+
+log = logging.getLogger(__name__)
+
+PARALLEL_FETCHES = 8
+TOLD_UNREADABLE = 20
+
+
+def connect(settings: Settings, url: str = "") -> LabelStudioClient:
+    """A client for the Label Studio that the operator set, else for ``url``.
+
+    Raises:
+        SettingsError: there is no address or no token.
+    """
+    address = settings.label_studio_url or url
+    key = settings.label_studio_api_key.get_secret_value()
+    if not address or not key:
+        missing = "LABEL_STUDIO_URL" if not address else "LABEL_STUDIO_API_KEY"
+        raise SettingsError(f"expected {missing} in the backend's environment, got none; set it and start again")
+    return LabelStudioClient(address, key)
+
+
+def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:
+    """The verified images of one Label Studio, shared by the worker and the service."""
+    return ImageCache(
+        settings.model_dir.resolve() / "images",
+        ImageSource(client, settings.image_hosts or None),
+        max_pixels=settings.max_image_megapixels * 1_000_000,
+        namespace=client.url,
+    )
+
+
+class LabelStudioSource:
+    """Annotated and unlabelled tasks of one project.
+
+    Args:
+        client: its Label Studio.
+        images: where images are fetched to.
+        project_id: the project.
+        from_name: the RectangleLabels control to use; None for the first one on an Image.
+    """
+
+    def __init__(
+        self, client: LabelStudioClient, images: ImageCache, project_id: int, from_name: str | None = None
+    ) -> None:
+        self._client, self._images = client, images
+        self._project_id, self._from_name = project_id, from_name
+
+    def export(self, folder: Path) -> Sequence[int]:
+        """Write ``label_config.xml``, ``annotated.json`` and ``pool.jsonl``; the ids of all annotations in them."""
+        config = str(self._client.project(self._project_id)["label_config"])
+        schema = parse_label_config(config, self._from_name)
+        with atomic_file(folder / "label_config.xml", "w") as file:
+            file.write(config)
+        with atomic_file(folder / "pool.jsonl", "w") as file:
+            for task_id, data in self._client.unlabelled_tasks(self._project_id):
+                file.write(json.dumps([task_id, schema.image_url(data)]) + "\n")
+        self._client.download_export(self._project_id, folder / "annotated.json")
+        tasks = self._client.read_export(folder / "annotated.json")
+        return [int(a["id"]) for task in tasks for a in task.get("annotations") or ()]
+
+    def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
+        """Fetch and verify the images of the snapshot, convert its annotations."""
+        schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), self._from_name)
+        annotated = self._annotated_urls(folder, schema)
+        pool = [(i, url) for i, url in _read_pool(folder / "pool.jsonl") if i not in annotated]
+        wanted = [*annotated.items(), *pool]
+        found: dict[int, ImageInfo] = {}
+        problems: dict[int, str] = {}
+        for done, (task_id, result) in enumerate(self._fetch(wanted), start=1):
+            if isinstance(result, ImageInfo):
+                found[task_id] = result
+            else:
+                problems[task_id] = result
+                log.warning("%s", result)
+            on_progress(Progress("dataset", done, len(wanted), "images"))
+        labelled, report = annotations_to_coco(self._client.read_export(folder / "annotated.json"), schema, found)
+        entries = [PoolEntry(i, str(found[i].path), found[i].width, found[i].height) for i, _ in pool if i in found]
+        return PreparedData(
+            labelled=labelled,
+            pool=entries,
+            labels=schema.labels,
+            report={"conversion": report.as_dict(), "image_problems": list(problems.values())[:TOLD_UNREADABLE]},
+            unreadable=[i for i, _ in pool if i in problems],
+        )
+
+    def _annotated_urls(self, folder: Path, schema: LabelSchema) -> dict[int, str | None]:
+        tasks = self._client.read_export(folder / "annotated.json")
+        return {int(t["id"]): schema.image_url(t["data"]) for t in tasks if choose_annotation(t) is not None}
+
+    def _fetch(self, wanted: Sequence[tuple[int, str | None]]) -> Iterator[tuple[int, ImageInfo | str]]:
+        """Images in the order asked for; in place of an image that cannot be used, the reason."""
+
+        def get(item: tuple[int, str | None]) -> tuple[int, ImageInfo | str]:
+            task_id, url = item
+            try:
+                return task_id, self._images.get(task_id, url or "")
+            except ImageError as error:
+                return task_id, str(error)
+
+        pool = ThreadPoolExecutor(PARALLEL_FETCHES, thread_name_prefix="images")
+        try:
+            yield from pool.map(get, wanted)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_pool(path: Path) -> Iterator[tuple[int, str | None]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            task_id, url = json.loads(line)
+            yield int(task_id), url

@@ -1,0 +1,233 @@
+"""One place for every request to Label Studio: signing, time limits, retries and error texts."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, TypeVar
+
+import httpx
+
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
+from ppal_backend.label_studio.auth import TokenAuth
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+WRITE_TIMEOUT_S = 300.0
+_MAX_DELAY_S = 30.0
+_SHOWN_BODY = 400
+
+
+class NotFound(LabelStudioError):
+    """Label Studio knows no such project, task or page."""
+
+
+class Rejected(LabelStudioError):
+    """Label Studio answered 4xx: it will not take this request as it is, however often it is sent."""
+
+
+class Transport:
+    """Signed requests to one Label Studio, with failures told as this package's errors.
+
+    Only calls that are safe to repeat are repeated; a write is sent once and it is for the caller to read back.
+
+    Args:
+        base_url: Label Studio's address, with http:// or https://.
+        api_key: Personal access token or legacy token; never shown.
+        timeout_s: Limit in seconds for reads; writes get at least :data:`WRITE_TIMEOUT_S`.
+        tries: How often a repeatable call is sent in all.
+        backoff_s: Wait before the second try; doubled for each further one.
+        http_transport: Replaces the network (tests).
+        sleep: Replaces waiting (tests).
+
+    Raises:
+        LabelStudioError: ``base_url`` is no http(s) address.
+        LabelStudioAuthError: See :class:`TokenAuth`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        timeout_s: float = 120.0,
+        tries: int = 4,
+        backoff_s: float = 0.5,
+        http_transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.base_url = base_url.strip().rstrip("/")
+        if not self.base_url.startswith(("http://", "https://")) or not httpx.URL(self.base_url).host:
+            raise LabelStudioError(
+                "expected Label Studio's address such as http://localhost:8080, got one without http:// or "
+                "https://; set LABEL_STUDIO_URL"
+            )
+        self.auth = TokenAuth(self.base_url, api_key)
+        self.timeout_s = timeout_s
+        self.sleep = sleep
+        self._tries = max(1, tries)
+        self._backoff_s = backoff_s
+        self.http = httpx.Client(
+            auth=self.auth,
+            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            transport=http_transport,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    def __repr__(self) -> str:
+        return f"Transport({self.base_url!r}, {self.auth!r})"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Any:
+        """GET ``path`` and return its JSON; repeated with back-off while Label Studio is unavailable."""
+        return self.repeat(lambda: self._json(self._send("GET", path, params=params, timeout_s=timeout_s)))
+
+    def write(
+        self, method: str, path: str, *, json: Any = None, content: bytes | None = None, timeout_s: float | None = None
+    ) -> Any:
+        """Send one POST, PATCH or DELETE, once, and return its JSON (None for an empty answer)."""
+        limit = max(timeout_s or 0.0, self.timeout_s, WRITE_TIMEOUT_S)
+        return self._json(self._send(method, path, json=json, content=content, timeout_s=limit))
+
+    @contextmanager
+    def stream(
+        self, path: str, params: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """GET ``path`` as a stream; the answer's status is checked, its body is the caller's."""
+        request = self._build("GET", path, params=params, timeout_s=timeout_s)
+        with self._told(request):
+            response = self.http.send(request, stream=True)
+            try:
+                self._check(response)
+                yield response
+            finally:
+                response.close()
+
+    def repeat(self, call: Callable[[], T]) -> T:
+        """Run ``call``, again with back-off as long as it raises :class:`LabelStudioUnavailable`."""
+        for attempt in range(1, self._tries):
+            try:
+                return call()
+            except LabelStudioUnavailable as error:
+                delay_s = min(self._backoff_s * 2 ** (attempt - 1), _MAX_DELAY_S) * (1 + random.random() / 4)
+                logger.warning("%s; try %d of %d in %.1f s", error, attempt + 1, self._tries, delay_s)
+                self.sleep(delay_s)
+        return call()
+
+    def guarded(self, call: Callable[[], T]) -> T:
+        """Run an SDK call and tell its failures as this package's errors."""
+        from label_studio_sdk.core.api_error import ApiError
+
+        try:
+            with self._told(None):
+                return call()
+        except ApiError as error:
+            raise self._error(error.status_code or 0, _detail(error.body), "a call through the SDK") from None
+
+    def _build(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        content: bytes | None = None,
+        timeout_s: float | None = None,
+    ) -> httpx.Request:
+        limit = timeout_s or self.timeout_s
+        headers = {"Content-Type": "application/json"} if content is not None else None
+        return self.http.build_request(
+            method,
+            self.base_url + path,
+            params=params,
+            json=json,
+            content=content,
+            headers=headers,
+            timeout=httpx.Timeout(limit, connect=min(10.0, limit)),
+        )
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        request = self._build(method, path, **options)
+        with self._told(request):
+            response = self.http.send(request)
+        self._check(response)
+        return response
+
+    @contextmanager
+    def _told(self, request: httpx.Request | None) -> Iterator[None]:
+        what = f" for {request.method} {request.url.path}" if request is not None else ""
+        try:
+            yield
+        except httpx.TimeoutException as error:
+            raise LabelStudioUnavailable(
+                f"Label Studio at {self.base_url} did not answer in time{what} ({type(error).__name__}); "
+                "check that it is up and not overloaded"
+            ) from None
+        except (httpx.TransportError, httpx.StreamError) as error:
+            raise LabelStudioUnavailable(
+                f"cannot reach Label Studio at {self.base_url}{what}: {self.auth.redact(str(error))}; "
+                "check that it is up and that LABEL_STUDIO_URL is the address seen from here"
+            ) from None
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        response.read()
+        what = f"{response.request.method} {response.request.url.path}"
+        if response.is_redirect:
+            location = response.headers.get("location", "")
+            raise LabelStudioError(
+                f"expected an answer to {what}, got a redirect to {location.split('?')[0]!r}; set LABEL_STUDIO_URL to "
+                "the address that Label Studio answers on itself"
+            )
+        raise self._error(response.status_code, _reason(response), what)
+
+    def _error(self, status: int, reason: str, what: str) -> LabelStudioError:
+        reason = self.auth.redact(reason)[:_SHOWN_BODY]
+        if status in (401, 403):
+            word = "a personal access token" if self.auth.kind == "pat" else "a legacy token"
+            return LabelStudioAuthError(
+                f"Label Studio refused {word} for {what} (status {status}: {reason}); {self.auth.advice}"
+            )
+        if status >= 500 or status in (408, 425, 429):
+            return LabelStudioUnavailable(
+                f"Label Studio answered {status} to {what}; try again, see its log if it lasts"
+            )
+        kind = NotFound if status == 404 else Rejected
+        return kind(f"Label Studio answered {status} to {what}: {reason}")
+
+    def _json(self, response: httpx.Response) -> Any:
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            raise LabelStudioError(
+                f"expected JSON from {response.request.url.path}, got {response.headers.get('content-type')}; "
+                "check that LABEL_STUDIO_URL points to Label Studio"
+            ) from None
+
+
+def _reason(response: httpx.Response) -> str:
+    if "html" in response.headers.get("content-type", ""):
+        return "a web page"
+    try:
+        body = response.json()
+    except ValueError:
+        return response.text
+    return _detail(body)
+
+
+def _detail(body: Any) -> str:
+    if not isinstance(body, dict):
+        return str(body)
+    details = body.get("validation_errors") or ""
+    return f"{body.get('detail', '')} {details}".strip() or str(body)

@@ -1,0 +1,83 @@
+"""``ppal up``: the service and the worker as two processes, restarted when one dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+RESTART_AFTER_S = 1.0
+STOP_WAIT_S = 90.0
+GUNICORN = [
+    sys.executable,
+    "-m",
+    "gunicorn",
+    "-c",
+    str(Path(__file__).parent / "service" / "gunicorn_conf.py"),
+    "ppal_backend.service.app:create_app()",
+]
+WORKER = [sys.executable, "-m", "ppal_backend.cli", "worker"]
+
+
+def serve() -> None:
+    """Become the HTTP service (gunicorn); does not return."""
+    os.execv(GUNICORN[0], GUNICORN)
+
+
+class Group:
+    """Processes that live and end together. One that dies by itself is started again.
+
+    Args:
+        commands: name to command line.
+        environment: variables to add.
+    """
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> None:
+        self._commands = dict(commands)
+        self._environment = {**os.environ, **(environment or {})}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Keep every process alive until ``stop`` is set, then end them all."""
+        try:
+            for name in self._commands:
+                self._start(name)
+            while not stop.wait(0.2):
+                for name, process in self.processes.items():
+                    if process.poll() is not None:
+                        log.error("%s ended with code %s; started again", name, process.returncode)
+                        time.sleep(RESTART_AFTER_S)
+                        self._start(name)
+        finally:
+            self._end()
+
+    def _start(self, name: str) -> None:
+        self.processes[name] = subprocess.Popen(list(self._commands[name]), env=self._environment)
+
+    def _end(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for name, process in self.processes.items():
+            try:
+                process.wait(STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not stop within %.0f s; killed", name, STOP_WAIT_S)
+                process.kill()
+                process.wait()
+
+
+def up() -> None:
+    """Run service and worker until SIGTERM or Ctrl-C."""
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    Group({"service": GUNICORN, "worker": WORKER}).run(stop)

@@ -1,0 +1,1 @@
+"""A round: export, dataset, train, evaluate, infer, candidates, query, publish; resumable after each step."""

@@ -1,0 +1,79 @@
+"""Detections of a whole pool on disk: one uncompressed .npz for a few hundred images, read back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppal_backend.files import atomic_file
+from ppal_backend.structures.detections import Detections
+
+_ROWS = ("boxes_xyxy", "scores", "class_indices", "embeddings")
+_OPTIONAL = ("class_probs", "levels")
+
+
+class DetectionsWriter:
+    """Writes shards of ``shard_size`` images; a shard appears whole or not at all.
+
+    ``done`` holds the image ids that earlier, complete shards already hold: a resumed pass skips them.
+    """
+
+    def __init__(self, folder: Path, shard_size: int = 256) -> None:
+        self._folder, self._size = folder, shard_size
+        self._rows: list[tuple[Detections, Mapping[str, Any]]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._next = len(_shards(folder))
+        self.done: set[int] = {d.image_id for d, _ in read_detections(folder)}
+
+    def add(self, detections: Detections, features: Mapping[str, Any]) -> None:
+        """Add one image."""
+        self._rows.append((detections, features))
+        if len(self._rows) >= self._size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held; call it at the end."""
+        if not self._rows:
+            return
+        items = [d for d, _ in self._rows]
+        arrays: dict[str, np.ndarray] = {
+            "image_ids": np.array([d.image_id for d in items], dtype=np.int64),
+            "counts": np.array([len(d) for d in items], dtype=np.int64),
+            "softmax": np.array([d.softmax for d in items]),
+        }
+        for name in (*_ROWS, *_OPTIONAL):
+            if all(getattr(d, name) is not None for d in items):
+                arrays[name] = _stack_rows([np.asarray(getattr(d, name)) for d in items])
+        for name in self._rows[0][1]:
+            arrays[f"feature_{name}"] = np.stack([np.asarray(f[name]) for _, f in self._rows])
+        with atomic_file(self._folder / f"shard-{self._next:05d}.npz") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        self._next += 1
+        self._rows.clear()
+
+
+def read_detections(folder: Path) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+    """Detections and image features of every image, in the order they were written."""
+    for path in _shards(folder):
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        features = {n.removeprefix("feature_"): v for n, v in arrays.items() if n.startswith("feature_")}
+        ends = np.cumsum(arrays["counts"])
+        for i, end in enumerate(ends):
+            rows = slice(int(end - arrays["counts"][i]), int(end))
+            of_image: dict[str, Any] = {n: arrays[n][rows] for n in (*_ROWS, *_OPTIONAL) if n in arrays}
+            of_image["softmax"] = bool(arrays["softmax"][i])
+            detections = Detections(int(arrays["image_ids"][i]), **of_image)
+            yield detections, {name: value[i] for name, value in features.items()}
+
+
+def _stack_rows(values: list[np.ndarray]) -> np.ndarray:
+    """Concatenate, leaving out images without detections: their width may be unknown."""
+    return np.concatenate([v for v in values if len(v)] or values[:1])
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.npz")) if folder.is_dir() else []

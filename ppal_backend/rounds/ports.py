@@ -1,0 +1,140 @@
+"""What a round needs from the outside. People and the simulation's oracle plug in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ppal_backend.datasets.coco import CocoDataset
+    from ppal_backend.structures.detections import Detections
+    from ppal_backend.structures.progress import OnProgress
+    from ppal_backend.structures.round import ModelRef, RoundSpec
+
+
+@dataclass(frozen=True)
+class PoolEntry:
+    """One unlabelled image: its task id, file and size in pixels."""
+
+    image_id: int
+    path: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Labelled images as COCO, the pool, the labels in class order, and counts worth telling."""
+
+    labelled: CocoDataset
+    pool: Sequence[PoolEntry]
+    labels: tuple[str, ...]
+    report: Mapping[str, Any]
+    unreadable: Sequence[int] = ()  # pool tasks whose image cannot be used; they go to the end of the queue
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained detector and what training said about itself."""
+
+    model: ModelRef
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """One image of the pool after inference: its detections and its image features by name."""
+
+    detections: Detections
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueueEntry:
+    """One place in the labeling queue."""
+
+    task_id: int
+    detections: Detections | None
+    width: int = 0
+    height: int = 0
+
+
+class TaskSource(Protocol):
+    """Where annotated and unlabelled images come from."""
+
+    def export(self, folder: Path) -> Sequence[int]:
+        """Write a snapshot of the project into ``folder``; the ids of the annotations in it."""
+
+    def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
+        """Turn the snapshot in ``folder`` into data, fetching the images."""
+
+
+class Engine(Protocol):
+    """Where the detector runs."""
+
+    def train(
+        self,
+        spec: RoundSpec,
+        labels: tuple[str, ...],
+        train_json: Path,
+        folder: Path,
+        on_progress: OnProgress,
+        should_stop: Callable[[], bool],
+    ) -> Trained:
+        """Train a detector, resuming what ``folder`` holds."""  # fmt: skip
+
+    def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
+        """COCO metrics of a model on labelled images: ``map``, ``map50``, ``per_class``."""
+
+    def infer(
+        self,
+        spec: RoundSpec,
+        model: ModelRef,
+        images: Iterable[PoolEntry],
+        on_progress: OnProgress,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[Inferred]:
+        """One pass over images, in order; an unreadable image yields no entry."""  # fmt: skip
+
+
+class Publisher(Protocol):
+    """Who takes the new queue."""
+
+    def publish(
+        self,
+        spec: RoundSpec,
+        model: ModelRef | None,
+        queue: Sequence[QueueEntry],
+        state: dict[str, Any] | None,
+        on_state: Callable[[dict[str, Any]], None],
+    ) -> str:
+        """Publish ``queue`` (first = label first); the version's name. ``state`` is what ``on_state`` was
+        given last by an attempt that was cut off."""  # fmt: skip
+
+
+class Observer(Protocol):
+    """Who watches a round."""
+
+    def exported(self, annotation_ids: Sequence[int]) -> None:
+        """These annotations are in the snapshot."""
+
+    def step_started(self, step: str) -> None:
+        """A step begins."""
+
+    def progress(self, progress: Any) -> None:
+        """A step came further."""
+
+    def should_stop(self) -> bool:
+        """Whether the round is to stop now; it can be resumed later."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Everything a round is plugged into."""
+
+    source: TaskSource
+    engine: Engine
+    publisher: Publisher
+    observer: Observer

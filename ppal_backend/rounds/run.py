@@ -1,0 +1,254 @@
+"""The step line of a round. Each step reads what the ones before it left on disk and leaves its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.datasets.coco import CocoDataset
+from ppal_backend.errors import RoundCancelled, TooFewAnnotations
+from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.ports import PoolEntry, Ports, QueueEntry
+from ppal_backend.rounds.split import holdout_ids
+from ppal_backend.structures.detections import Detections
+from ppal_backend.structures.query import CandidatePool, QueryContext
+from ppal_backend.structures.round import ModelRef, RoundSpec
+
+log = logging.getLogger(__name__)
+
+TRAIN_STEPS = ("export", "dataset", "train", "evaluate", "infer", "candidates", "query", "publish")
+RANK_STEPS = ("export", "dataset", "infer", "candidates", "query", "publish")
+FEWEST_LABELLED = 2
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a finished round achieved. ``model`` is None when the order is random for want of one."""
+
+    version: str
+    model: ModelRef | None
+    metrics: dict[str, Any]
+    queue: tuple[int, ...]
+    seconds: dict[str, float]
+
+
+def steps_of(spec: RoundSpec) -> tuple[str, ...]:
+    """The steps this round goes through, in order."""
+    return TRAIN_STEPS if spec.kind == "train" else RANK_STEPS
+
+
+def run_round(spec: RoundSpec, folder: RoundFolder, ports: Ports) -> RoundResult:
+    """Run the steps that are not done yet.
+
+    Raises:
+        TooFewAnnotations: nothing to train on.
+        RoundCancelled: the observer asked to stop; finished steps stay, the next run goes on from there.
+        PPALError: a step failed; its message says why.
+    """
+    folder.write("spec.json", spec.as_dict())
+    run = _Run(spec, folder, ports)
+    for step in steps_of(spec):
+        if folder.is_done(step):
+            continue
+        if ports.observer.should_stop():
+            raise RoundCancelled(f"round {spec.number} was stopped before its step {step!r}")
+        ports.observer.step_started(step)
+        started = time.perf_counter()
+        action: Callable[[], dict[str, Any]] = getattr(run, f"step_{step}")
+        facts = action()
+        seconds = time.perf_counter() - started
+        folder.mark_done(step, seconds, facts)
+        log.info("round %d of project %d: %s done in %.1f s", spec.number, spec.project_id, step, seconds)
+    return run.result()
+
+
+class _Run:
+    """One round at work; ``step_*`` methods return the facts for the step's mark."""
+
+    def __init__(self, spec: RoundSpec, folder: RoundFolder, ports: Ports) -> None:
+        self.spec, self.folder, self.ports = spec, folder, ports
+
+    def step_export(self) -> dict[str, Any]:
+        ids = list(self.ports.source.export(self.folder / "export"))
+        self.ports.observer.exported(ids)
+        return {"annotations": len(ids)}
+
+    def step_dataset(self) -> dict[str, Any]:
+        data = self.ports.source.prepare(self.folder / "export", self.ports.observer.progress)
+        held_out = holdout_ids([i.id for i in data.labelled.images], self.spec.holdout_fraction)
+        kept = [i.id for i in data.labelled.images if i.id not in held_out]
+        data.labelled.subset(kept).write(self.folder / "dataset" / "train.json")
+        data.labelled.subset(held_out).write(self.folder / "dataset" / "val.json")
+        self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
+        self.folder.write("dataset/unreadable.json", list(data.unreadable))
+        self.folder.write("dataset/labels.json", list(data.labels))
+        return {
+            "labelled_images": len(data.labelled.images),
+            "labelled_boxes": len(data.labelled.annotations),
+            "held_out_images": len(held_out),
+            "pool_images": len(data.pool),
+            "unreadable_images": len(data.unreadable),
+            **dict(data.report),
+        }
+
+    def step_train(self) -> dict[str, Any]:
+        train_json = self.folder / "dataset" / "train.json"
+        train = CocoDataset.read(train_json)
+        if len(train.images) < FEWEST_LABELLED or not train.annotations:
+            raise TooFewAnnotations(
+                f"training needs at least {FEWEST_LABELLED} annotated images and one box, got "
+                f"{len(train.images)} images with {len(train.annotations)} boxes; annotate more tasks"
+            )
+        observer = self.ports.observer
+        trained = self.ports.engine.train(
+            self.spec, self.labels, train_json, self.folder / "train", observer.progress, observer.should_stop
+        )
+        self.folder.write("train/model.json", asdict(trained.model))
+        return dict(trained.facts)
+
+    def step_evaluate(self) -> dict[str, Any]:
+        model = self._need_model()
+        metrics = dict(self.ports.engine.evaluate(self.spec, model, self.folder / "dataset" / "val.json"))
+        self.folder.write("metrics.json", metrics)
+        return {"map": metrics.get("map")}
+
+    def step_infer(self) -> dict[str, Any]:
+        writer = DetectionsWriter(self.folder / "detections")
+        todo = [entry for entry in self.pool if entry.image_id not in writer.done]
+        model, observer = self.model, self.ports.observer
+        if model is None:
+            for entry in todo:
+                writer.add(Detections.empty(entry.image_id), {})
+        else:
+            for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
+                writer.add(item.detections, item.features)
+        writer.flush()
+        seen = sum(1 for _ in read_detections(self.folder / "detections"))
+        return {"images": seen, "unreadable_images": len(self.pool) - seen}
+
+    def step_candidates(self) -> dict[str, Any]:
+        candidates = self.strategy.candidates(self.context, self.budget, self._rng())
+        self.folder.write(
+            "candidates.json",
+            {"image_ids": list(candidates.image_ids), "utilities": list(candidates.utilities.items())},
+        )
+        return {"candidates": len(candidates.image_ids)}
+
+    def step_query(self) -> dict[str, Any]:
+        stored = self.folder.read("candidates.json")
+        candidates = CandidatePool(tuple(stored["image_ids"]), {int(i): u for i, u in stored["utilities"]})
+        chosen = self.strategy.query(self.context, self.budget, self._rng(), candidates=candidates)
+        queue = chosen.queue(self.context.pool_ids)
+        ranked = set(queue)
+        queue += tuple(e.image_id for e in self.pool if e.image_id not in ranked)
+        queue += tuple(self.folder.read("dataset/unreadable.json"))
+        self.folder.write(
+            "query_set.json",
+            {
+                "strategy": self.strategy.name,
+                "image_ids": list(chosen.image_ids),
+                "candidate_ids": list(chosen.candidate_ids),
+                "utilities": list(chosen.utilities.items()),
+                "explanations": {str(i): e.as_dict() for i, e in chosen.explanations.items()},
+                "queue": list(queue),
+            },
+        )
+        return {"query_set": len(chosen.image_ids), "queue": len(queue)}
+
+    def step_publish(self) -> dict[str, Any]:
+        sizes = {entry.image_id: entry for entry in self.pool}
+        detections = {d.image_id: d for d in self.context.pool}
+        queue = []
+        for task_id in self.queue:
+            entry = sizes.get(task_id)
+            width, height = (entry.width, entry.height) if entry else (0, 0)
+            queue.append(QueueEntry(task_id, detections.get(task_id), width, height))
+        state = self.folder.read("publish.json") if (self.folder / "publish.json").is_file() else None
+        version = self.ports.publisher.publish(
+            self.spec, self.model, queue, state, lambda new: self.folder.write("publish.json", new)
+        )
+        return {"version": version, "tasks": len(queue)}
+
+    def result(self) -> RoundResult:
+        metrics = self.folder.read("metrics.json") if self.spec.kind == "train" else {}
+        facts = self.folder.facts("dataset")
+        counts = {k: facts[k] for k in ("labelled_images", "labelled_boxes", "held_out_images", "pool_images")}
+        return RoundResult(
+            version=str(self.folder.facts("publish")["version"]),
+            model=self.model,
+            metrics={**metrics, **counts},
+            queue=tuple(self.queue),
+            seconds=self.folder.seconds(),
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.folder.read("dataset/labels.json"))
+
+    @property
+    def queue(self) -> list[int]:
+        return list(self.folder.read("query_set.json")["queue"])
+
+    @property
+    def model(self) -> ModelRef | None:
+        """The model that ranks: the one this round trained, or for a ``rank`` round the one it was given."""
+        if self.spec.kind == "rank":
+            return self.spec.model
+        stored = self.folder.read("train/model.json")
+        difficulty = stored["difficulty"]
+        return ModelRef(
+            stored["detector"],
+            stored["checkpoint"],
+            tuple(stored["labels"]),
+            None if difficulty is None else tuple(difficulty),
+        )
+
+    def _need_model(self) -> ModelRef:
+        model = self.model
+        if model is None:
+            raise ValueError("expected a trained model at this step, got none")
+        return model
+
+    @property
+    def strategy(self) -> Any:
+        if self.model is None:
+            return get_strategy("random")
+        options = {"delta": self.spec.delta} if self.spec.strategy not in ("random",) else {}
+        return get_strategy(self.spec.strategy, **options)
+
+    @property
+    def budget(self) -> int:
+        return min(self.spec.budget, max(1, len(self.context.pool)))
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.spec.seed, self.spec.number])
+
+    @cached_property
+    def pool(self) -> list[PoolEntry]:
+        return [PoolEntry(**entry) for entry in self.folder.read("dataset/pool.json")]
+
+    @cached_property
+    def context(self) -> QueryContext:
+        """What the strategy sees; images in the order of the pool."""
+        model = self.model
+        labels = self.labels if model is None else model.labels
+        stored = {d.image_id: (d, f) for d, f in read_detections(self.folder / "detections")}
+        rows = [stored[e.image_id] for e in self.pool if e.image_id in stored]
+        names = rows[0][1].keys() if rows else ()
+        train = CocoDataset.read(self.folder / "dataset" / "train.json")
+        counts = train.class_counts() if tuple(labels) == self.labels else None
+        return QueryContext(
+            pool=[d for d, _ in rows],
+            num_classes=len(labels),
+            difficulty=None if model is None or model.difficulty is None else np.asarray(model.difficulty),
+            class_counts=None if counts is None else np.asarray(counts),
+            image_features={name: np.stack([f[name] for _, f in rows]) for name in names},
+        )

@@ -1,0 +1,41 @@
+"""gunicorn's configuration: ``gunicorn -c …/gunicorn_conf.py "ppal_backend.service.app:create_app()"``.
+
+One process with threads: requests are short or wait for the detector's own process, and the counters of
+``/metrics`` and the wrong credentials counted per address are in this process's memory. There is no
+``preload_app``: database connections and locks must not be shared over a fork.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppal_backend.logs import configure_logging
+from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.settings import load_settings
+
+_settings = load_settings()
+configure_logging(_settings.log_level)  # before the fork: the serving process inherits it
+
+bind = f"{_settings.host}:{_settings.port}"
+worker_class = "gthread"
+workers = 1
+threads = 16
+preload_app = False
+timeout = 120  # of the worker's heartbeat; a slow /predict does not hold it up
+graceful_timeout = 30
+keepalive = 5
+backlog = 256
+limit_request_line = 8190
+accesslog = None
+control_socket_disable = True
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a heartbeat file on a slow disk may block
+loglevel = _settings.log_level.lower()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """End the prediction process with the worker, so that none is left behind."""
+    app = getattr(worker.app, "callable", None)
+    runtime = getattr(app, "extensions", {}).get(EXTENSION)
+    if runtime is not None:
+        runtime.close()

@@ -1,0 +1,75 @@
+"""Tells the job queue which projects need looking after, off the path of the request.
+
+Putting a job into the queue waits for the disk; while a round writes checkpoints that can take longer than an
+annotator should wait for a submit. The event itself is stored before anybody is told, so a notice that is
+lost with the process costs at most one poll interval.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+CLOSE_WAIT_S = 5.0
+
+
+class Jobs(Protocol):
+    """The job queue, as far as the service uses it."""
+
+    def sync(self, project_id: int, /) -> object:
+        """Enqueue: handle the project's pending events, poll it, start a round if one is due."""
+
+
+class Notifier:
+    """Passes notices on in a thread of its own; notices of one project that wait are one notice.
+
+    Args:
+        jobs: where they go. A failure, of whatever kind, is logged and forgotten.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._waiting: dict[int, None] = {}
+        self._busy = self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def notify(self, project_id: int) -> None:
+        """Have a job enqueued for a project; returns at once."""
+        with self._changed:
+            self._waiting[project_id] = None
+            if self._thread is None or not self._thread.is_alive():  # none yet, or lost in a fork
+                self._thread = threading.Thread(target=self._run, name="ppal-notifier", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float = CLOSE_WAIT_S) -> bool:
+        """Wait until every notice is passed on; False when that takes too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout_s)
+
+    def close(self) -> None:
+        """Pass on what waits, then end the thread."""
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                project_id = next(iter(self._waiting))
+                del self._waiting[project_id]
+                self._busy = True
+            try:
+                self._jobs.sync(project_id)
+            except Exception:
+                log.exception("the job queue took no job for project %d; the next poll will handle it", project_id)

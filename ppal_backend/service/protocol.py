@@ -1,0 +1,84 @@
+"""The routes that Label Studio calls, and those that operators do."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Blueprint, Response, current_app, jsonify, request
+
+from ppal_backend.service import auth, events, metrics, payloads
+from ppal_backend.service.backend import PPALBackend
+from ppal_backend.service.problems import RequestError
+from ppal_backend.service.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+EXTENSION = "ppal"
+routes = Blueprint("label_studio", __name__)
+
+
+def runtime() -> Runtime:
+    """The runtime of the app that serves this request."""
+    value: Runtime = current_app.extensions[EXTENSION]
+    return value
+
+
+@routes.get("/")
+@routes.get("/health")
+def health() -> dict[str, str]:
+    """Alive: asks neither model, database nor Label Studio."""
+    return {"status": "UP", "model_class": "PPALBackend"}
+
+
+@routes.get("/ready")
+def ready() -> dict[str, str]:
+    """Ready to serve: the state database answers (else the answer is 503)."""
+    try:
+        runtime().store.events.counts()
+    except Exception:
+        log.exception("not ready: the state database does not answer")
+        raise RequestError("the state database does not answer; see the backend's log", status=503) from None
+    return {"status": "READY"}
+
+
+@routes.post("/setup")
+def setup() -> dict[str, str]:
+    """Connect a project; Label Studio calls this whenever it looks at the connection."""
+    body = payloads.setup_body(payloads.read_json(request))
+    model = PPALBackend(project_id=str(body.project_id), runtime=runtime())
+    return {"model_version": model.connect(body)}
+
+
+@routes.post("/predict")
+def predict() -> Response:
+    """Pre-annotate tasks: exactly one result per task, in order."""
+    body = payloads.predict_body(payloads.read_json(request))
+    model = PPALBackend(project_id=str(body.project_id), runtime=runtime())
+    results = model.predict(body.tasks, context=body.context)
+    return jsonify(results=results, model_version=model.model_version)
+
+
+@routes.post("/webhook")
+def webhook() -> tuple[Response, int]:
+    """Keep an event; 201 when it is stored, 200 when there is nothing to do about it."""
+    fields = payloads.read_json(request)
+    action = fields.pop("action", None)
+    runtime().metrics.webhook(action)
+    event = events.parse({**fields, "action": action})
+    if isinstance(event, events.Ignored):
+        return jsonify(status="ignored", reason=event.reason), 200
+    auth.check_webhook_project(event.project_id)
+    answer = PPALBackend(project_id=str(event.project_id), runtime=runtime()).fit(event.action, fields)
+    return jsonify(answer), 201 if answer["status"] == "stored" else 200
+
+
+@routes.get("/versions")
+def versions() -> dict[str, list[str]]:
+    """Every model version, newest first."""
+    return {"versions": runtime().store.versions.names()}
+
+
+@routes.get("/metrics")
+def prometheus() -> Response:
+    """Metrics as Prometheus text."""
+    return Response(runtime().metrics.text(), content_type=metrics.CONTENT_TYPE)

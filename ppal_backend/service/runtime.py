@@ -1,0 +1,126 @@
+"""What the service is plugged into, made once per process. Detectors and Label Studio are reached lazily."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from ppal_backend.engines.live import LiveModel, LiveOptions, LivePredictor
+from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.service.metrics import Metrics
+from ppal_backend.service.notifier import Jobs, Notifier
+from ppal_backend.settings import Settings, load_settings
+from ppal_backend.store import ProjectRecord, Store, open_store
+from ppal_backend.structures.detections import Detections
+
+if TYPE_CHECKING:
+    from ppal_backend.datasets.images import ImageInfo
+    from ppal_backend.label_studio.client import LabelStudioClient
+
+PREDICT_DEADLINE_S = 80.0  # Label Studio hangs up after 100
+FETCHERS = 8
+
+
+class Predictor(Protocol):
+    """Where live predictions come from."""
+
+    def predict(self, model: LiveModel, images: Sequence[tuple[int, str]], timeout_s: float) -> list[Detections]:
+        """Boxes by image; unreadable images are missing."""
+
+    def close(self) -> None:
+        """Give its resources back."""
+
+
+class ImageSource(Protocol):
+    """The verified images of one project."""
+
+    def get(self, task_id: int, url: str) -> ImageInfo:
+        """The local copy of a task's image, fetched when it is not there.
+
+        Raises:
+            ImageError: it cannot be used.
+            LabelStudioError: Label Studio does not give it.
+        """
+
+
+ImagesOf = Callable[[ProjectRecord], ImageSource]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything a request may need."""
+
+    settings: Settings
+    store: Store
+    notifier: Notifier
+    predictor: Predictor
+    images: ImagesOf
+    metrics: Metrics
+    fetchers: ThreadPoolExecutor
+    predict_deadline_s: float = PREDICT_DEADLINE_S
+
+    def close(self) -> None:
+        """Pass on what waits, end the prediction process and give the database connections back."""
+        self.notifier.close()
+        self.fetchers.shutdown(wait=False, cancel_futures=True)
+        self.predictor.close()
+        self.store.close()
+
+
+def build_runtime(
+    settings: Settings,
+    store: Store | None = None,
+    jobs: Jobs | None = None,
+    predictor: Predictor | None = None,
+    client: LabelStudioClient | None = None,
+    images: ImagesOf | None = None,
+) -> Runtime:
+    """The runtime that the settings describe, with the given parts in place of its own.
+
+    Args:
+        settings: the operator's settings.
+        store: the state; opened by the settings when None.
+        jobs: the job queue.
+        predictor: the live predictor.
+        client: the Label Studio to fetch every project's images from; by default each project's own.
+        images: where a project's images come from; fetched with the client when None.
+    """
+    store = store or open_store(settings)
+    options = LiveOptions(settings.device, settings.model_zoo, settings.threads)
+    return Runtime(
+        settings=settings,
+        store=store,
+        notifier=Notifier(jobs or JobQueue(settings.jobs_file)),
+        predictor=predictor or LivePredictor(options),
+        images=images or Images(settings, client),
+        metrics=Metrics(store),
+        fetchers=ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch"),
+    )
+
+
+@lru_cache(maxsize=1)
+def default_runtime() -> Runtime:
+    """The runtime of a process in which label-studio-ml's own server builds ``PPALBackend``."""
+    return build_runtime(load_settings())
+
+
+class Images:
+    """The image cache of each project's Label Studio; the worker uses the same folder."""
+
+    def __init__(self, settings: Settings, client: LabelStudioClient | None = None) -> None:
+        self._settings, self._client = settings, client
+        self._caches: dict[str, ImageSource] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, project: ProjectRecord) -> ImageSource:
+        from ppal_backend.label_studio.source import connect, image_cache
+
+        with self._lock:
+            if project.url not in self._caches:
+                client = self._client or connect(self._settings, project.url)
+                self._caches[project.url] = image_cache(self._settings, client)
+            return self._caches[project.url]

@@ -1,0 +1,146 @@
+"""The only reader of the environment: what the operator sets, and what a project may override."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ppal_backend.errors import SettingsError
+
+
+class ProjectOptions(BaseModel):
+    """What one project may choose for itself through the "extra parameters" of its model connection.
+
+    A detector is named, never given as a path: a project owner cannot make the backend load files.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detector: str = Field("retinanet_tiny", pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    budget: int = Field(50, ge=1, le=100_000, description="new annotations that start a round; images queried")
+    strategy: str = Field("ppal", max_length=64)
+    delta: float = Field(4.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
+    score_threshold: float = Field(0.3, ge=0.0, le=1.0, description="pre-annotations below are not shown")
+    holdout_fraction: float = Field(0.1, ge=0.0, le=0.5, description="share of annotated tasks to evaluate on")
+    max_iterations: int | None = Field(None, ge=1, description="training length; default by data set size")
+    init_weights: Literal["zoo", "random"] = "zoo"
+    from_name: str | None = Field(None, max_length=256, description="the RectangleLabels control to use")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class Settings(BaseSettings):
+    """Operator settings, from environment variables (``docs`` and README hold the table)."""
+
+    model_config = SettingsConfigDict(env_prefix="PPAL_", extra="ignore", populate_by_name=True)
+
+    label_studio_url: str = Field("", validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"))
+    label_studio_api_key: SecretStr = Field(SecretStr(""), validation_alias="LABEL_STUDIO_API_KEY")
+    model_dir: Path = Field(Path("ppal-data"), validation_alias="MODEL_DIR")
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "ppal",
+        validation_alias="PPAL_CACHE",
+        description="what outlives a project: compiled packages, downloaded weights, the demo's database template",
+    )
+    device: str = Field("auto", validation_alias="DEVICE", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    log_level: str = Field("INFO", validation_alias="LOG_LEVEL", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+    basic_auth_user: str = Field("", validation_alias="BASIC_AUTH_USER")
+    basic_auth_pass: SecretStr = Field(SecretStr(""), validation_alias="BASIC_AUTH_PASS")
+
+    host: str = "0.0.0.0"
+    port: int = Field(9090, ge=0, le=65535)
+    public_url: str = ""
+    model_zoo: Path | None = None
+    database_url: str = ""
+    poll_interval_s: float = Field(60.0, ge=1.0)
+    keep_versions: int = Field(3, ge=1)
+    max_request_mib: int = Field(64, ge=1)
+    max_image_megapixels: int = Field(100, ge=1)
+    allowed_image_hosts: str = ""
+    threads: int | None = Field(None, ge=1)
+
+    detector: str = ProjectOptions.model_fields["detector"].default
+    strategy: str = ProjectOptions.model_fields["strategy"].default
+    delta: float = ProjectOptions.model_fields["delta"].default
+    seed: int = ProjectOptions.model_fields["seed"].default
+    holdout_fraction: float = ProjectOptions.model_fields["holdout_fraction"].default
+    max_iterations: int | None = None
+    init_weights: Literal["zoo", "random"] = "zoo"
+    budget: int = Field(
+        ProjectOptions.model_fields["budget"].default,
+        validation_alias=AliasChoices("START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"),
+    )
+    score_threshold: float = Field(
+        ProjectOptions.model_fields["score_threshold"].default,
+        validation_alias=AliasChoices("SCORE_THRESHOLD", "PPAL_SCORE_THRESHOLD"),
+    )
+
+    @field_validator("label_studio_url", "public_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        value = value.strip().rstrip("/")
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("expected a URL such as http://localhost:8080 (with http:// or https://)")
+        return value
+
+    @property
+    def state_url(self) -> str:
+        """SQLAlchemy URL of the state database; SQLite in ``model_dir`` unless one is set."""
+        return self.database_url or f"sqlite:///{self.model_dir.resolve() / 'ppal.db'}"
+
+    @property
+    def jobs_file(self) -> Path:
+        """SQLite file of the job queue."""
+        return self.model_dir.resolve() / "jobs.db"
+
+    @property
+    def image_hosts(self) -> frozenset[str]:
+        """Hosts beside Label Studio's own from which images may be fetched."""
+        return frozenset(h.strip().lower() for h in self.allowed_image_hosts.split(",") if h.strip())
+
+    def project_folder(self, project_id: int) -> Path:
+        """Where a project's rounds live."""
+        return self.model_dir.resolve() / "projects" / str(project_id)
+
+    def project_options(self, overrides: dict[str, Any] | None = None) -> ProjectOptions:
+        """The options in force for a project: the operator's defaults, then its own extra parameters.
+
+        Raises:
+            SettingsError: an extra parameter is unknown or out of range; the text names each.
+        """
+        defaults = {name: getattr(self, name) for name in ProjectOptions.model_fields if hasattr(self, name)}
+        try:
+            return ProjectOptions(**{**defaults, **(overrides or {})})
+        except ValidationError as error:
+            raise SettingsError("extra parameters: " + explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line that names every rejected field, what it got, and the fields there are."""
+    parts = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"]) or "value"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{name!r} is unknown (known: {', '.join(ProjectOptions.model_fields)})")
+        else:
+            parts.append(f"{name}: {item['msg']}" + _shown(name, item.get("input")))
+    return "; ".join(parts)
+
+
+def _shown(name: str, value: Any) -> str:
+    secret = any(word in name.lower() for word in ("key", "pass", "token"))
+    return "" if secret or isinstance(value, dict) else f", got {str(value)[:80]!r}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment.
+
+    Raises:
+        SettingsError: a variable is missing or out of range.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("settings: " + explain(error)) from None

@@ -1,0 +1,26 @@
+"""Durable state: projects, events, the annotation ledger, rounds and model versions."""
+
+from ppal_backend.store.database import Database
+from ppal_backend.store.events import EventRecord, EventStore
+from ppal_backend.store.ledger import AnnotationLedger, SeenAnnotation
+from ppal_backend.store.projects import ProjectRecord, ProjectStore
+from ppal_backend.store.rounds import Lease, RoundRecord, RoundStore
+from ppal_backend.store.store import Store, open_store
+from ppal_backend.store.versions import ModelVersion, VersionStore
+
+__all__ = [
+    "AnnotationLedger",
+    "Database",
+    "EventRecord",
+    "EventStore",
+    "Lease",
+    "ModelVersion",
+    "ProjectRecord",
+    "ProjectStore",
+    "RoundRecord",
+    "RoundStore",
+    "SeenAnnotation",
+    "Store",
+    "VersionStore",
+    "open_store",
+]

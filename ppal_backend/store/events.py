@@ -1,0 +1,58 @@
+"""What Label Studio told us, kept before anything is done about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+
+from ppal_backend.store.database import Database
+from ppal_backend.store.tables import EventRow
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One webhook delivery: its action and the few fields of it that are used."""
+
+    id: int
+    project_id: int | None
+    action: str
+    body: dict[str, Any]
+
+
+class EventStore:
+    """An inbox: events come in as pending and leave as done, or parked with the reason."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, project_id: int | None, action: str, body: dict[str, Any]) -> int:
+        """Keep an event; it is on disk when this returns."""
+        with self._database.transaction() as session:
+            row = EventRow(project_id=project_id, action=action, body=body)
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def pending(self, project_id: int) -> list[EventRecord]:
+        """Events of a project that nobody has handled, oldest first."""
+        query = (
+            select(EventRow).where(EventRow.project_id == project_id, EventRow.state == "pending").order_by(EventRow.id)
+        )
+        with self._database.reading() as session:
+            return [EventRecord(r.id, r.project_id, r.action, dict(r.body)) for r in session.scalars(query)]
+
+    def settle(self, event_id: int, reason: str = "") -> None:
+        """Mark an event done or, with a reason, parked."""
+        with self._database.transaction() as session:
+            row = session.get(EventRow, event_id)
+            if row is not None:
+                row.state, row.reason = ("parked" if reason else "done"), reason
+
+    def counts(self) -> dict[str, int]:
+        """Events by state."""
+        query = select(EventRow.state, func.count()).group_by(EventRow.state)
+        with self._database.reading() as session:
+            return Counter(dict(session.execute(query).tuples().all()))

@@ -1,0 +1,106 @@
+"""Which annotations have been seen, and which of them no round has used yet.
+
+Webhooks and polls write the same rows, so a lost webhook, a duplicate one and a poll of what a webhook
+already told all end in the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select, update
+
+from ppal_backend.store.database import Database
+from ppal_backend.store.tables import AnnotationRow
+
+
+@dataclass(frozen=True)
+class SeenAnnotation:
+    """An annotation as an event or a poll showed it; ``usable`` is false for skipped or deleted ones."""
+
+    annotation_id: int
+    task_id: int | None
+    usable: bool = True
+
+
+class AnnotationLedger:
+    """The annotations of each project."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def see_tasks(self, project_id: int, tasks: Mapping[int, Sequence[SeenAnnotation]]) -> None:
+        """Take in whole tasks: their annotations as they are now; others that were seen on them are gone."""
+        self.see(project_id, [a for annotations in tasks.values() for a in annotations])
+        with self._database.transaction() as session:
+            for chunk in _chunks(list(tasks), 200):
+                now_there = [a.annotation_id for task_id in chunk for a in tasks[task_id]]
+                session.execute(
+                    update(AnnotationRow)
+                    .where(
+                        AnnotationRow.project_id == project_id,
+                        AnnotationRow.task_id.in_(chunk),
+                        AnnotationRow.annotation_id.not_in(now_there),
+                    )
+                    .values(usable=False)
+                )
+
+    def see(self, project_id: int, annotations: Iterable[SeenAnnotation]) -> None:
+        """Insert or update annotations; seeing one twice changes nothing."""
+        seen = {a.annotation_id: a for a in annotations}
+        if not seen:
+            return
+        with self._database.transaction() as session:
+            for chunk in _chunks(list(seen), 500):
+                known = session.scalars(
+                    select(AnnotationRow).where(
+                        AnnotationRow.project_id == project_id, AnnotationRow.annotation_id.in_(chunk)
+                    )
+                )
+                rows = {row.annotation_id: row for row in known}
+                for annotation_id in chunk:
+                    item = seen[annotation_id]
+                    row = rows.get(annotation_id)
+                    if row is None:
+                        session.add(
+                            AnnotationRow(
+                                project_id=project_id,
+                                annotation_id=annotation_id,
+                                task_id=item.task_id,
+                                usable=item.usable,
+                            )
+                        )
+                    else:
+                        row.usable = item.usable
+                        row.task_id = row.task_id if item.task_id is None else item.task_id
+
+    def used_by(self, project_id: int, round_number: int, annotation_ids: Iterable[int]) -> None:
+        """Note that a round exported these annotations: they no longer count as new."""
+        ids = list(annotation_ids)
+        self.see(project_id, [SeenAnnotation(i, None) for i in ids])
+        with self._database.transaction() as session:
+            for chunk in _chunks(ids, 500):
+                session.execute(
+                    update(AnnotationRow)
+                    .where(
+                        AnnotationRow.project_id == project_id,
+                        AnnotationRow.annotation_id.in_(chunk),
+                        AnnotationRow.round_number.is_(None),
+                    )
+                    .values(round_number=round_number)
+                )
+
+    def new_count(self, project_id: int) -> int:
+        """Usable annotations that no round has exported yet."""
+        query = select(func.count()).where(
+            AnnotationRow.project_id == project_id,
+            AnnotationRow.round_number.is_(None),
+            AnnotationRow.usable.is_(True),
+        )
+        with self._database.reading() as session:
+            return session.scalar(query) or 0
+
+
+def _chunks(values: list[int], size: int) -> Iterable[list[int]]:
+    return (values[i : i + size] for i in range(0, len(values), size))

@@ -1,0 +1,114 @@
+"""Connected projects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from ppal_backend.errors import StateError
+from ppal_backend.store.database import Database
+from ppal_backend.store.tables import AnnotationRow, EventRow, ProjectRow, RoundRow, VersionRow, now
+
+
+@dataclass(frozen=True)
+class ProjectRecord:
+    """A project as the backend knows it. ``options`` are the project's own extra parameters."""
+
+    id: int
+    key: str
+    label_config: str
+    url: str
+    options: dict[str, Any]
+    polled_until: str
+    polled_at: datetime | None
+    problems: dict[str, str]
+
+
+class ProjectStore:
+    """Projects by their Label Studio id."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def connect(self, project_id: int, key: str, label_config: str, url: str, options: dict[str, Any]) -> bool:
+        """Record a project as Label Studio described it; True when it is new here.
+
+        A project that carries a known id but another creation time is another project (Label Studio was
+        set up afresh): everything stored about the old one is forgotten.
+        """
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None and row.key != key:
+                for table in (AnnotationRow, EventRow, RoundRow, VersionRow):
+                    session.execute(delete(table).where(table.project_id == project_id))
+                session.delete(row)
+                session.flush()
+                row = None
+            if row is None:
+                session.add(ProjectRow(id=project_id, key=key, label_config=label_config, url=url, options=options))
+                return True
+            row.label_config, row.url, row.options = label_config, url, options
+            return False
+
+    def find(self, project_id: int) -> ProjectRecord | None:
+        """The project, or None when it never connected."""
+        with self._database.reading() as session:
+            row = session.get(ProjectRow, project_id)
+            return None if row is None else _record(row)
+
+    def get(self, project_id: int) -> ProjectRecord:
+        """The project.
+
+        Raises:
+            StateError: it never connected.
+        """
+        record = self.find(project_id)
+        if record is None:
+            raise StateError(
+                f"project {project_id} is not connected; add this backend under Settings > Model of that project"
+            )
+        return record
+
+    def all(self) -> list[ProjectRecord]:
+        """Every connected project, by id."""
+        with self._database.reading() as session:
+            return [_record(row) for row in session.scalars(select(ProjectRow).order_by(ProjectRow.id))]
+
+    def set_label_config(self, project_id: int, label_config: str) -> None:
+        """Keep the labeling config that Label Studio reported last."""
+        self._update(project_id, label_config=label_config)
+
+    def polled(self, project_id: int, until: str) -> None:
+        """Remember up to which ``updated_at`` the project's tasks have been read."""
+        self._update(project_id, polled_until=until, polled_at=now())
+
+    def set_problem(self, project_id: int, topic: str, problem: str) -> None:
+        """Keep one sentence about what hinders this project, by topic; an empty one takes it back."""
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None and row.problems.get(topic, "") != problem:
+                others = {name: text for name, text in row.problems.items() if name != topic}
+                row.problems = {**others, topic: problem} if problem else others
+
+    def _update(self, project_id: int, **values: Any) -> None:
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None:
+                for name, value in values.items():
+                    setattr(row, name, value)
+
+
+def _record(row: ProjectRow) -> ProjectRecord:
+    return ProjectRecord(
+        row.id,
+        row.key,
+        row.label_config,
+        row.url,
+        dict(row.options),
+        row.polled_until,
+        row.polled_at,
+        dict(row.problems),
+    )

@@ -1,0 +1,32 @@
+"""All stores over one database."""
+
+from __future__ import annotations
+
+from ppal_backend.settings import Settings
+from ppal_backend.store.database import Database
+from ppal_backend.store.events import EventStore
+from ppal_backend.store.ledger import AnnotationLedger
+from ppal_backend.store.projects import ProjectStore
+from ppal_backend.store.rounds import RoundStore
+from ppal_backend.store.versions import VersionStore
+
+
+class Store:
+    """The backend's memory."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.projects = ProjectStore(database)
+        self.events = EventStore(database)
+        self.ledger = AnnotationLedger(database)
+        self.rounds = RoundStore(database)
+        self.versions = VersionStore(database)
+
+    def close(self) -> None:
+        """Give the database connections back."""
+        self.database.close()
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name; made when it does not exist."""
+    return Store(Database(settings.state_url))

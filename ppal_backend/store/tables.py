@@ -1,0 +1,98 @@
+"""The tables. Rows leave this room only as frozen records, never as live ORM objects."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def now() -> datetime:
+    """Now, in UTC, without a zone: SQLite keeps none, so every stored time is UTC."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {dict[str, Any]: JSON, datetime: DateTime}  # noqa: RUF012
+
+
+class ProjectRow(Base):
+    __tablename__ = "projects"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key: Mapped[str]  # "id.created": tells a project from another one that got the same id later
+    label_config: Mapped[str] = mapped_column(Text)
+    url: Mapped[str]
+    options: Mapped[dict[str, Any]]
+    connected_at: Mapped[datetime] = mapped_column(default=now)
+    polled_until: Mapped[str] = mapped_column(default="")
+    polled_at: Mapped[datetime | None]
+    next_round: Mapped[int] = mapped_column(default=1)
+    problems: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class EventRow(Base):
+    __tablename__ = "events"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int | None] = mapped_column(index=True)
+    action: Mapped[str]
+    body: Mapped[dict[str, Any]]
+    received_at: Mapped[datetime] = mapped_column(default=now)
+    state: Mapped[str] = mapped_column(default="pending", index=True)  # pending | done | parked
+    reason: Mapped[str] = mapped_column(Text, default="")
+
+
+class AnnotationRow(Base):
+    __tablename__ = "annotations"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    annotation_id: Mapped[int] = mapped_column(primary_key=True)
+    task_id: Mapped[int | None]
+    usable: Mapped[bool] = mapped_column(default=True)  # false: skipped, or deleted
+    round_number: Mapped[int | None]  # the round that exported it first
+    first_seen_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class RoundRow(Base):
+    __tablename__ = "rounds"
+    __table_args__ = (
+        Index("one_pending_round", "project_id", unique=True, sqlite_where=text("state = 'pending'"),
+              postgresql_where=text("state = 'pending'")),
+        Index("one_running_round", "project_id", unique=True, sqlite_where=text("state = 'running'"),
+              postgresql_where=text("state = 'running'")),
+        Index("round_numbers", "project_id", "number", unique=True),
+    )  # fmt: skip
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    number: Mapped[int]
+    kind: Mapped[str]  # train | rank
+    state: Mapped[str] = mapped_column(default="pending")  # pending | running | done | failed | cancelled
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    not_before: Mapped[datetime] = mapped_column(default=now)
+    attempts: Mapped[int] = mapped_column(default=0)
+    crashes: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str] = mapped_column(Text, default="")
+    step: Mapped[str] = mapped_column(default="")
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    cancel_asked: Mapped[bool] = mapped_column(default=False)
+    lease_owner: Mapped[str] = mapped_column(default="")
+    lease_until: Mapped[datetime | None]
+
+
+class VersionRow(Base):
+    __tablename__ = "model_versions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
+    version: Mapped[str] = mapped_column(unique=True)
+    round_number: Mapped[int]
+    detector: Mapped[str]
+    checkpoint: Mapped[str]  # relative to MODEL_DIR; empty for a random order without a model
+    labels: Mapped[list[str]] = mapped_column(JSON)
+    difficulty: Mapped[list[float] | None] = mapped_column(JSON)
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    active: Mapped[bool] = mapped_column(default=False)

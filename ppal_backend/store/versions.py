@@ -1,0 +1,82 @@
+"""Published model versions; exactly one per project is active."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+
+from ppal_backend.store.database import Database
+from ppal_backend.store.tables import VersionRow
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version as published: ``labels`` in class order, ``checkpoint`` relative to MODEL_DIR ("" = no model)."""
+
+    project_id: int
+    version: str
+    round_number: int
+    detector: str
+    checkpoint: str
+    labels: tuple[str, ...]
+    difficulty: tuple[float, ...] | None
+    metrics: dict[str, Any]
+    created_at: datetime | None = None
+    active: bool = True
+
+
+class VersionStore:
+    """The versions of every project."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def activate(self, version: ModelVersion) -> None:
+        """Record a version and make it the active one; doing it twice changes nothing."""
+        with self._database.transaction() as session:
+            session.execute(update(VersionRow).where(VersionRow.project_id == version.project_id).values(active=False))
+            row = session.scalar(select(VersionRow).where(VersionRow.version == version.version))
+            if row is None:
+                row = VersionRow(project_id=version.project_id, version=version.version)
+                session.add(row)
+            row.round_number, row.detector = version.round_number, version.detector
+            row.checkpoint, row.labels = version.checkpoint, list(version.labels)
+            row.difficulty = None if version.difficulty is None else list(version.difficulty)
+            row.metrics, row.active = version.metrics, True
+
+    def active(self, project_id: int, with_model: bool = False) -> ModelVersion | None:
+        """The active version, or with ``with_model`` the newest one that has a checkpoint."""
+        query = select(VersionRow).where(VersionRow.project_id == project_id)
+        query = query.where(VersionRow.checkpoint != "") if with_model else query.where(VersionRow.active)
+        with self._database.reading() as session:
+            row = session.scalar(query.order_by(VersionRow.active.desc(), VersionRow.id.desc()).limit(1))
+            return None if row is None else _record(row)
+
+    def of_project(self, project_id: int) -> list[ModelVersion]:
+        """A project's versions, oldest first."""
+        query = select(VersionRow).where(VersionRow.project_id == project_id).order_by(VersionRow.id)
+        with self._database.reading() as session:
+            return [_record(row) for row in session.scalars(query)]
+
+    def names(self) -> list[str]:
+        """Every version name, newest first."""
+        with self._database.reading() as session:
+            return list(session.scalars(select(VersionRow.version).order_by(VersionRow.id.desc())))
+
+
+def _record(row: VersionRow) -> ModelVersion:
+    return ModelVersion(
+        row.project_id,
+        row.version,
+        row.round_number,
+        row.detector,
+        row.checkpoint,
+        tuple(row.labels),
+        None if row.difficulty is None else tuple(row.difficulty),
+        dict(row.metrics),
+        row.created_at,
+        row.active,
+    )

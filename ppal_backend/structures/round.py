@@ -1,0 +1,66 @@
+"""What a round is to do, fixed when it starts, so that a resumed round does the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A trained detector: zoo name, checkpoint path, labels in class order, and its class difficulties."""
+
+    detector: str
+    checkpoint: str
+    labels: tuple[str, ...]
+    difficulty: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RoundSpec:
+    """A round's parameters. ``kind`` is ``train``, or ``rank`` to order the pool with ``model`` (or at random)."""
+
+    project_id: int
+    project_key: str
+    number: int
+    kind: Literal["train", "rank"]
+    detector: str
+    strategy: str
+    budget: int
+    delta: float
+    seed: int
+    score_threshold: float
+    holdout_fraction: float
+    max_iterations: int | None = None
+    init_weights: str = "zoo"
+    device: str = "auto"
+    from_name: str | None = None
+    model: ModelRef | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("train", "rank"):
+            raise ValueError(f"expected kind 'train' or 'rank', got {self.kind!r}")
+        if self.budget < 1 or not self.delta > 1:
+            raise ValueError(f"expected budget >= 1 and delta > 1, got {self.budget} and {self.delta}")
+        if not 0 <= self.holdout_fraction <= 0.5:
+            raise ValueError(f"expected holdout_fraction in [0, 0.5], got {self.holdout_fraction}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> RoundSpec:
+        """The inverse of :meth:`as_dict`."""
+        model = value.get("model")
+        if model is not None:
+            difficulty = model["difficulty"]
+            model = ModelRef(
+                model["detector"],
+                model["checkpoint"],
+                tuple(model["labels"]),
+                None if difficulty is None else tuple(difficulty),
+            )
+        return cls(**{**value, "model": model})
+
+

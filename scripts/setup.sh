@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Sets up the two virtual environments. The container image runs this same script.
+#
+#   scripts/setup.sh backend        .venv                the backend, its detector stack and its tests' tools
+#   scripts/setup.sh label-studio   .venv-label-studio   Label Studio, whose pins are its own
+#   scripts/setup.sh                both
+#
+# A finished step leaves a stamp with a checksum of what it was made from; nothing is done twice.
+# Environment: PYTHON (default python3.11 or python3), PPAL_CACHE (default ~/.cache/ppal: mmcv's compiled wheel),
+# FORCE_CUDA=1 to compile mmcv's CUDA ops, TORCH_INDEX_URL for another torch build, PPAL_DEV=0 to leave out the
+# tools for tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck disable=SC1091
+source scripts/versions.env
+python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+cache=${PPAL_CACHE:-$HOME/.cache/ppal}
+dev=${PPAL_DEV:-1}
+
+say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
+
+check_python() {
+    "$python" - <<'PY' || { echo "setup: expected Python 3.11 or 3.12 with venv; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+import sys, venv, ensurepip
+sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 12)))
+PY
+    command -v gcc >/dev/null || { echo "setup: expected gcc and g++ (Debian: apt-get install build-essential)" >&2; exit 1; }
+}
+
+stamp() { cat "$@" scripts/setup.sh scripts/versions.env | sha256sum | cut -d' ' -f1; }
+is_done() { [ -f "$1/.setup-stamp" ] && [ "$(cat "$1/.setup-stamp")" = "$2" ]; }
+
+make_venv() { [ -x "$1/bin/python" ] || "$python" -m venv "$1"; "$1/bin/python" -m pip install -q --upgrade "pip==$PIP_VERSION"; }
+
+# mmcv's ops are compiled against the installed torch: minutes, so the wheel is kept outside the checkout.
+install_mmcv() {
+    local pip=(.venv/bin/python -m pip) key wheels
+    local cuda=cpu
+    if [ "${FORCE_CUDA:-0}" = 1 ] || { command -v nvcc >/dev/null && .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }; then
+        cuda=cuda; export FORCE_CUDA=1
+    fi
+    key=$(.venv/bin/python -c "import sys, platform, torch; print('py%d%d-torch%s-mmcv$MMCV_VERSION-$cuda-%s' % (*sys.version_info[:2], torch.__version__, platform.machine()))")
+    wheels=$cache/wheels/$key
+    if ! compgen -G "$wheels/onedl_mmcv-$MMCV_VERSION-*.whl" >/dev/null; then
+        say "compiling mmcv's $cuda ops once (7 to 15 minutes on 2 cores); the wheel is kept in $wheels"
+        mkdir -p "$wheels"
+        local build log; build=$(mktemp -d "$wheels/.build.XXXXXX"); log=$wheels/build.log
+        MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "${pip[@]}" wheel -q --no-build-isolation --no-deps \
+            "onedl-mmcv==$MMCV_VERSION" -w "$build" >"$log" 2>&1 &
+        local job=$! waited=0
+        while kill -0 "$job" 2>/dev/null; do
+            sleep 5; waited=$((waited + 5)); [ $((waited % 60)) = 0 ] && say "… mmcv: $((waited / 60)) min"
+        done
+        wait "$job" || { tail -n 30 "$log" >&2; echo "setup: mmcv did not compile; the whole log is $log" >&2; exit 1; }
+        mv "$build"/*.whl "$wheels"/; rmdir "$build"
+    fi
+    "${pip[@]}" install -q --no-deps "$wheels"/onedl_mmcv-"$MMCV_VERSION"-*.whl
+}
+
+backend() {
+    local files=(requirements.txt pyproject.toml); [ "$dev" = 1 ] && files+=(requirements-dev.txt)
+    local want; want=$(stamp "${files[@]}")
+    is_done .venv "$want" && return
+    say "backend environment .venv: torch $TORCH_VERSION"
+    make_venv .venv
+    local pip=(.venv/bin/python -m pip install -q)
+    "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==$TORCH_VERSION"
+    # After torch: mmcv's build needs pkg_resources, which newer setuptools no longer bring.
+    "${pip[@]}" "setuptools==$SETUPTOOLS_VERSION" wheel ninja numpy
+    install_mmcv
+    say "backend environment .venv: the other packages"
+    "${pip[@]}" --no-deps -r requirements.txt
+    # mmdetection comes as source and looks for torch while it builds; label-studio-ml 1.0.9 pins a Flask of 2020
+    # with known holes, so both come without their own pins. requirements.txt holds what they import.
+    "${pip[@]}" --no-deps --no-build-isolation "onedl-mmdetection==$MMDET_VERSION" "label-studio-ml==$LABEL_STUDIO_ML_VERSION"
+    [ "$dev" = 1 ] && "${pip[@]}" --no-deps -r requirements-dev.txt
+    "${pip[@]}" --no-deps --no-build-isolation -e .
+    echo "$want" >.venv/.setup-stamp
+}
+
+label_studio() {
+    local want; want=$(stamp requirements-label-studio.txt)
+    is_done .venv-label-studio "$want" && return
+    say "Label Studio environment .venv-label-studio: label-studio $LABEL_STUDIO_VERSION"
+    make_venv .venv-label-studio
+    .venv-label-studio/bin/python -m pip install -q --no-deps -r requirements-label-studio.txt
+    echo "$want" >.venv-label-studio/.setup-stamp
+}
+
+check_python
+case "${1:-all}" in
+    backend) backend ;;
+    label-studio) label_studio ;;
+    all) backend; label_studio ;;
+    *) echo "setup: expected 'backend', 'label-studio' or nothing, got '$1'" >&2; exit 2 ;;
+esac

@@ -1,0 +1,280 @@
+"""What tells one strategy from another: each against its definition."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ppal_backend.acquisition.comparisons import ccms_distances
+from ppal_backend.acquisition.distances import DenseDistances, SimilarityDistances
+from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.structures import QueryContext
+from ppal_backend.structures.query import by_utility
+from tests.acquisition.pools import context as make_context
+from tests.acquisition.pools import image
+from tests.reference import ccms, clustering, difficulty, pipeline
+
+
+def query(name, context, budget, seed=0, **options):
+    return get_strategy(name, **options).query(context, budget, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("memory_gib", [None, 1e-5])
+def test_ppal_equals_the_loops_from_end_to_end(seed, memory_gib):
+    """As a matrix, and row by row where the matrix would not fit."""
+    context = make_context(seed, images=50, classes=3)
+    assert list(query("ppal", context, 6, memory_gib=memory_gib).image_ids) == pipeline.ppal(context, 6)
+
+
+def test_matrix_or_rows_by_size():
+    images = make_context(0).pool
+    assert isinstance(ccms_distances(images), DenseDistances)
+    assert isinstance(ccms_distances(images, memory_gib=1e-6), SimilarityDistances)
+
+
+@pytest.mark.parametrize("measure", ["entropy", "posterior", "margin"])
+def test_uncertainty_strategies_take_the_largest_sums(measure):
+    context = make_context(1)
+    wanted = {d.image_id: pipeline.utility(d, [1] * 5, measure) for d in context.pool}
+    answer = query(measure, context, 6)
+    assert list(answer.image_ids) == by_utility(wanted, wanted)[:6]
+    assert answer.utilities == pytest.approx(wanted)
+
+
+def test_dcus_weighs_by_difficulty_and_dfreq_by_frequency():
+    context = make_context(2)
+    w = [difficulty.coefficient(float(d), 0.3, 0.2) for d in context.difficulty]
+    f = 1 - context.class_counts / context.class_counts.sum()
+    assert query("dcus", context, 6).utilities == pytest.approx(
+        {d.image_id: pipeline.utility(d, w) for d in context.pool}
+    )
+    assert query("dfreq", context, 6).utilities == pytest.approx(
+        {d.image_id: pipeline.utility(d, f) for d in context.pool}
+    )
+
+
+def test_unknown_difficulty_counts_as_one():
+    context = replace(make_context(2), difficulty=None)
+    ones = replace(context, difficulty=np.ones(5))
+    assert query("dcus", context, 6).utilities == query("dcus", ones, 6).utilities
+
+
+def test_candidate_pool_is_delta_times_the_budget_and_ties_go_to_the_lowest_id():
+    pool = [image(i, [0.5], [0]) for i in (9, 3, 7, 1, 5)]
+    context = QueryContext(pool, 1)
+    answer = query("dcus", context, 1, delta=3)
+    assert answer.candidate_ids == (1, 3, 5) and answer.image_ids == (1,)
+    assert len(query("ppal", make_context(0), 3, delta=2.5).candidate_ids) == 8
+
+
+def test_random_depends_on_the_seed_only():
+    context = make_context(3)
+    assert query("random", context, 8, seed=1).image_ids != query("random", context, 8, seed=2).image_ids
+    assert len({query("random", context, 1, seed=s).image_ids[0] for s in range(60)}) > 15
+
+
+def test_dcus_rand_draws_from_the_candidates():
+    context = make_context(3)
+    picks = {i for s in range(40) for i in query("dcus+rand", context, 3, seed=s).image_ids}
+    assert picks == set(query("dcus", context, 3).candidate_ids)
+
+
+@pytest.mark.parametrize(("name", "feature"), [("dcus+global", "global"), ("dcus+fpn", "fpn")])
+def test_feature_strategies_equal_the_loops(name, feature):
+    context = make_context(4)
+    w = [difficulty.coefficient(float(d), 0.3, 0.2) for d in context.difficulty]
+    chosen = pipeline.candidates(context, 5, w)
+    x = context.image_features[feature][chosen]
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    distances = 1 - x @ x.T
+    np.fill_diagonal(distances, 0)
+    wanted = [context.pool[chosen[k]].image_id for k in pipeline.diverse(distances, 5)]
+    assert list(query(name, context, 5).image_ids) == wanted
+
+
+def test_coreset_starts_from_the_labelled_images():
+    context = make_context(5)
+    x = np.concatenate([context.image_features["global"], context.labelled_features["global"]])
+    d = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+    by_entropy = [context.pool_ids.index(i) for i in query("entropy", context, 30).image_ids]
+    order = [*by_entropy, *range(30, 36)]
+    picks = clustering.k_center_greedy(d[np.ix_(order, order)], 6, None, tuple(range(30, 36)))
+    answer = query("coreset", context, 6)
+    assert list(answer.image_ids) == [context.pool_ids[order[k]] for k in picks]
+    first = answer.explanations[answer.image_ids[0]]
+    assert first.nearest_chosen >= 100_000 and first.nearest_similarity is None and first.nearest_distance > 0
+
+
+def test_cdal_equals_the_loops():
+    context = replace(make_context(6), labelled=(), labelled_features={})
+
+    def mixtures(d):
+        made = {}
+        for c in set(d.class_indices.tolist()):
+            rows = [k for k in range(len(d)) if d.class_indices[k] == c and d.scores[k] >= np.float32(0.05)]
+            p = [np.maximum(d.class_probs[k].astype(float), 1e-6) for k in rows]
+            p = [v / v.sum() for v in p]
+            w = [difficulty.entropy(v) for v in p]
+            if rows:
+                made[c] = sum(a * b for a, b in zip(w, p, strict=True)) / sum(w)
+        return made
+
+    mixed = [mixtures(d) for d in context.pool]
+    n = len(mixed)
+    d = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            for c in set(mixed[i]) & set(mixed[j]):
+                p, q = mixed[i][c], mixed[j][c]
+                d[i, j] += 0.5 * float((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum())
+    order = [context.pool_ids.index(i) for i in query("entropy", context, 30).image_ids]
+    picks = clustering.k_center_greedy(d[np.ix_(order, order)], 6, 0)
+    assert list(query("cdal", context, 6).image_ids) == [context.pool_ids[order[k]] for k in picks]
+
+
+def test_enms_counts_redundant_boxes_once():
+    same = image(1, [0.5, 0.4, 0.6], [0, 0, 0], [[1, 0], [1, 0.1], [0, 1]])
+    context = QueryContext([same], 2)
+    kept = difficulty.entropy([0.5, 0.5]) + difficulty.entropy([0.6, 0.4])
+    assert query("enms+divproto", context, 1).utilities[1] == pytest.approx(kept, abs=1e-6)
+    other_class = image(1, [0.5, 0.4, 0.6], [0, 1, 0], [[1, 0], [1, 0.1], [0, 1]])
+    more = kept + difficulty.entropy([0.4, 0.6])
+    assert query("enms+divproto", QueryContext([other_class], 2), 1).utilities[1] == pytest.approx(more, abs=1e-6)
+
+
+def test_divproto_skips_known_prototypes_and_serves_minority_classes():
+    pool = [
+        image(1, [0.5], [0], [[1, 0]]),
+        image(2, [0.51], [0], [[1, 0.1]]),
+        image(3, [0.6], [0], [[0, 1]]),
+        image(4, [0.9], [1], [[1, 0]]),
+    ]
+    assert query("enms+divproto", QueryContext(pool, 2), 2).image_ids == (1, 3)
+    counts = np.array([100, 1])
+    assert query("enms+divproto", QueryContext(pool, 2, class_counts=counts), 1).image_ids == (4,)
+
+
+def test_pal_learns_from_labelled_images_when_scores_lie():
+    """In the labelled set class 0 is right at any score, class 1 a coin flip: class 1 is the uncertain one."""
+    rng = np.random.default_rng(0)
+    labelled = []
+    for k in range(60):
+        labelled.append(
+            image(
+                1000 + k,
+                rng.uniform(0.3, 0.7, 2),
+                [0, 1],
+                true_positive=np.array([bool(k % 6), bool(k % 2)]),
+                pre_nms_counts=np.array([5, 5]),
+            )
+        )
+    pool = [image(1, [0.5], [0], pre_nms_counts=np.array([5])), image(2, [0.5], [1], pre_nms_counts=np.array([5]))]
+    context = QueryContext(pool, 2, labelled=labelled)
+    answer = query("pal", context, 1)
+    assert answer.utilities[2] == pytest.approx(np.log(2), abs=0.05)
+    assert answer.utilities[1] < answer.utilities[2] - 0.1
+    assert query("ppal+pal", context, 1).image_ids == (2,)
+
+
+def test_pal_without_marked_detections_takes_scores_and_says_so(caplog):
+    context = replace(make_context(7), labelled=())
+    answer = query("pal", context, 4)
+    d = context.pool[0]
+    wanted = sum(difficulty.entropy([float(s), 1 - float(s)]) for s in d.scores if s >= np.float32(0.05))
+    assert answer.utilities[d.image_id] == pytest.approx(wanted, abs=1e-6)
+    assert "scores are taken as calibrated" in caplog.text
+
+
+def test_balance_prefers_rare_predicted_classes():
+    pool = [image(k, [0.5], [0]) for k in range(1, 6)] + [image(9, [0.5], [1])]
+    answer = query("ppal+balance", QueryContext(pool, 2), 1, delta=1.5)
+    assert answer.candidate_ids[0] == 9
+    assert answer.utilities[9] == pytest.approx(answer.utilities[1] * (1 + (1 - 1 / 5)))
+
+
+def test_labelled_images_keep_their_likes_away():
+    known = image(100, [0.9], [0], [[1, 0]])
+    pool = [image(1, [0.5], [0], [[1, 0]]), image(2, [0.6], [0], [[1, 0.05]]), image(3, [0.7], [0], [[0, 1]])]
+    context = QueryContext(pool, 1, labelled=[known])
+    assert query("ppal", context, 2).image_ids == (1, 3)
+    ids = query("ppal+labelled", context, 1, delta=3, first="farthest").image_ids
+    assert ids == (3,)
+
+
+def test_typiclust_takes_one_typical_image_of_each_cluster_without_labels():
+    rng = np.random.default_rng(0)
+    centres = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
+    features = np.concatenate([c + rng.normal(0, 0.02, (20, 3)) for c in centres])
+    pool = [image(k, [], []) for k in range(60)]
+    known = centres[:1] + 0.001
+    context = QueryContext(pool, 1, image_features={"global": features}, labelled_features={"global": known})
+    answer = query("typiclust", context, 2, seed=1)
+    assert {i // 20 for i in answer.image_ids} == {1, 2}
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for i in answer.image_ids:
+        group = unit[20 * (i // 20) : 20 * (i // 20) + 20]
+        spread = np.linalg.norm(group - unit[i], axis=1).mean()
+        assert spread < np.median([np.linalg.norm(group - g, axis=1).mean() for g in group])
+
+
+def test_near_duplicates_are_skipped():
+    pool = [image(k, [0.5], [0], [[1, 0.001 * k]]) for k in range(1, 9)] + [image(20, [0.9], [0], [[0, 1]])]
+    context = QueryContext(pool, 1)
+    assert len(query("ppal", context, 4).image_ids) == 4
+    assert len(query("ppal", context, 4, min_distance=0.5).image_ids) == 2
+    spread = make_context(8, images=60)
+    answer = query("ppal", spread, 8, min_distance=0.3)
+    s = ccms.similarity([d for d in spread.pool if d.image_id in answer.image_ids])
+    assert len(answer.image_ids) == 8 and (2 - s + 9 * np.eye(8)).min() >= 0.3 - 1e-5
+
+
+def test_explanation_names_cluster_neighbour_classes_and_boxes():
+    context = make_context(9, images=40)
+    answer = query("ppal", context, 6)
+    s = ccms.similarity(context.pool)
+    place = {i: k for k, i in enumerate(context.pool_ids)}
+    assert sum(answer.explanations[i].cluster_size for i in answer.image_ids) == len(answer.candidate_ids)
+    for rank, i in enumerate(answer.image_ids):
+        why = answer.explanations[i]
+        if rank == 0:
+            assert why.nearest_chosen is None
+        else:
+            earlier = {j: s[place[i], place[j]] for j in answer.image_ids[:rank]}
+            assert why.nearest_similarity == pytest.approx(max(earlier.values()), abs=1e-5)
+            assert earlier[why.nearest_chosen] == pytest.approx(max(earlier.values()), abs=1e-5)
+        d = context.pool[place[i]]
+        assert why.boxes[0].contribution == max(b.contribution for b in why.boxes)
+        assert why.boxes[0].score == pytest.approx(float(d.scores[why.boxes[0].box_index]))
+        assert sum(c.contribution for c in why.classes) == pytest.approx(why.utility)
+
+
+def test_every_prefix_of_the_order_is_diverse():
+    """Farthest first from the most uncertain pick: no later pick is farther from the prefix than the next one."""
+    context = make_context(10, images=60)
+    answer = query("ppal", context, 8)
+    s = ccms.similarity([context.pool[context.pool_ids.index(i)] for i in answer.image_ids])
+    assert answer.utilities[answer.image_ids[0]] == max(answer.utilities[i] for i in answer.image_ids)
+    for k in range(1, 8):
+        gaps = (2 - s)[k:, :k].min(1)
+        assert gaps[0] >= gaps.max() - 1e-6
+
+
+def test_reference_preset_filters_boxes():
+    small = image(1, [0.5], [0], boxes=[[0, 0, 10, 10]])
+    large = image(2, [0.4], [0])
+    context = QueryContext([small, large], 1)
+    assert query("entropy", context, 1).image_ids == (1,)
+    assert query("entropy", context, 1, preset="reference").image_ids == (2,)
+
+
+def test_fasterpam_option():
+    answer = query("ppal", make_context(11, images=50), 6, refine="fasterpam")
+    assert len(set(answer.image_ids)) == 6
+    with pytest.raises(ValueError, match="refine to be one of"):
+        get_strategy("ppal", refine="lloyd")
+
+
+def test_no_affordable_image_gives_an_empty_query():
+    pool = [image(k, [0.5] * 6, [0] * 6) for k in (1, 2)]
+    assert query("ppal", QueryContext(pool, 1), 5, unit="boxes").image_ids == ()

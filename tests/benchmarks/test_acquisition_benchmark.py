@@ -1,0 +1,35 @@
+"""The acquisition benchmark runs, reports the agreed keys, and its yardstick computes the same similarity."""
+
+import numpy as np
+
+from ppal_backend.acquisition.ccms import similarity_matrix
+from ppal_backend.benchmarks import acquisition
+from ppal_backend.benchmarks.plain_ccms import plain_similarity
+from tests.reference import ccms as reference
+
+KEYS = (
+    *("ccms_ratio_400", "ccms_9460_s", "ccms_9460_gemm_share", "select_9460_s", "peak_gib_9460"),
+    *("lazy_40000_s", "lazy_40000_gib"),
+)
+
+
+def test_yardstick_agrees_with_the_loops_and_with_ours():
+    pool = acquisition.synthetic_pool(6)
+    wanted = reference.similarity(pool)
+    np.testing.assert_allclose(plain_similarity(pool), wanted, atol=1e-5)
+    np.testing.assert_allclose(similarity_matrix(pool), wanted, atol=1e-5)
+
+
+def test_report_has_every_key_and_counts_real_work():
+    report = acquisition.run(sizes=(60, 120), ratio_size=20)
+    assert set(KEYS) <= set(report)
+    first, second = report["table"]
+    assert (first["images"], first["chosen"], second["chosen"]) == (60, 15, 30)
+    assert 3 < second["useful_gflop"] / first["useful_gflop"] < 5.5
+    assert report["ratio"]["largest_difference"] < 1e-5
+    assert "| 60 |" in acquisition.table(report)
+
+
+def test_exponent_of_a_square_law():
+    rows = [{"images": n, "s": 3e-6 * n**2} for n in (10, 100, 1000)]
+    assert abs(acquisition.exponent(rows, "s") - 2) < 1e-9

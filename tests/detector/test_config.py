@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppal_backend.detector.config import (
+    build_config,
+    find_entry,
+    schedulers,
+    set_class_count,
+    strip_pretrained,
+    unfreeze,
+)
+from ppal_backend.detector.models import build_model
+from ppal_backend.detector.runtime import isolated
+from ppal_backend.detector.zoo import Schedule
+from ppal_backend.errors import DetectorError
+
+
+def test_class_count_reaches_every_head_but_proposals() -> None:
+    model = {
+        "rpn_head": {"type": "RPNHead", "num_classes": 1},
+        "roi_head": {"bbox_head": [{"type": "A", "num_classes": 80}, {"type": "B", "num_classes": 80}]},
+        "bbox_head": {"type": "RetinaHead", "num_classes": 80},
+    }
+    set_class_count(model, 3)
+    assert model["rpn_head"]["num_classes"] == 1
+    assert [head["num_classes"] for head in model["roi_head"]["bbox_head"]] == [3, 3]
+    assert model["bbox_head"]["num_classes"] == 3
+
+
+def test_instructions_to_fetch_weights_are_removed_wherever_they_stand() -> None:
+    model = {
+        "pretrained": "torchvision://resnet50",
+        "backbone": {"init_cfg": {"type": "Pretrained", "checkpoint": "x"}},
+        "neck": {"init_cfg": [{"type": "Kaiming"}, {"type": "Pretrained", "checkpoint": "y"}]},
+        "bbox_head": {"init_cfg": {"type": "Normal"}},
+    }
+    strip_pretrained(model)
+    assert model == {
+        "backbone": {},
+        "neck": {"init_cfg": [{"type": "Kaiming"}]},
+        "bbox_head": {"init_cfg": {"type": "Normal"}},
+    }
+
+
+def test_frozen_parts_are_freed_only_for_random_starts() -> None:
+    entry = find_entry("retinanet_r50_fpn")
+    with_weights = build_config(entry, ("a",)).model.backbone
+    assert (with_weights.frozen_stages, with_weights.norm_eval) == (1, True)
+    without = build_config(entry, ("a",), trained_backbone=False).model.backbone
+    assert (without.frozen_stages, without.norm_eval, without.norm_cfg.requires_grad) == (-1, False, True)
+    assert "init_cfg" not in with_weights and "init_cfg" not in without
+    node = {"backbone": [{"frozen_stages": 2, "norm_cfg": {"type": "BN", "requires_grad": False}}]}
+    unfreeze(node)
+    assert node == {"backbone": [{"frozen_stages": -1, "norm_cfg": {"type": "BN", "requires_grad": True}}]}
+
+
+def test_r50_is_the_papers_recipe() -> None:
+    entry = find_entry("retinanet_r50_fpn")
+    config = build_config(entry, ("a", "b"), train_images=1000)
+    assert config.model.bbox_head.num_classes == 2
+    assert config.train_cfg.max_iters == 26 * 1000 // 2
+    assert config.train_dataloader.batch_size == 2
+    assert config.optim_wrapper.optimizer.lr == entry.schedule.lr
+    step = config.param_scheduler[-1]
+    assert (step["type"], step["milestones"], step["gamma"]) == ("MultiStepLR", [10000], 0.1)
+    assert config.filter_cfg.filter_empty_gt is False
+
+
+def test_warm_up_never_takes_more_than_a_fifth() -> None:
+    schedule = Schedule(26, 300, 900, 16, 0.002, warmup_iterations=50, decay="cosine")
+    warm, cosine = schedulers(schedule, 20)
+    assert (warm["begin"], warm["end"]) == (0, 4)
+    assert (cosine["begin"], cosine["end"], cosine["T_max"]) == (4, 20, 16)
+    assert [part["type"] for part in schedulers(schedule, 1)] == ["CosineAnnealingLR"]
+    assert schedulers(Schedule(1, 1, 1, 1, 0.1, decay="constant"), 10) == []
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "a")])
+def test_classes_must_be_there_and_differ(classes: tuple[str, ...]) -> None:
+    with pytest.raises(DetectorError, match="class"):
+        build_config(find_entry("retinanet_tiny"), classes)
+
+
+def test_no_training_images_is_an_error() -> None:
+    with pytest.raises(DetectorError, match="at least one training image"):
+        build_config(find_entry("retinanet_tiny"), ("a",), train_images=0)
+
+
+def test_an_operators_own_config_is_read_from_its_data_loaders(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    base = find_entry("retinanet_tiny").config
+    own.write_text(
+        f"_base_ = [{str(base)!r}]\n"
+        "train_pipeline = None\n"
+        "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(pipeline=[dict(type='Mine')])))\n"
+    )
+    from dataclasses import replace
+
+    config = build_config(replace(find_entry("retinanet_tiny"), config=own), ("a",))
+    assert config.train_pipeline == [{"type": "Mine"}]
+    own.write_text("model = dict(type='RetinaNet')\n")
+    with pytest.raises(DetectorError, match="train_pipeline"):
+        build_config(replace(find_entry("retinanet_tiny"), config=own), ("a",))
+
+
+def test_tiny_has_under_a_million_parameters_and_builds() -> None:
+    with isolated("test-build"):
+        model = build_model(build_config(find_entry("retinanet_tiny"), tuple("abcdef")))
+    assert 700_000 < sum(item.numel() for item in model.parameters()) < 1_000_000
+    assert model.bbox_head.retina_cls.out_channels == 2 * 6
+
+
+def test_what_mmdetection_cannot_build_is_a_detector_error() -> None:
+    config = build_config(find_entry("retinanet_tiny"), ("a",))
+    config.model.bbox_head.type = "NoSuchHead"
+    with isolated("test-build"), pytest.raises(DetectorError, match="NoSuchHead"):
+        build_model(config)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppal_backend.detector.zoo import Schedule, Weights, find_entry, load_zoo
+from ppal_backend.errors import DetectorError, UnknownDetector
+
+ENTRY = """
+[one]
+title = "One"
+paper = "p"
+config = "one.py"
+head_family = "anchor"
+input_size = [64, 64]
+[one.schedule]
+epochs = 10
+min_iterations = 20
+max_iterations = 100
+batch_size = 4
+lr = 0.1
+"""
+
+
+def test_the_packaged_zoo_is_complete() -> None:
+    zoo = load_zoo()
+    assert {"retinanet_tiny", "retinanet_r50_fpn"} <= set(zoo)
+    for name, entry in zoo.items():
+        assert entry.name == name
+        assert entry.config.is_file()
+        assert entry.weights is not None and entry.weights.licence
+        assert entry.paper and entry.title and entry.memory and entry.speed
+    r50 = zoo["retinanet_r50_fpn"].weights
+    assert r50 is not None and r50.kind == "backbone" and len(r50.sha256) == 64 and str(r50.url).startswith("https://")
+
+
+def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "zoo.toml").write_text(ENTRY)
+    (tmp_path / "one.py").write_text("")
+    assert find_entry("one", tmp_path).title == "One"
+    with pytest.raises(UnknownDetector, match=r"one.*'yolo9000'"):
+        find_entry("yolo9000", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ENTRY.replace('title = "One"\n', ""), "'one' lacks the key 'title'"),
+        (ENTRY.replace("epochs = 10", "epochs = -1"), "'one' is not valid.*epochs"),
+        (ENTRY.replace("one.py", "two.py"), "two.py does not exist"),
+        (ENTRY.replace("lr = 0.1", "lr = 0.1\nlearning = 3"), "'one' is not valid.*learning"),
+        ("[one", "valid TOML"),
+    ],
+)
+def test_a_broken_entry_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "zoo.toml").write_text(text)
+    (tmp_path / "one.py").write_text("")
+    with pytest.raises(DetectorError, match=message):
+        load_zoo(tmp_path)
+
+
+def test_a_missing_zoo_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DetectorError, match=str(tmp_path)):
+        load_zoo(tmp_path)
+
+
+def test_iterations_scale_with_the_data_between_bounds() -> None:
+    schedule = Schedule(epochs=26, min_iterations=300, max_iterations=1200, batch_size=16, lr=0.002)
+    assert schedule.iterations(40) == 300
+    assert schedule.iterations(400) == 650
+    assert schedule.iterations(5000) == 1200
+    assert schedule.iterations(5000, cap=50) == 50
+    assert schedule.iterations(40, cap=500) == 300
+    with pytest.raises(ValueError, match="images >= 1"):
+        schedule.iterations(0)
+
+
+def test_weights_have_one_origin() -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        Weights("detector", Path("a.pth"), "https://example.org/a.pth", "", "MIT")
+    assert Weights("backbone", None, "https://example.org/x/b.pth", "", "MIT").file_name == "b.pth"
+
+
+def test_listing_the_zoo_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from ppal_backend.detector.zoo import load_zoo; load_zoo(); "
+        "print(sorted({'torch', 'mmengine', 'mmdet', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

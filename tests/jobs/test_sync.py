@@ -1,0 +1,164 @@
+"""From events and polls to rounds, against a real store and a scripted Label Studio."""
+
+import pytest
+
+from ppal_backend.errors import LabelStudioUnavailable
+from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
+from ppal_backend.settings import Settings
+from ppal_backend.store import Database, Lease, SeenAnnotation, Store
+
+BUDGET = 3
+
+
+class Remote:
+    """Answers polls from a list; remembers since when it was asked."""
+
+    def __init__(self):
+        self.updates, self.asked, self.error = [], [], None
+
+    def __call__(self, project_id, since):
+        self.asked.append(since)
+        if self.error:
+            raise self.error
+        return [u for u in self.updates if u.updated_at >= since]
+
+
+@pytest.fixture
+def world(tmp_path):
+    class World:
+        store = Store(Database(f"sqlite:///{tmp_path}/ppal.db"))
+        remote = Remote()
+        enqueued: list[int]
+
+        def annotate(self, *ids, action="ANNOTATION_CREATED", usable=True):
+            for i in ids:
+                body = {"annotations": [{"id": i, "task_id": i * 10, "usable": usable}]}
+                self.store.events.add(1, action, body)
+            self.sync(1)
+
+        def poll_now(self):
+            self.sync._next_poll.clear()
+            self.sync(1)
+
+        def rounds(self):
+            return [(r.kind, r.state) for r in self.store.rounds.of_project(1)]
+
+        def finish_first(self):
+            record = self.store.rounds.claim(1, Lease.mine())
+            self.store.ledger.used_by(1, record.number, range(1, 100))
+            self.store.rounds.report(record.id, "dataset", {})
+            return record
+
+    world = World()
+    world.enqueued = []
+    settings = Settings(START_TRAINING_EACH_N_UPDATES=BUDGET, MODEL_DIR=tmp_path, poll_interval_s=1000)
+    world.sync = Synchroniser(world.store, settings, world.remote, world.enqueued.append)
+    world.store.projects.connect(1, "1.1", "<View/>", "http://ls", {})
+    return world
+
+
+def test_connecting_orders_the_pool_once(world):
+    world.sync(1)
+    world.sync(1)
+    assert world.rounds() == [("rank", "pending")]
+    assert set(world.enqueued) == {1}
+
+
+def test_training_starts_with_the_budget_and_not_before(world):
+    world.annotate(1, 2)
+    assert world.rounds() == [("rank", "pending")]
+    world.annotate(3)
+    assert world.rounds() == [("train", "pending")]
+
+
+def test_two_webhooks_of_one_annotation_count_once(world):
+    world.annotate(1, 1, 1, 2)
+    assert world.rounds() == [("rank", "pending")]
+
+
+def test_what_webhooks_lose_the_poll_finds(world):
+    world.remote.updates = [TaskUpdate(i, f"2026-01-0{i}", (SeenAnnotation(i, i),)) for i in (1, 2, 3)]
+    world.sync(1)
+    assert world.rounds() == [("train", "pending")]
+    assert world.store.projects.get(1).polled_until == "2026-01-03"
+    world.sync(1)
+    assert world.remote.asked == [""], "polled again before the interval was over"
+
+
+def test_a_poll_shows_deletions_that_no_webhook_told(world):
+    world.annotate(1, 2)
+    world.remote.updates = [TaskUpdate(10, "2026-01-01", ()), TaskUpdate(30, "2026-01-02", (SeenAnnotation(3, 30),))]
+    world.poll_now()
+    assert world.store.ledger.new_count(1) == 2, "annotation 1 of task 10 is gone"
+
+
+def test_a_poll_that_fails_is_told_and_loses_nothing(world):
+    world.remote.error = LabelStudioUnavailable("Label Studio does not answer")
+    world.annotate(1, 2, 3)
+    assert world.rounds() == [("train", "pending")]
+    assert world.store.projects.get(1).problems == {"poll": "Label Studio does not answer"}
+    world.remote.error = None
+    world.poll_now()
+    assert world.store.projects.get(1).problems == {}
+
+
+def test_annotations_that_the_running_export_will_take_ask_for_no_second_round(world):
+    world.annotate(1, 2, 3)
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.annotate(4, 5, 6)
+    assert world.rounds() == [("train", "running")]
+    world.store.rounds.report(record.id, "export", {})
+    world.annotate(7)
+    assert world.rounds() == [("train", "running")]
+
+
+def test_annotations_after_the_export_make_one_following_round(world):
+    world.annotate(1, 2, 3)
+    world.finish_first()
+    world.annotate(101, 102)
+    assert world.rounds() == [("train", "running")]
+    world.annotate(103, 104, 105)
+    assert world.rounds() == [("train", "running"), ("train", "pending")]
+
+
+def test_skips_do_not_count_and_deletions_are_taken_back(world):
+    world.annotate(1, 2)
+    world.annotate(3, usable=False)
+    world.annotate(2, action="ANNOTATIONS_DELETED", usable=False)
+    world.annotate(4)
+    assert world.rounds() == [("rank", "pending")]
+    world.annotate(5)
+    assert world.rounds() == [("train", "pending")]
+
+
+def test_start_training_asks_for_a_round_whatever_the_count(world):
+    world.store.events.add(1, "START_TRAINING", {})
+    world.sync(1)
+    assert world.rounds() == [("train", "pending")]
+
+
+def test_new_tasks_are_ranked(world):
+    world.sync(1)
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.store.rounds.finish(record.id, {})
+    world.store.events.add(1, "TASKS_CREATED", {"tasks": 5})
+    world.sync(1)
+    assert world.rounds() == [("rank", "done"), ("rank", "pending")]
+
+
+def test_a_changed_label_config_is_kept(world):
+    world.store.events.add(1, "PROJECT_UPDATED", {"label_config": "<View><Image/></View>"})
+    world.sync(1)
+    assert world.store.projects.get(1).label_config == "<View><Image/></View>"
+
+
+def test_an_event_with_a_body_nobody_expects_is_parked_and_holds_up_nothing(world):
+    world.store.events.add(1, "ANNOTATION_CREATED", {"annotations": [{"task_id": 1}]})
+    world.annotate(1, 2, 3)
+    assert world.store.events.counts() == {"parked": 1, "done": 3}
+    assert world.rounds() == [("train", "pending")]
+
+
+def test_a_job_for_a_project_that_is_gone_does_nothing(world):
+    world.sync(99)
+    assert world.store.rounds.of_project(99) == []

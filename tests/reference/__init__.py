@@ -1,0 +1,1 @@
+"""Slow loops written from the paper, one statement per symbol."""

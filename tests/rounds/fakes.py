@@ -1,0 +1,112 @@
+"""Ports of a round that answer from memory, and count what they are asked."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.rounds.ports import Inferred, PoolEntry, PreparedData, Trained
+from ppal_backend.structures.detections import Detections
+from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import ModelRef, RoundSpec
+
+SPEC = RoundSpec(
+    project_id=1,
+    project_key="1.1",
+    number=1,
+    kind="train",
+    detector="retinanet_tiny",
+    strategy="ppal",
+    budget=5,
+    delta=2.0,
+    seed=0,
+    score_threshold=0.3,
+    holdout_fraction=0.1,
+)
+LABELS = ("cat", "dog")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the code under test may catch it."""
+
+
+class FakeWorld:
+    """Source, engine, publisher and observer in one; ``kill_in`` dies when that call is made."""
+
+    def __init__(self, labelled=20, pool=30, unreadable=()):
+        self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
+        self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
+        self.published, self.stop, self.steps = [], False, []
+        self.infer_limit = None
+
+    def _call(self, name):
+        self.calls.append(name)
+        if self.kill_in == name:
+            self.kill_in = None
+            raise Killed(name)
+
+    def export(self, folder):
+        self._call("export")
+        return list(range(1, self.labelled + 1))
+
+    def prepare(self, folder, on_progress):
+        self._call("prepare")
+        images = [CocoImage(i, f"/images/{i}.jpg", 100, 80) for i in range(1, self.labelled + 1)]
+        boxes = [CocoAnnotation(i, i, 1 + i % 2, (10.0, 10.0, 20.0, 20.0)) for i in range(1, self.labelled + 1)]
+        coco = CocoDataset(images, boxes, [CocoCategory(1, "cat"), CocoCategory(2, "dog")])
+        pool = [PoolEntry(1000 + i, f"/images/{1000 + i}.jpg", 100, 80) for i in range(self.pool_size)]
+        return PreparedData(coco, pool, LABELS, {"removed_label_boxes": 0}, self.unreadable)
+
+    def train(self, spec, labels, train_json, folder, on_progress, should_stop):
+        self._call("train")
+        on_progress(Progress("train", 1, 2))
+        return Trained(ModelRef(spec.detector, str(folder / "model.pth"), labels, (0.2, 0.9)), {"iterations": 2})
+
+    def evaluate(self, spec, model, ann_json):
+        self._call("evaluate")
+        return {"map": 0.5, "map50": 0.8, "per_class": {"cat": 0.4, "dog": 0.6}}
+
+    def infer(self, spec, model, images, on_progress, should_stop):
+        self._call("infer")
+        for n, entry in enumerate(images):
+            if self.infer_limit is not None and n >= self.infer_limit:
+                raise Killed("infer")
+            yield Inferred(detections_of(entry.image_id))
+
+    def publish(self, spec, model, queue, state, on_state):
+        self.states.append(state)
+        on_state({"version": "ppal-r1-x", "state": "importing"})
+        self._call("publish")
+        self.published.append((model, queue))
+        return "ppal-r1-x"
+
+    def exported(self, ids):
+        self.exported_ids = list(ids)
+
+    def step_started(self, step):
+        self.steps.append(step)
+
+    def progress(self, progress):
+        self.calls.append(f"progress {progress.step}")
+
+    def should_stop(self):
+        return self.stop
+
+
+def detections_of(image_id):
+    """Boxes that depend on the image id alone: more of them, and less certain, for higher ids."""
+    rng = np.random.default_rng(image_id)
+    n = image_id % 5
+    corners = rng.uniform(0, 40, (n, 2)).astype(np.float32)
+    return Detections(
+        image_id,
+        np.concatenate([corners, corners + 20], axis=1),
+        rng.uniform(0.3, 0.9, n).astype(np.float32),
+        rng.integers(0, 2, n),
+        rng.normal(size=(n, 8)).astype(np.float32),
+    )
+
+
+def rank_spec(model=None):
+    """A round that only orders."""
+    return replace(SPEC, kind="rank", model=model)

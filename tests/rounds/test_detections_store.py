@@ -1,0 +1,56 @@
+import numpy as np
+
+from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.structures.detections import Detections
+from tests.rounds.fakes import detections_of
+
+
+def test_what_is_written_comes_back_in_order(tmp_path):
+    writer = DetectionsWriter(tmp_path, shard_size=4)
+    ids = [11, 5, 10, 2, 14, 3, 20]  # 5, 10 and 20 have no detections
+    for i in ids:
+        writer.add(detections_of(i), {"global": np.full(3, i, dtype=np.float32)})
+    writer.flush()
+    back = list(read_detections(tmp_path))
+    assert [d.image_id for d, _ in back] == ids
+    for (found, features), i in zip(back, ids, strict=True):
+        wanted = detections_of(i)
+        for name in ("boxes_xyxy", "scores", "class_indices", "embeddings"):
+            if len(wanted):
+                np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+        assert len(found) == len(wanted) and features["global"].tolist() == [i, i, i]
+
+
+def test_optional_fields_and_softmax_are_kept(tmp_path):
+    probs = np.array([[0.1, 0.2, 0.7]], dtype=np.float32)
+    one = Detections(
+        1,
+        np.array([[0.0, 0, 5, 5]]),
+        np.array([0.2]),
+        np.array([1]),
+        np.ones((1, 2)),
+        probs,
+        np.array([2]),
+        softmax=True,
+    )
+    writer = DetectionsWriter(tmp_path)
+    writer.add(one, {})
+    writer.flush()
+    ((back, _),) = read_detections(tmp_path)
+    np.testing.assert_array_equal(back.class_probs, probs)
+    assert back.softmax and back.levels.tolist() == [2]
+
+
+def test_a_resumed_writer_knows_what_is_there_and_goes_on(tmp_path):
+    first = DetectionsWriter(tmp_path, shard_size=2)
+    for i in (1, 2, 3):
+        first.add(detections_of(i), {})
+    second = DetectionsWriter(tmp_path, shard_size=2)
+    assert second.done == {1, 2}, "the third was never flushed"
+    second.add(detections_of(3), {})
+    second.flush()
+    assert [d.image_id for d, _ in read_detections(tmp_path)] == [1, 2, 3]
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert list(read_detections(tmp_path / "missing")) == []

@@ -1,0 +1,143 @@
+"""The step line: what it publishes, and that a killed round goes on after its last complete step."""
+
+import pytest
+
+from ppal_backend.errors import RoundCancelled, TooFewAnnotations
+from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
+from ppal_backend.rounds.ports import Ports
+from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS, run_round
+from ppal_backend.structures.round import ModelRef, RoundSpec
+from tests.rounds.fakes import SPEC, FakeWorld, Killed, rank_spec
+
+
+def run(world, path, spec=SPEC):
+    return run_round(spec, RoundFolder(path), Ports(world, world, world, world))
+
+
+def test_a_round_publishes_every_pool_task_once_query_set_first(tmp_path):
+    world = FakeWorld(unreadable=(7001, 7002))
+    result = run(world, tmp_path)
+    ids = [entry.task_id for entry in world.published[0][1]]
+    stored = RoundFolder(tmp_path).read("query_set.json")
+    assert sorted(ids) == [*range(1000, 1030), 7001, 7002]
+    assert ids[:5] == stored["image_ids"] and len(set(stored["image_ids"])) == 5
+    assert set(stored["image_ids"]) <= set(stored["candidate_ids"]) and len(stored["candidate_ids"]) == 10
+    assert ids[5:10] == [i for i in stored["candidate_ids"] if i not in stored["image_ids"]]
+    assert ids[-2:] == [7001, 7002], "unreadable images belong at the end"
+    utilities = dict(stored["utilities"])
+    tail = [utilities[i] for i in ids[10:-2]]
+    assert tail == sorted(tail, reverse=True)
+    assert result.queue == tuple(ids)
+
+
+def test_the_result_tells_what_was_used_and_achieved(tmp_path):
+    world = FakeWorld()
+    result = run(world, tmp_path)
+    assert (result.version, result.metrics["map"], result.metrics["labelled_images"]) == ("ppal-r1-x", 0.5, 20)
+    assert result.model.labels == ("cat", "dog") and result.model.difficulty == (0.2, 0.9)
+    assert list(result.seconds) == list(TRAIN_STEPS) == world.steps
+    assert world.exported_ids == list(range(1, 21))
+    held_out = result.metrics["held_out_images"]
+    assert 1 <= held_out <= 10
+
+
+@pytest.mark.parametrize("call", ["export", "prepare", "train", "evaluate", "infer", "publish"])
+def test_a_killed_round_goes_on_after_its_last_complete_step(tmp_path, call):
+    undisturbed = run(FakeWorld(), tmp_path / "a")
+    world = FakeWorld()
+    world.kill_in = call
+    with pytest.raises(Killed):
+        run(world, tmp_path / "b")
+    before = list(world.calls)
+    result = run(world, tmp_path / "b")
+    again = [c for c in world.calls[len(before) :] if not c.startswith("progress")]
+    assert again[0] == call, "it did something again that was complete, or left something out"
+    assert result.queue == undisturbed.queue and len(world.published) == 1
+
+
+def test_inference_killed_half_way_keeps_whole_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
+    undisturbed = run(FakeWorld(), tmp_path / "a")
+    world = FakeWorld()
+    world.infer_limit = 20
+    with pytest.raises(Killed):
+        run(world, tmp_path / "b")
+    world.infer_limit = 14  # 30 images less two whole shards of 8
+    assert run(world, tmp_path / "b").queue == undisturbed.queue
+
+
+def test_an_interrupted_publish_gets_back_the_state_it_left(tmp_path):
+    world = FakeWorld()
+    world.kill_in = "publish"
+    with pytest.raises(Killed):
+        run(world, tmp_path)
+    run(world, tmp_path)
+    assert world.states == [None, {"version": "ppal-r1-x", "state": "importing"}]
+
+
+def test_a_finished_round_does_nothing_again(tmp_path):
+    world = FakeWorld()
+    first = run(world, tmp_path)
+    calls = list(world.calls)
+    assert run(world, tmp_path) == first
+    assert world.calls == calls
+
+
+def test_without_a_model_the_order_is_random_and_repeatable(tmp_path):
+    world = FakeWorld()
+    result = run(world, tmp_path / "a", rank_spec())
+    assert list(result.seconds) == list(RANK_STEPS)
+    assert "infer" not in world.calls and "train" not in world.calls
+    assert result.model is None and result.queue != tuple(sorted(result.queue))
+    assert run(FakeWorld(), tmp_path / "b", rank_spec()).queue == result.queue
+
+
+def test_ranking_with_a_model_trains_nothing(tmp_path):
+    model = ModelRef("retinanet_tiny", "/m.pth", ("cat", "dog"), (0.1, 0.1))
+    world = FakeWorld()
+    result = run(world, tmp_path, rank_spec(model))
+    assert world.published[0][0] == model and "train" not in world.calls
+    assert result.model == model and all(e.detections is not None for e in world.published[0][1])
+
+
+def test_too_few_annotated_images_is_a_clear_error(tmp_path):
+    with pytest.raises(TooFewAnnotations, match="at least 2 annotated images"):
+        run(FakeWorld(labelled=1), tmp_path)
+
+
+def test_an_empty_pool_is_published_as_an_empty_queue(tmp_path):
+    world = FakeWorld(pool=0)
+    assert run(world, tmp_path).queue == ()
+    assert world.published[0][1] == []
+
+
+def test_a_budget_larger_than_the_pool_takes_the_pool(tmp_path):
+    world = FakeWorld(pool=3)
+    assert sorted(run(world, tmp_path).queue) == [1000, 1001, 1002]
+
+
+def test_a_round_told_to_stop_stops_between_steps_and_resumes(tmp_path):
+    world = FakeWorld()
+    world.stop = True
+    with pytest.raises(RoundCancelled, match="before its step 'export'"):
+        run(world, tmp_path)
+    world.stop = False
+    assert run(world, tmp_path).version == "ppal-r1-x"
+
+
+def test_the_spec_survives_the_trip_to_disk(tmp_path):
+    spec = rank_spec(ModelRef("d", "/m.pth", ("a",), (0.5,)))
+    folder = RoundFolder(tmp_path)
+    folder.write("spec.json", spec.as_dict())
+    assert RoundSpec.from_dict(folder.read("spec.json")) == spec
+
+
+def test_rounds_of_another_project_with_the_same_id_are_moved_aside(tmp_path):
+    folder = tmp_path / "1"
+    claim_project_folder(folder, "1.1")
+    (folder / "rounds").mkdir()
+    claim_project_folder(folder, "1.1")
+    assert (folder / "rounds").is_dir()
+    claim_project_folder(folder, "1.2")
+    assert not (folder / "rounds").exists()
+    assert len(list(tmp_path.glob("1.replaced-*/rounds"))) == 1

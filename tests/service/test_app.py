@@ -1,0 +1,144 @@
+"""Routes for operators, and errors that tell outsiders nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, StateError
+from ppal_backend.service.protocol import EXTENSION
+from tests.service.conftest import activate, annotation_payload, predict_payload, setup_payload, task
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_health_touches_nothing(client, app, path):
+    app.extensions[EXTENSION] = None
+    answer = client.get(path)
+    assert (answer.status_code, answer.json) == (200, {"status": "UP", "model_class": "PPALBackend"})
+
+
+def test_ready(client):
+    assert client.get("/ready").json == {"status": "READY"}
+
+
+def test_not_ready_without_its_database(client, store, monkeypatch):
+    monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json == {"error": "the state database does not answer; see the backend's log"}
+
+
+def test_versions_newest_first(client, connected, store):
+    assert client.get("/versions").json == {"versions": []}
+    activate(store, version="ppal-7-r1")
+    activate(store, version="ppal-7-r2")
+    assert client.get("/versions").json == {"versions": ["ppal-7-r2", "ppal-7-r1"]}
+
+
+def samples(client):
+    answer = client.get("/metrics")
+    assert answer.content_type.startswith("text/plain")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_metrics_count_what_happened(client, connected, store, images):
+    activate(store)
+    store.rounds.request(7, "train", "test")
+    client.post("/webhook", json=annotation_payload())
+    client.post("/webhook", json={"action": "SOMETHING_ELSE"})
+    client.post("/webhook", json={"action": {"x": 1}})
+    images.broken["/data/upload/7/6.jpg"] = LabelStudioUnavailable("down")
+    images.broken["/data/upload/7/7.jpg"] = LabelStudioAuthError("401")
+    client.post("/predict", json=predict_payload(task(5), task(6), task(7)))
+    seen = samples(client)
+    assert seen['ppal_rounds{state="pending"}'] == 1
+    assert seen['ppal_rounds{state="running"}'] == 0
+    assert seen['ppal_events{state="pending"}'] == 1
+    assert seen["ppal_projects"] == 1
+    assert seen['ppal_webhooks_total{action="ANNOTATION_CREATED"}'] == 1
+    assert seen['ppal_webhooks_total{action="other"}'] == 2
+    assert seen["ppal_predict_seconds_count"] == 1
+    assert seen['ppal_predictions_total{outcome="predicted"}'] == 1
+    assert seen['ppal_predictions_total{outcome="not_fetched"}'] == 2
+    assert seen['ppal_label_studio_errors_total{kind="unavailable"}'] == 1
+    assert seen['ppal_label_studio_errors_total{kind="auth"}'] == 1
+
+
+def test_two_apps_count_apart(make_app):
+    first, second = make_app().test_client(), make_app().test_client()
+    first.post("/webhook", json={"action": "x"})
+    assert 'ppal_webhooks_total{action="other"}' not in samples(second)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("get", "/nothing", 404), ("get", "/setup", 405), ("delete", "/predict", 405), ("post", "/health", 405)],
+)
+def test_http_errors_are_json(client, method, path, status):
+    answer = getattr(client, method)(path)
+    assert answer.status_code == status
+    assert set(answer.json) == {"error"}
+    assert ("Allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
+def test_every_post_wants_json(client, path):
+    answer = client.post(path, data={"a": "b"})
+    assert (answer.status_code, set(answer.json)) == (415, {"error"})
+
+
+def test_an_unexpected_error_shows_a_reference_and_no_more(client, jobs, monkeypatch, caplog):
+    def explode(*args, **kwargs):
+        raise RuntimeError("password=hunter2 at /srv/secret/path")
+
+    monkeypatch.setattr("ppal_backend.service.connecting.connect", explode)
+    answer = client.post("/setup", json=setup_payload())
+    assert answer.status_code == 500
+    text = answer.json["error"]
+    assert text.startswith("internal error; see the backend's log, reference ")
+    assert "hunter2" not in answer.text and "Traceback" not in answer.text and "/srv" not in answer.text
+    assert text.rsplit(" ", 1)[1] in caplog.text
+    assert "hunter2" in caplog.text  # the operator can find it
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(LabelStudioUnavailable("down"), 503), (LabelStudioAuthError("token"), 424), (StateError("unknown"), 404)],
+)
+def test_expected_errors_say_what_they_are(client, monkeypatch, error, status):
+    monkeypatch.setattr("ppal_backend.service.connecting.connect", lambda *a: (_ for _ in ()).throw(error))
+    answer = client.post("/setup", json=setup_payload())
+    assert (answer.status_code, answer.json) == (status, {"error": str(error)})
+
+
+def test_neither_bodies_nor_headers_are_logged(client, connected, caplog):
+    caplog.set_level("DEBUG")
+    payload = annotation_payload(note="body-marker")
+    client.post("/webhook", json=payload, headers={"Authorization": "Bearer header-marker"})
+    client.post("/setup", json=setup_payload(access_token="token-marker"))
+    client.post("/webhook", data=b'{"broken-marker', content_type="application/json")
+    assert "marker" not in caplog.text
+
+
+def test_the_service_loads_no_detector(settings):
+    code = (
+        "import sys; from ppal_backend.service.app import create_app; create_app();"
+        "heavy = {'torch', 'mmdet', 'mmcv', 'mmengine', 'label_studio_sdk'} & set(sys.modules); print(sorted(heavy))"
+    )
+    environment = {"MODEL_DIR": str(settings.model_dir), "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_closing_ends_the_prediction_process_and_the_database(app, predictor, monkeypatch):
+    closed = []
+    monkeypatch.setattr(predictor, "close", lambda: closed.append(True))
+    app.extensions[EXTENSION].close()
+    assert closed == [True]
+
+
+def test_closing_passes_on_what_waits(app, client, connected, jobs):
+    client.post("/webhook", json=annotation_payload())
+    app.extensions[EXTENSION].close()
+    assert jobs._synced == [7]

@@ -1,0 +1,127 @@
+"""Webhook payloads as Label Studio 1.23 sends them, reduced to an event; broken ones are refused."""
+
+import pytest
+
+from ppal_backend.service.events import LARGEST_ID, Event, Ignored, parse, project_of
+from ppal_backend.service.problems import RequestError
+from tests.service.conftest import CONFIG, annotation_payload
+
+
+def body(annotations=(), label_config=None, tasks=0):
+    return {"annotations": list(annotations), "label_config": label_config, "tasks": tasks}
+
+
+@pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "ANNOTATION_UPDATED"])
+def test_a_submit_or_update(action):
+    event = parse(annotation_payload(31, 5, action))
+    assert event == Event(7, action, body([{"id": 31, "task_id": 5, "usable": True}]))
+
+
+def test_a_skip_is_not_usable():
+    event = parse(annotation_payload(31, 5, was_cancelled=True, result=[{"type": "rectanglelabels"}]))
+    assert event.body["annotations"] == [{"id": 31, "task_id": 5, "usable": False}]
+
+
+def test_an_empty_submit_is_usable():
+    assert parse(annotation_payload(result=[])).body["annotations"][0]["usable"] is True
+
+
+def test_the_task_is_found_beside_the_annotation_when_it_does_not_name_it():
+    payload = annotation_payload(31, 5)
+    del payload["annotation"]["task"]
+    assert parse(payload).body["annotations"] == [{"id": 31, "task_id": 5, "usable": True}]
+
+
+def test_annotations_made_from_predictions_come_as_lists():
+    payload = {
+        "action": "ANNOTATIONS_CREATED",
+        "annotation": [{"id": 1, "task": 11}, {"id": 2, "task": {"id": 12}}, {"id": 3}],
+        "task": [{"id": 11}, {"id": 12}, {"id": 13}],
+        "project": {"id": 7},
+    }
+    assert parse(payload).body["annotations"] == [
+        {"id": 1, "task_id": 11, "usable": True},
+        {"id": 2, "task_id": 12, "usable": True},
+        {"id": 3, "task_id": None, "usable": True},
+    ]
+
+
+def test_deleted_annotations_have_ids_only():
+    event = parse({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 4}, {"id": 9}], "project": {"id": 7}})
+    assert event.body["annotations"] == [
+        {"id": 4, "task_id": None, "usable": False},
+        {"id": 9, "task_id": None, "usable": False},
+    ]
+
+
+@pytest.mark.parametrize("action", ["TASKS_CREATED", "TASKS_DELETED"])
+def test_tasks_are_counted(action):
+    assert parse({"action": action, "tasks": [{"id": 1}, {"id": 2}], "project": {"id": 7}}) == Event(
+        7, action, body(tasks=2)
+    )
+
+
+def test_a_changed_project_brings_its_label_config():
+    event = parse({"action": "PROJECT_UPDATED", "project": {"id": 7, "label_config": CONFIG}})
+    assert event == Event(7, "PROJECT_UPDATED", body(label_config=CONFIG))
+
+
+@pytest.mark.parametrize("project", [{"id": 7}, 7, "7", "7.1795336563"])
+def test_start_training_in_every_way_a_project_is_named(project):
+    assert parse({"action": "START_TRAINING", "project": project}) == Event(7, "START_TRAINING", body())
+
+
+@pytest.mark.parametrize("action", ["LABEL_LINK_CREATED", "REVIEW_CREATED", ""])
+def test_unknown_actions_are_ignored_with_a_reason(action):
+    ignored = parse({"action": action})
+    assert isinstance(ignored, Ignored)
+    assert repr(action) in ignored.reason
+
+
+BROKEN = {
+    "no object": [],
+    "no action": {"project": {"id": 7}},
+    "action is a list": {"action": ["ANNOTATION_CREATED"]},
+    "only the action, as sent without payload": {"action": "ANNOTATION_CREATED"},
+    "no annotation": {"action": "ANNOTATION_CREATED", "project": {"id": 7}},
+    "annotation is text": {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": "x"},
+    "list with a number": {"action": "ANNOTATIONS_CREATED", "project": {"id": 7}, "annotation": [5]},
+    "annotation without id": {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {}},
+    "annotation id is text": {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {"id": "5"}},
+    "annotation id is true": {"action": "ANNOTATION_CREATED", "project": {"id": 7}, "annotation": {"id": True}},
+    "annotation id too large": {
+        "action": "ANNOTATION_CREATED",
+        "project": {"id": 7},
+        "annotation": {"id": LARGEST_ID + 1},
+    },
+    "no tasks": {"action": "TASKS_CREATED", "project": {"id": 7}},
+    "project is a number": {"action": "PROJECT_UPDATED", "project": 7},
+    "label config is a number": {"action": "PROJECT_UPDATED", "project": {"id": 7, "label_config": 5}},
+    "label config with half a surrogate": {
+        "action": "PROJECT_UPDATED",
+        "project": {"id": 7, "label_config": "<View>\ud800</View>"},
+    },
+    "project id below 1": {"action": "START_TRAINING", "project": {"id": 0}},
+    "project id is true": {"action": "START_TRAINING", "project": {"id": True}},
+    "project id is a float": {"action": "START_TRAINING", "project": 7.5},
+    "project id is other text": {"action": "START_TRAINING", "project": "7; DROP TABLE"},
+    "project id is far too large": {"action": "START_TRAINING", "project": 10**30},
+}
+
+
+@pytest.mark.parametrize("payload", BROKEN.values(), ids=BROKEN.keys())
+def test_broken_payloads_are_refused(payload):
+    with pytest.raises(RequestError, match="expected") as caught:
+        parse(payload)
+    assert caught.value.status == 400
+
+
+def test_project_of_reads_the_id_before_the_creation_time():
+    assert project_of({"project": "23.1795336563"}) == 23
+
+
+def test_parse_leaves_its_argument_alone():
+    payload = annotation_payload()
+    before = repr(payload)
+    parse(payload)
+    assert repr(payload) == before

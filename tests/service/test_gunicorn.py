@@ -1,0 +1,40 @@
+"""The app as it is run: gunicorn with its own configuration, a real database and a real job queue."""
+
+import time
+
+import psutil
+
+from ppal_backend.benchmarks.service import _annotation, _setup, call, run, service
+from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.settings import load_settings
+from ppal_backend.store import open_store
+
+
+def test_a_short_measurement_loses_nothing():
+    report = run(seconds=1.0, rate_per_s=20.0)
+    assert (report.webhook_ms.count, report.failed, report.lost) == (20, 0, 0)
+    assert report.memory_mib < 400  # gunicorn's two processes; with a detector they would need far more
+
+
+def test_events_and_their_job_outlive_the_process(tmp_path):
+    with service(tmp_path) as (port, process):
+        assert call(port, "POST", "/setup", _setup()) == 200
+        assert call(port, "POST", "/webhook", _annotation(31)) == 201
+        children = psutil.Process(process.pid).children(recursive=True)
+        start = time.monotonic()
+    assert time.monotonic() - start < 10
+    assert not any(child.is_running() for child in children)
+    assert process.returncode == 0
+    settings = load_settings(MODEL_DIR=tmp_path)
+    store = open_store(settings)
+    assert [event.body["annotations"][0]["id"] for event in store.events.pending(7)] == [31]
+    store.close()
+    assert JobQueue(settings.jobs_file).pending() >= 1
+
+
+def test_a_wrong_setting_ends_it_with_its_name(tmp_path, capfd):
+    import pytest
+
+    with pytest.raises(RuntimeError, match="did not start"), service(tmp_path, BASIC_AUTH_USER="only-user"):
+        pass
+    assert "BASIC_AUTH_PASS" in capfd.readouterr().err

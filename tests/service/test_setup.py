@@ -1,0 +1,186 @@
+"""/setup: what is kept, when work is enqueued, and what is refused with which words."""
+
+import json
+
+import pytest
+
+from tests.service.conftest import CONFIG, OTHER_CONFIG, activate, setup_payload
+
+
+def post(client, **changes):
+    return client.post("/setup", json=setup_payload(**changes))
+
+
+def test_connects_and_enqueues_once(client, store, jobs):
+    answer = post(client)
+    assert (answer.status_code, answer.json) == (200, {"model_version": "ppal-untrained"})
+    project = store.projects.get(7)
+    assert (project.key, project.label_config, project.options) == ("7.1795336563", CONFIG, {})
+    assert project.url == "http://ls.example:8080"  # the operator's, not the payload's
+    assert jobs.synced == [7]
+
+
+def test_the_same_again_enqueues_nothing_and_writes_nothing(client, store, jobs, monkeypatch):
+    post(client, extra_params='{"budget": "20"}')
+    jobs.synced.clear()
+    monkeypatch.setattr(store.projects, "connect", None)
+    assert post(client, extra_params='{"budget": "20"}').status_code == 200
+    assert post(client, extra_params={"budget": 20}).status_code == 200
+    assert jobs.synced == []
+
+
+def test_answers_the_active_version(client, connected, store):
+    activate(store)
+    assert post(client).json == {"model_version": "ppal-7-r1"}
+
+
+def test_a_changed_label_config_is_kept_and_enqueued(client, connected, store, jobs):
+    wider = CONFIG.replace('<Label value="Dog"/>', '<Label value="Dog"/><Label value="Owl"/>')
+    assert post(client, schema=wider).status_code == 200
+    assert store.projects.get(7).label_config == wider
+    assert jobs.synced == [7]
+
+
+@pytest.mark.parametrize("params", ['{"budget": 20, "strategy": "ppal"}', {"budget": 20, "strategy": "ppal"}])
+def test_extra_params_as_text_or_object(client, store, params):
+    assert post(client, extra_params=params).status_code == 200
+    assert store.projects.get(7).options == {"budget": 20, "strategy": "ppal"}
+
+
+@pytest.mark.parametrize("params", ["", "  ", None, {}, "{}"])
+def test_no_extra_params(client, store, params):
+    assert post(client, extra_params=params).status_code == 200
+    assert store.projects.get(7).options == {}
+
+
+def test_two_projects_do_not_meet(client, store, jobs):
+    post(client, extra_params={"budget": 3})
+    post(client, project="8.1795336599", schema=OTHER_CONFIG)
+    activate(store, 7, "ppal-7-r1")
+    assert store.projects.get(7).label_config == CONFIG
+    assert store.projects.get(8).label_config == OTHER_CONFIG
+    assert store.projects.get(8).options == {}
+    assert jobs.synced == [7, 8]
+    assert post(client, project="8.1795336599", schema=OTHER_CONFIG).json == {"model_version": "ppal-untrained"}
+
+
+def test_another_project_with_the_same_id_starts_afresh(client, connected, store):
+    store.events.add(7, "START_TRAINING", {})
+    post(client, project="7.1999999999")
+    assert store.projects.get(7).key == "7.1999999999"
+    assert store.events.pending(7) == []
+
+
+def test_a_project_named_without_its_creation_time_keeps_what_is_stored(client, connected, store):
+    store.events.add(7, "START_TRAINING", {})
+    assert post(client, project="7").status_code == 200
+    assert store.projects.get(7).key == "7.1795336563"
+    assert len(store.events.pending(7)) == 1
+
+
+def test_a_queue_that_fails_does_not_fail_the_connection(client, store, jobs, caplog):
+    jobs.error = OSError("disk full")
+    assert post(client).status_code == 200
+    assert store.projects.find(7) is not None
+    assert jobs.synced == []
+    assert "next poll" in caplog.text
+
+
+REFUSED = {
+    "no boxes": ({"schema": '<View><Image name="i" value="$i"/></View>'}, "RectangleLabels"),
+    "no xml": ({"schema": "not xml"}, "XML"),
+    "empty config": ({"schema": " "}, "schema"),
+    "config is null": ({"schema": None}, "schema"),
+    "entities": ({"schema": '<!DOCTYPE v [<!ENTITY a "b">]><View>&a;</View>'}, "entities"),
+    "half a surrogate": ({"schema": "<View>\ud800</View>"}, "Unicode"),
+    "huge config": ({"schema": "<View>" + " " * 3_000_000 + "</View>"}, "characters"),
+    "unknown detector": ({"extra_params": {"detector": "yolo_from_the_web"}}, "retinanet_tiny"),
+    "detector is a path": ({"extra_params": {"detector": "../../etc/passwd"}}, "detector"),
+    "unknown strategy": ({"extra_params": {"strategy": "magic"}}, "ppal"),
+    "unknown parameter": ({"extra_params": {"bugdet": 5}}, "known: .*budget"),
+    "budget out of range": ({"extra_params": {"budget": 0}}, "budget"),
+    "parameters are no json": ({"extra_params": "{budget: 5}"}, "extra parameters"),
+    "parameters are a list": ({"extra_params": "[1]"}, "object"),
+    "parameters are a number": ({"extra_params": 5}, "object"),
+    "parameters with NaN": ({"extra_params": '{"delta": NaN}'}, "extra parameters"),
+    "no project": ({"project": None}, "project"),
+    "project is text": ({"project": "abc"}, "project"),
+    "hostname is no url": ({"hostname": "ls"}, "hostname"),
+    "hostname with a strange scheme": ({"hostname": "file:///etc"}, "hostname"),
+    "hostname with a strange port": ({"hostname": "http://ls:99999999"}, "hostname"),
+    "hostname with a password": ({"hostname": "http://me:pass@ls"}, "hostname"),
+    "hostname is a list": ({"hostname": ["http://ls"]}, "hostname"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_with_a_reason_and_nothing_kept(client, store, jobs, changes, words):
+    answer = client.post("/setup", data=json.dumps(setup_payload(**changes)), content_type="application/json")
+    assert 400 <= answer.status_code < 500
+    assert_error(answer, words)
+    assert store.projects.all() == []
+    assert jobs.synced == []
+
+
+def assert_error(answer, words):
+    import re
+
+    assert set(answer.json) == {"error"}
+    assert re.search(words, answer.json["error"]), answer.json["error"]
+    assert "Traceback" not in answer.text and "secret-key-1" not in answer.text
+
+
+def test_a_refused_change_keeps_the_project_as_it_was(client, connected, store):
+    assert post(client, schema="<View/>").status_code == 400
+    assert store.projects.get(7).label_config == CONFIG
+
+
+def test_without_an_api_key_it_says_what_to_set(make_app, store):
+    from pydantic import SecretStr
+
+    client = make_app(label_studio_api_key=SecretStr("")).test_client()
+    answer = post(client)
+    assert answer.status_code == 400
+    assert_error(answer, "LABEL_STUDIO_API_KEY")
+    assert store.projects.all() == []
+
+
+def test_a_known_project_is_told_as_well_when_the_key_is_gone(make_app, connected):
+    from pydantic import SecretStr
+
+    answer = post(make_app(label_studio_api_key=SecretStr("")).test_client())
+    assert answer.status_code == 400
+
+
+class TestAddress:
+    """The API key goes to this address: who may say where it is?"""
+
+    def test_this_machine_may_be_named_by_anybody(self, make_app, store):
+        client = make_app(label_studio_url="").test_client()
+        for hostname in ("http://localhost:8080/", "http://127.0.0.1:8080", "http://[::1]:8080"):
+            assert post(client, hostname=hostname).status_code == 200
+            assert store.projects.get(7).url == hostname.rstrip("/")
+
+    def test_another_machine_may_not(self, make_app, store):
+        answer = post(make_app(label_studio_url="").test_client(), hostname="http://evil.example")
+        assert answer.status_code == 400
+        assert_error(answer, "LABEL_STUDIO_URL")
+        assert store.projects.all() == []
+
+    def test_a_name_that_only_looks_like_this_machine_may_not(self, make_app):
+        client = make_app(label_studio_url="").test_client()
+        for hostname in ("http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://evil/localhost"):
+            assert post(client, hostname=hostname).status_code == 400
+
+    def test_no_address_at_all(self, make_app):
+        answer = post(make_app(label_studio_url="").test_client(), hostname="")
+        assert_error(answer, "LABEL_STUDIO_URL")
+
+    def test_callers_who_know_the_password_may_name_another_machine(self, make_app, store):
+        from pydantic import SecretStr
+
+        app = make_app(label_studio_url="", basic_auth_user="ls", basic_auth_pass=SecretStr("pw"))
+        payload = setup_payload(hostname="http://ls.internal:8080")
+        answer = app.test_client().post("/setup", json=payload, auth=("ls", "pw"))
+        assert answer.status_code == 200
+        assert store.projects.get(7).url == "http://ls.internal:8080"

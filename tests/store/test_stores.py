@@ -1,0 +1,98 @@
+"""Projects, events, the ledger and versions."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ppal_backend.errors import StateError
+from ppal_backend.store import Database, ModelVersion, SeenAnnotation, Store
+
+VERSION = ModelVersion(1, "ppal-r1-a", 1, "retinanet_tiny", "projects/1/m.pth", ("a", "b"), (0.5, 1.0), {"map": 0.3})
+
+
+def test_connecting_twice_updates_and_tells_new_from_known(store):
+    assert store.projects.connect(1, "1.5", "<old/>", "http://a", {})
+    assert not store.projects.connect(1, "1.5", "<new/>", "http://b", {"budget": 3})
+    record = store.projects.get(1)
+    assert (record.label_config, record.url, record.options) == ("<new/>", "http://b", {"budget": 3})
+
+
+def test_a_project_that_reuses_an_id_starts_from_nothing(store, project):
+    store.ledger.see(project, [SeenAnnotation(7, 70)])
+    store.rounds.request(project, "train", "x")
+    store.versions.activate(VERSION)
+    assert store.projects.connect(project, "1.222", "<View/>", "http://ls", {})
+    assert store.ledger.new_count(project) == 0
+    assert store.rounds.of_project(project) == []
+    assert store.versions.active(project) is None
+
+
+def test_an_unknown_project_is_a_clear_error(store):
+    assert store.projects.find(5) is None
+    with pytest.raises(StateError, match="Settings > Model"):
+        store.projects.get(5)
+
+
+def test_events_leave_the_inbox_once_and_in_order(store, project):
+    ids = [store.events.add(project, "ANNOTATION_CREATED", {"n": n}) for n in range(3)]
+    store.events.add(2, "ANNOTATION_CREATED", {})
+    assert [e.body["n"] for e in store.events.pending(project)] == [0, 1, 2]
+    store.events.settle(ids[0])
+    store.events.settle(ids[1], "broken")
+    assert [e.id for e in store.events.pending(project)] == [ids[2]]
+    assert store.events.counts() == {"pending": 2, "done": 1, "parked": 1}
+
+
+def test_an_event_survives_a_kill_right_after_it_was_stored(tmp_path):
+    url = f"sqlite:///{tmp_path}/ppal.db"
+    code = (
+        "import os, sys\nfrom ppal_backend.store import Database, Store\n"
+        "store = Store(Database(sys.argv[1]))\n"
+        "store.projects.connect(1, '1.1', '<View/>', '', {})\n"
+        "store.events.add(1, 'ANNOTATION_CREATED', {'x': 1})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, url], check=False).returncode == -9
+    assert [e.body for e in Store(Database(url)).events.pending(1)] == [{"x": 1}]
+
+
+def test_the_ledger_counts_each_annotation_once(store, project):
+    store.ledger.see(project, [SeenAnnotation(1, 10), SeenAnnotation(2, 10), SeenAnnotation(1, 10)])
+    store.ledger.see(project, [SeenAnnotation(2, 10)])
+    assert store.ledger.new_count(project) == 2
+
+
+def test_skipped_and_deleted_annotations_do_not_count(store, project):
+    store.ledger.see(project, [SeenAnnotation(1, 10), SeenAnnotation(2, 11, usable=False)])
+    assert store.ledger.new_count(project) == 1
+    store.ledger.see(project, [SeenAnnotation(1, None, usable=False)])
+    assert store.ledger.new_count(project) == 0
+
+
+def test_exported_annotations_no_longer_count_even_if_no_event_came(store, project):
+    store.ledger.see(project, [SeenAnnotation(i, i) for i in range(1200)])
+    store.ledger.used_by(project, 1, range(1, 1205))
+    assert store.ledger.new_count(project) == 1
+    store.ledger.see(project, [SeenAnnotation(3, 3)])
+    assert store.ledger.new_count(project) == 1, "a late duplicate made an old annotation new again"
+
+
+def test_one_version_is_active_and_activation_is_idempotent(store, project):
+    store.versions.activate(VERSION)
+    store.versions.activate(replace(VERSION, version="ppal-r2-b", checkpoint="", round_number=2))
+    assert store.versions.active(project).version == "ppal-r2-b"
+    assert store.versions.active(project, with_model=True).version == "ppal-r1-a"
+    store.versions.activate(VERSION)
+    store.versions.activate(VERSION)
+    active = store.versions.active(project)
+    assert (active.version, active.labels, active.difficulty) == ("ppal-r1-a", ("a", "b"), (0.5, 1.0))
+    assert [v.version for v in store.versions.of_project(project)] == ["ppal-r1-a", "ppal-r2-b"]
+    assert store.versions.names() == ["ppal-r2-b", "ppal-r1-a"]
+
+
+def test_a_reader_does_not_wait_for_a_writer(store, project):
+    with store.database.transaction() as session:
+        session.connection()
+        assert store.projects.get(project).id == project

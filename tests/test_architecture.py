@@ -1,0 +1,113 @@
+"""Imports point downward only, and each heavy framework has one door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ppal_backend"
+
+# Each room with the rooms it may import, beside itself. A room is a folder or a module of the package.
+GROUND = {"errors", "files", "settings", "structures", "logs"}
+ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "logs": set(),
+    "settings": {"errors"},
+    "structures": {"errors"},
+    "acquisition": {"errors", "structures"},
+    "store": GROUND,
+    "datasets": GROUND,
+    "detector": {"errors", "files", "structures", "acquisition"},
+    "label_studio": GROUND | {"datasets", "rounds.ports"},
+    "engines": GROUND | {"detector", "store", "rounds.ports"},
+    "rounds": GROUND | {"acquisition", "datasets"},
+    "jobs": GROUND | {"store"},
+    "service": GROUND | {"store", "jobs", "engines", "label_studio", "datasets", "detector.zoo", "acquisition"},
+    "demo": GROUND | {"store", "datasets", "rounds", "launcher"},
+    "worker": GROUND | {"store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth"},
+    "launcher": GROUND,
+    "benchmarks": None,  # measures everything; only the command line imports it
+    "cli": None,
+    "__init__": set(),
+}
+ONE_DOOR = {"mmdet": "detector", "mmcv": "detector", "mmengine": "detector", "label_studio_sdk": "label_studio",
+            "sqlalchemy": "store", "huey": "jobs"}  # fmt: skip
+PURE = {"acquisition": {"numpy", "torch", "scipy", "kmedoids"}, "structures": {"numpy", "torch"}}
+NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "worker", "launcher", "settings"}
+HEAVY = {"torch", "mmdet", "mmcv", "mmengine", "skimage"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path, top_level_only=False):
+    """Dotted names a file imports; without those under ``if TYPE_CHECKING``."""
+    tree = ast.parse(path.read_text())
+    skipped = set()
+    for node in ast.walk(tree):
+        type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        inside_function = top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if type_checking or inside_function:
+            skipped.update(id(child) for child in ast.walk(node))
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; the project imports by full name"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downward(path):
+    room = room_of(path)
+    allowed = ALLOWED[room]
+    if allowed is None:
+        return
+    for name in imports(path):
+        if not name.startswith("ppal_backend."):
+            continue
+        inner = name.removeprefix("ppal_backend.")
+        target = inner.split(".")[0]
+        fine = target == room or any(inner == a or inner.startswith(a + ".") for a in allowed)
+        parent_of_fine = any(a.startswith(inner + ".") for a in allowed)
+        a_module = (PACKAGE / target).exists() or (PACKAGE / f"{target}.py").exists()
+        assert fine or parent_of_fine or not a_module, f"{room} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_framework_has_one_door(path):
+    room = room_of(path)
+    for name in imports(path):
+        top = name.split(".")[0]
+        assert ONE_DOOR.get(top, room) == room or room == "benchmarks", f"only {ONE_DOOR[top]} may import {top}"
+
+
+@pytest.mark.parametrize("room", sorted(PURE))
+def test_pure_rooms_import_nothing_that_acts(room):
+    acting = {"os", "pathlib", "time", "datetime", "random", "logging.handlers", "subprocess", "io", "socket"}
+    for path in (PACKAGE / room).rglob("*.py"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top not in acting, f"{path.name} imports {name}"
+            if top not in PURE[room] and top != "ppal_backend":
+                assert top in __import__("sys").stdlib_module_names, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room_of(p) in NOT_AT_IMPORT], ids=str)
+def test_light_rooms_import_nothing_heavy_at_import(path):
+    if path.name == "ml_base.py":
+        return  # label-studio-ml itself imports torch
+    for name in imports(path, top_level_only=True):
+        assert name.split(".")[0] not in HEAVY, f"{path} imports {name} when it is imported"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= 400
