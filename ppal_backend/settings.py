@@ -97,7 +97,7 @@ class Settings(BaseSettings):
 
     @property
     def image_hosts(self) -> frozenset[str]:
-        """Hosts beside Label Studio's own from which images may be fetched."""
+        """Hosts beside Label Studio's own that images may come from; empty: any public one."""
         return frozenset(h.strip().lower() for h in self.allowed_image_hosts.split(",") if h.strip())
 
     def project_folder(self, project_id: int) -> Path:

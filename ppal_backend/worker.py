@@ -17,7 +17,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PPALError, RoundCancelled
+from ppal_backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailable,
+    PPALError,
+    RoundCancelled,
+)
 from ppal_backend.jobs.queue import JobQueue
 from ppal_backend.jobs.supervisor import Supervisor
 from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
@@ -26,7 +32,7 @@ from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
-from ppal_backend.rounds.ports import Ports
+from ppal_backend.rounds.ports import Observer, Ports
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Lease, ModelVersion, ProjectRecord, RoundRecord, SeenAnnotation, Store, open_store
@@ -42,6 +48,8 @@ TICK_S = 2.0
 HEARTBEAT_S = 2.0
 REPORT_EVERY_S = 1.0
 LONGEST_RETRY_S = 600.0
+
+PortsOf = Callable[[Settings, Store, ProjectRecord, RoundSpec, Observer], Ports]
 
 
 def run_worker(settings: Settings, stop: threading.Event | None = None, parallel_rounds: int = 1) -> None:
@@ -87,8 +95,15 @@ def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
         jobs.run_round(project_id)
 
 
-def run_next_round(settings: Settings, project_id: int) -> bool:
-    """Claim and run the project's next round in this process; False when there was none to claim."""
+def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None = None) -> bool:
+    """Claim and run the project's next round in this process; False when there was none to claim.
+
+    Args:
+        settings: the operator's settings.
+        project_id: the project.
+        ports_of: what the round is plugged into; Label Studio and the local engine by default.
+    """
+    ports_of = ports_of or label_studio_ports
     store = open_store(settings)
     lease = Lease.mine()
     record = store.rounds.claim(project_id, lease)
@@ -98,7 +113,7 @@ def run_next_round(settings: Settings, project_id: int) -> bool:
     watch.start()
     try:
         project = store.projects.get(project_id)
-        result = _run(settings, store, project, record, watch)
+        result = _run(settings, store, project, record, watch, ports_of)
         _record_version(settings, store, project_id, record.number, result)
         store.rounds.finish(record.id, {**result.metrics, "version": result.version, "seconds": result.seconds})
     except RoundCancelled as reason:
@@ -106,7 +121,7 @@ def run_next_round(settings: Settings, project_id: int) -> bool:
             store.rounds.cancel(record.id, str(reason))
         else:
             store.rounds.release(record.id)
-    except LabelStudioUnavailable as error:
+    except (LabelStudioUnavailable, LabelStudioAuthError) as error:
         delay = min(LONGEST_RETRY_S, 5.0 * 2 ** min(record.attempts - 1, 10))
         log.warning("round %d of project %d waits %.0f s: %s", record.number, project_id, delay, error)
         store.rounds.release(record.id, retry_after_s=delay, error=str(error))
@@ -119,16 +134,21 @@ def run_next_round(settings: Settings, project_id: int) -> bool:
     return True
 
 
-def _run(settings: Settings, store: Store, project: ProjectRecord, record: RoundRecord, watch: Watch) -> RoundResult:
+def _run(
+    settings: Settings,
+    store: Store,
+    project: ProjectRecord,
+    record: RoundRecord,
+    watch: Watch,
+    ports_of: PortsOf,
+) -> RoundResult:
     from ppal_backend.rounds.run import run_round  # imports torch, which the worker itself never needs
 
     project_folder = settings.project_folder(project.id)
     claim_project_folder(project_folder, project.key)
     folder = RoundFolder(project_folder / "rounds" / str(record.number))
     spec = _spec(settings, store, project, record, folder)
-    client = connect(settings, project.url)
-    store.projects.set_problem(project.id, "webhook", _check_webhook(settings, client, project.id))
-    return run_round(spec, folder, _ports(settings, client, spec, watch))
+    return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
 
 
 def _check_webhook(settings: Settings, client: LabelStudioClient, project_id: int) -> str:
@@ -214,6 +234,8 @@ class Watch:
         self._ended.set()
 
     def exported(self, annotation_ids: Sequence[int]) -> None:
+        if self._round.kind == "rank":
+            return  # nothing was learned from them: they still count towards the next training
         self._store.ledger.used_by(self._round.project_id, self._round.number, annotation_ids)
 
     def step_started(self, step: str) -> None:
@@ -262,12 +284,17 @@ def _read_updates(settings: Settings, store: Store) -> Callable[[int, str], list
     return read
 
 
-def _ports(settings: Settings, client: LabelStudioClient, spec: RoundSpec, watch: Watch) -> Ports:
+def label_studio_ports(
+    settings: Settings, store: Store, project: ProjectRecord, spec: RoundSpec, observer: Observer
+) -> Ports:
+    """A round of people: tasks from and predictions to Label Studio, the detector in this process."""
+    client = connect(settings, project.url)
+    store.projects.set_problem(project.id, "webhook", _check_webhook(settings, client, project.id))
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
         engine=LocalEngine(settings.model_zoo, settings.threads),
         publisher=LabelStudioPublisher(client, settings.keep_versions),
-        observer=watch,
+        observer=observer,
     )
 
 

@@ -34,6 +34,8 @@ _GIB = float(1 << 30)
 _CPU_TILE = 768
 _GPU_TILE = 8192
 _MIN_TILE = 64
+_CPU_CELLS = 1 << 18
+_GPU_CELLS = 1 << 24
 _LAZY_MIN_IMAGES = 8
 _LAZY_CPU_TILE = 2048
 
@@ -91,17 +93,34 @@ def similarity_matrix(
 
 
 def _add_products(result: torch.Tensor, a: Tile, others: list[Tile], metric: str, space: Workspace) -> None:
-    """Add the similarity of tile ``a`` with itself (half, as it is counted twice) and with later tiles."""
-    flat = result.view(-1)
-    base = a.images[:, None] * result.shape[1]
+    """Add the similarity of tile ``a`` with itself (half, as it is counted twice) and with later tiles.
+
+    The shares of all tiles are collected side by side first, so that each row of the result is visited once.
+    """
+    columns = torch.cat([b.images for b in others])
+    panel = space.get("panel", len(a.images), len(columns))
+    start = 0
     for b in others:
-        part = reduce_product(multiply(a.left, b.right, metric, space), a.weights, b.weights, space)
+        part = panel[:, start : start + len(b.images)]
+        reduce_product(multiply(a.left, b.right, metric, space), a.weights, b.weights, space, part)
         if b is a:
             part.mul_(0.5)
-        flat.index_add_(0, (base + b.images).view(-1), part.reshape(-1))
+        start += len(b.images)
+    _scatter_add(result, a.images, columns, panel)
 
 
-def _symmetrise(result: torch.Tensor, block: int = 2048) -> None:
+def _scatter_add(result: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> None:
+    """Add ``values`` to the cells of ``rows`` x ``columns`` (each distinct), a few rows at a time."""
+    flat = result.view(-1)
+    cells = torch.int32 if flat.numel() < 2**31 else torch.int64
+    base, columns = (rows * result.shape[1]).to(cells), columns.to(cells)
+    step = max(1, (_GPU_CELLS if result.is_cuda else _CPU_CELLS) // max(1, len(columns)))
+    for start in range(0, len(rows), step):
+        index = base[start : start + step, None] + columns
+        flat.index_add_(0, index.view(-1), values[start : start + step].reshape(-1))
+
+
+def _symmetrise(result: torch.Tensor, block: int = 512) -> None:
     """Replace the matrix by itself plus its transpose, in place, within [0, 2], with diagonal 2."""
     n = len(result)
     for i in range(0, n, block):
@@ -251,7 +270,6 @@ class LazySimilarity:
 
     def _add(self, result: torch.Tensor, tiles: list[Tile], others: list[Tile]) -> None:
         """Add one class: one product per group of row tiles and column tile, reduced row tile by row tile."""
-        flat = result.view(-1)
         for group in _groups(tiles, self._side):
             left = group[0].left if len(group) == 1 else torch.cat([t.left for t in group])
             sizes = [len(t.left) for t in group]
@@ -259,8 +277,7 @@ class LazySimilarity:
                 product = multiply(left, b.right, self._objects.metric, self._space)
                 for a, part in zip(group, product.split(sizes), strict=True):
                     share = reduce_product(part, a.weights, b.weights, self._space)
-                    cells = a.images[:, None] * result.shape[1] + b.images
-                    flat.index_add_(0, cells.view(-1), share.view(-1))
+                    _scatter_add(result, a.images, b.images, share)
 
 
 def _groups(tiles: list[Tile], side: int) -> list[list[Tile]]:

@@ -288,7 +288,6 @@ class _Assignment:
         """Compare items that kept their centre with the moved ones, and search anew for the others."""
         labels, nearest = self._best_of(changed, None)
         better = (nearest < self.nearest) | ((nearest == self.nearest) & (labels < self.labels))
-        better &= ~left_behind
         self.labels = torch.where(better, labels, self.labels)
         self.nearest = torch.where(better, nearest, self.nearest)
         items = torch.nonzero(left_behind)[:, 0]

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ppal_backend.acquisition.objects import PackedObjects
 
-_MIN_BUCKET_IMAGES = 48
+_MIN_BUCKET_IMAGES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +54,17 @@ class Workspace:
         return flat[:size].view(shape)
 
 
-def _bucket_sizes(counts: torch.Tensor, min_images: int) -> torch.Tensor:
+def _bucket_sizes(counts: np.ndarray, min_images: int) -> np.ndarray:
     """Slots for each image: its own count, or that of the next larger bucket where too few images share a count."""
-    slots = counts.clone()
-    values, sizes = torch.unique(counts, return_counts=True)
+    sizes = np.bincount(counts)
+    slots_of = np.zeros(len(sizes), dtype=np.int64)
     current, held = -1, 0
-    for value, size in zip(values.tolist()[::-1], sizes.tolist()[::-1], strict=True):
+    for value in np.flatnonzero(sizes)[::-1].tolist():
         if current < 0 or held >= min_images:
             current, held = value, 0
-        held += size
-        slots[counts == value] = current
-    return slots
+        held += int(sizes[value])
+        slots_of[value] = current
+    return slots_of[counts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +96,21 @@ def plan_tiles(
     Returns:
         Tiles that together hold every object once.
     """
-    images, counts = torch.unique_consecutive(objects.images[rows], return_counts=True)
-    starts = torch.cumsum(counts, 0) - counts
+    numbers = rows.numpy()
+    images = objects.images.numpy()[numbers]
+    starts = np.flatnonzero(np.diff(images, prepend=-1))
+    counts = np.diff(starts, append=len(images))
     slots = _bucket_sizes(counts, min_images)
     plans = []
-    for n in torch.unique(slots).tolist():
-        members = torch.nonzero(slots == n)[:, 0]
-        for chunk in members.split(max(1, max_objects // n)):
-            offsets = torch.arange(n)[:, None]
+    for n in np.unique(slots).tolist():
+        members = np.flatnonzero(slots == n)
+        offsets = np.arange(n)[:, None]
+        size = max(1, max_objects // n)
+        for start in range(0, len(members), size):
+            chunk = members[start : start + size]
             real = offsets < counts[chunk]
-            plans.append(TilePlan(images[chunk], rows[starts[chunk] + torch.where(real, offsets, 0)], real))
+            held = numbers[starts[chunk] + np.where(real, offsets, 0)]
+            plans.append(TilePlan(*(torch.from_numpy(v) for v in (images[starts[chunk]], held, real))))
     return plans
 
 
@@ -164,7 +170,11 @@ def multiply(left: torch.Tensor, right: torch.Tensor, metric: str, space: Worksp
 
 
 def reduce_product(
-    product: torch.Tensor, weights_a: torch.Tensor, weights_b: torch.Tensor, space: Workspace
+    product: torch.Tensor,
+    weights_a: torch.Tensor,
+    weights_b: torch.Tensor,
+    space: Workspace,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add up both directions of Eq. 7 for one class.
 
@@ -172,14 +182,15 @@ def reduce_product(
         product: ``[n_a * g_a, n_b * g_b]`` object similarities of two tiles.
         weights_a: ``[n_a, g_a]`` object weights.
         weights_b: ``[n_b, g_b]`` object weights.
-        space: Scratch memory; the result lives in it until the next call.
+        space: Scratch memory; without ``out`` the result lives in it until the next call.
+        out: ``[g_a, g_b]`` tensor for the result, which may be a view.
 
     Returns:
         ``[g_a, g_b]`` share of this class in the similarity of each pair of images.
     """
     (na, ga), (nb, gb) = weights_a.shape, weights_b.shape
     slabs = product.view(na, ga, nb, gb)
-    total = space.get("total", ga, gb)
+    total = space.get("total", ga, gb) if out is None else out
     if na == 1 and nb == 1:
         both = torch.add(weights_a[0][:, None], weights_b[0][None, :], out=space.get("both", ga, gb))
         return torch.mul(slabs[0, :, 0], both, out=total)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +15,9 @@ from pycocotools.cocoeval import COCOeval
 from ppal_backend.detector.data import ImageRecord, read_coco
 from ppal_backend.detector.models import load_detector
 from ppal_backend.detector.prediction import batch_size_for, predict_batch
-from ppal_backend.detector.runtime import isolated, pick_device
+from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
 from ppal_backend.structures.progress import OnProgress, Progress
 
-_STDOUT = threading.Lock()
 _IOU_50 = 0
 _ALL_AREAS = 0
 _MOST_DETECTIONS = -1
@@ -152,8 +148,7 @@ def _precision(
     num_classes: int,
 ) -> np.ndarray:
     """``[IoU thresholds, recalls, classes]`` precision, -1 where a class has no boxes."""
-    # pycocotools prints; its output is swallowed under a lock, as standard output belongs to the process
-    with _STDOUT, contextlib.redirect_stdout(io.StringIO()):
+    with quiet_stdout():  # pycocotools prints
         evaluator = COCOeval(
             _index(records, truth, num_classes), _index(records, predictions, num_classes), iouType="bbox"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import threading
@@ -24,12 +25,19 @@ _MANAGED = (MMLogger, MessageHub, DefaultScope, Visualizer)
 
 
 @contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Swallow what libraries print. Standard output belongs to the process, hence one block at a time."""
+    with _STDOUT, contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextmanager
 def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
     """Run mmengine code under its own names and forget them afterwards.
 
     Inside, the default scope is ``mmdet`` and mmengine's log goes to ``log_file`` (or nowhere), never to the
-    terminal. Afterwards the loggers, message hubs, scopes and visualisers made inside are gone and their
-    files closed, so that any number of trainings can follow each other in one process.
+    terminal. Afterwards the loggers, message hubs, scopes and visualisers whose names start with ``name`` are
+    gone and their files closed, so that any number of trainings can follow each other in one process.
 
     Args:
         name: Unique name of this run; a Runner inside must use it as ``experiment_name``.
@@ -37,7 +45,6 @@ def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
     """
     _register()
     torch.set_flush_denormal(True)
-    before = {managed: dict(managed._instance_dict) for managed in _MANAGED}
     mm_logger = MMLogger.get_instance(name, log_file=None if log_file is None else str(log_file), file_mode="a")
     mm_logger.handlers = [item for item in mm_logger.handlers if isinstance(item, logging.FileHandler)]
     mm_logger.addHandler(logging.NullHandler())
@@ -45,16 +52,17 @@ def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        for managed, instances in before.items():
-            for key in set(managed._instance_dict) - set(instances):
-                managed._instance_dict.pop(key)
-        for handler in mm_logger.handlers:
-            handler.close()
+        for managed in _MANAGED:
+            for key in [key for key in managed._instance_dict if key.startswith(name)]:
+                gone = managed._instance_dict.pop(key)
+                for handler in getattr(gone, "handlers", ()):
+                    handler.close()
 
 
+@functools.cache
 def _register() -> None:
     """Fill mmdet's registries; the modules it imports print remarks about optional parts, which are dropped."""
-    with _STDOUT, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with quiet_stdout(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         register_all_modules(init_default_scope=False)
 

@@ -165,8 +165,9 @@ def train(
     if finished.is_file():
         return _result(finished, request)
     device = pick_device(request.device)
-    with isolated(f"ppal-{uuid.uuid4().hex}", work_dir / LOG_NAME):
-        _run(request, entry, records, device, on_progress, should_stop)
+    name = f"ppal-{uuid.uuid4().hex}"
+    with isolated(name, work_dir / LOG_NAME):
+        _run(request, entry, records, device, name, on_progress, should_stop)
     remove_training_checkpoints(work_dir)
     return _result(finished, request)
 
@@ -193,6 +194,15 @@ class _TrainingRunner(Runner):
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """mmengine runs compilers here to learn their versions; nobody reads that."""
 
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Resume from plain weights only; mmengine would fall back to unsafe unpickling, and print."""
+        checkpoint = load_checkpoint(Path(filename))
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        inner = self.model.module if self.distributed else self.model
+        inner.load_state_dict(checkpoint["state_dict"])
+        self._has_loaded = True
+        return checkpoint
+
     def dump_config(self) -> None:
         """The configuration is written once, by :func:`_run`."""
 
@@ -206,6 +216,7 @@ def _run(
     entry: ZooEntry,
     records: tuple[ImageRecord, ...],
     device: torch.device,
+    name: str,
     on_progress: OnProgress | None,
     should_stop: Callable[[], bool] | None,
 ) -> None:
@@ -228,7 +239,9 @@ def _run(
         DifficultyEMA(len(request.classes), request.momentum, request.absent), request.xi
     ) if request.difficulty else None  # fmt: skip
     resume_from = newest_loadable(Path(request.work_dir))
-    runner = _build_runner(request, config, records, device, resume_from, _initialiser(request, entry, resume_from))
+    runner = _build_runner(
+        request, config, records, device, name, resume_from, _initialiser(request, entry, resume_from)
+    )
     extra = [guard, ProgressHook(guard, on_progress, should_stop), PlainCheckpoints()]
     for item in extra if hook is None else [hook, *extra]:
         runner.register_hook(item)
@@ -252,6 +265,7 @@ def _build_runner(
     config: Config,
     records: tuple[ImageRecord, ...],
     device: torch.device,
+    name: str,
     resume_from: Path | None,
     initialise: Callable[[torch.nn.Module], None],
 ) -> _TrainingRunner:
@@ -294,7 +308,7 @@ def _build_runner(
         resume=resume_from is not None,
         randomness={"seed": request.seed},
         default_scope="mmdet",
-        experiment_name=f"ppal-{uuid.uuid4().hex}",
+        experiment_name=name,
     )
 
 

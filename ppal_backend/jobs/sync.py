@@ -111,7 +111,7 @@ class Synchroniser:
     def _decide(self, project: ProjectRecord, wish: Wish) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
-        if running is not None and running.step in BEFORE_EXPORT_ENDS:
+        if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
             return  # its snapshot will hold what came; it is decided again when the round ends
         budget = self._settings.project_options(project.options).budget
         new = self._store.ledger.new_count(project.id)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote, urljoin, urlsplit
 
-import certifi
 import httpcore
 import httpx
 
@@ -137,7 +135,7 @@ class ImageSource:
         self._tries = tries
         self._sleep = sleep
         self._pool = httpcore.ConnectionPool(
-            ssl_context=ssl.create_default_context(cafile=certifi.where()),
+            ssl_context=httpx.create_ssl_context(),
             network_backend=GuardedNetwork(self._rules, resolver),
             max_keepalive_connections=8,
         )

@@ -1,0 +1,1 @@
+"""The HTTP edge: what Label Studio and operators call."""

@@ -139,7 +139,7 @@ class Guard:
         project, _, signature = token.partition(".")
         number = int(project) if project.isascii() and project.isdigit() and len(project) <= 10 else 0
         wanted = _signature(self._password.decode(), number)
-        if not hmac.compare_digest(_bytes(signature), wanted.encode()) :
+        if not hmac.compare_digest(_bytes(signature), wanted.encode()):
             return False
         g.webhook_project = number
         return True

@@ -12,6 +12,7 @@ from typing import Any
 
 from ppal_backend.logs import configure_logging
 from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.service.runtime import MOST_PREDICTING
 from ppal_backend.settings import load_settings
 
 _settings = load_settings()
@@ -20,7 +21,7 @@ configure_logging(_settings.log_level)  # before the fork: the serving process i
 bind = f"{_settings.host}:{_settings.port}"
 worker_class = "gthread"
 workers = 1
-threads = 16
+threads = MOST_PREDICTING + 8
 preload_app = False
 timeout = 120  # of the worker's heartbeat; a slow /predict does not hold it up
 graceful_timeout = 30

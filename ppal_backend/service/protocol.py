@@ -54,7 +54,14 @@ def predict() -> Response:
     """Pre-annotate tasks: exactly one result per task, in order."""
     body = payloads.predict_body(payloads.read_json(request))
     model = PPALBackend(project_id=str(body.project_id), runtime=runtime())
-    results = model.predict(body.tasks, context=body.context)
+    slots = runtime().predict_slots
+    if not slots.acquire(blocking=False):
+        # An error rather than empty results: Label Studio would keep those and not ask again.
+        raise RequestError("too many predictions are under way; try again later", status=503)
+    try:
+        results = model.predict(body.tasks, context=body.context)
+    finally:
+        slots.release()
     return jsonify(results=results, model_version=model.model_version)
 
 

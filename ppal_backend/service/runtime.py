@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PREDICT_DEADLINE_S = 80.0  # Label Studio hangs up after 100
 FETCHERS = 8
+MOST_PREDICTING = 16  # below gunicorn's threads, so that webhooks always find one
 
 
 class Predictor(Protocol):
@@ -61,6 +62,7 @@ class Runtime:
     images: ImagesOf
     metrics: Metrics
     fetchers: ThreadPoolExecutor
+    predict_slots: threading.BoundedSemaphore
     predict_deadline_s: float = PREDICT_DEADLINE_S
 
     def close(self) -> None:
@@ -99,6 +101,7 @@ def build_runtime(
         images=images or Images(settings, client),
         metrics=Metrics(store),
         fetchers=ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch"),
+        predict_slots=threading.BoundedSemaphore(MOST_PREDICTING),
     )
 
 

@@ -91,10 +91,11 @@ def test_medoids_do_not_depend_on_batches(batch, monkeypatch):
     assert k_medoids(Lazy(d), [0, 1, 2, 3, 4]) == wanted
 
 
-def test_partial_reassignment_equals_a_full_one():
+@pytest.mark.parametrize("grid", [False, True])
+def test_partial_reassignment_equals_a_full_one(grid):
     """Few of many centres move, so that only their items are searched anew."""
     for seed in range(20):
-        d = distances(seed, 120, False)
+        d = distances(seed, 120, grid)
         start = np.random.default_rng(seed).permutation(120)[:40].tolist()
         assert k_medoids(d, start) == reference.k_medoids(d, start)[0]
 

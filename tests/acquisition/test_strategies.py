@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ppal_backend.acquisition.budget import Budget
 from ppal_backend.acquisition.comparisons import ccms_distances
 from ppal_backend.acquisition.distances import DenseDistances, SimilarityDistances
 from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.acquisition.typicality import TypicalitySelector
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.query import by_utility
 from tests.acquisition.pools import context as make_context
@@ -19,7 +21,7 @@ def query(name, context, budget, seed=0, **options):
     return get_strategy(name, **options).query(context, budget, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("memory_gib", [None, 1e-5])
 def test_ppal_equals_the_loops_from_end_to_end(seed, memory_gib):
     """As a matrix, and row by row where the matrix would not fit."""
@@ -130,7 +132,10 @@ def test_cdal_equals_the_loops():
                 d[i, j] += 0.5 * float((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum())
     order = [context.pool_ids.index(i) for i in query("entropy", context, 30).image_ids]
     picks = clustering.k_center_greedy(d[np.ix_(order, order)], 6, 0)
-    assert list(query("cdal", context, 6).image_ids) == [context.pool_ids[order[k]] for k in picks]
+    answer = query("cdal", context, 6)
+    assert list(answer.image_ids) == [context.pool_ids[order[k]] for k in picks]
+    last = answer.explanations[answer.image_ids[-1]]
+    assert last.nearest_distance == pytest.approx(min(d[order[picks[-1]], order[k]] for k in picks[:-1]), abs=1e-4)
 
 
 def test_enms_counts_redundant_boxes_once():
@@ -216,6 +221,15 @@ def test_typiclust_takes_one_typical_image_of_each_cluster_without_labels():
         group = unit[20 * (i // 20) : 20 * (i // 20) + 20]
         spread = np.linalg.norm(group - unit[i], axis=1).mean()
         assert spread < np.median([np.linalg.norm(group - g, axis=1).mean() for g in group])
+
+
+def test_typiclust_takes_turns_when_the_budget_exceeds_the_clusters():
+    rng = np.random.default_rng(0)
+    features = np.repeat([[1.0, 0.0], [0.0, 1.0]], [30, 20], axis=0) + rng.normal(0, 0.02, (50, 2))
+    context = QueryContext([image(k, [], []) for k in range(50)], 1, image_features={"global": features})
+    chosen = TypicalitySelector(max_clusters=2).select(context, range(50), Budget(4, [1] * 50), rng)
+    assert [k // 30 for k in chosen.positions] == [0, 1, 0, 1]
+    assert chosen.cluster_sizes[chosen.positions[0]] == 30
 
 
 def test_near_duplicates_are_skipped():

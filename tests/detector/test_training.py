@@ -149,6 +149,8 @@ def test_nothing_reaches_the_terminal_and_nothing_stays_behind(
 ) -> None:
     managed = (MMLogger, MessageHub, DefaultScope)
     before = [set(item._instance_dict) for item in managed]
+    with pytest.raises(RoundCancelled):
+        train(request_, should_stop=stop_after(3))
     train(request_)
     assert capfd.readouterr() == ("", "")
     assert [set(item._instance_dict) for item in managed] == before

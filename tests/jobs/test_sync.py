@@ -112,6 +112,13 @@ def test_annotations_that_the_running_export_will_take_ask_for_no_second_round(w
     assert world.rounds() == [("train", "running")]
 
 
+def test_a_running_rank_round_does_not_hold_up_training(world):
+    world.sync(1)
+    assert world.store.rounds.claim(1, Lease.mine()).kind == "rank"
+    world.annotate(1, 2, 3)
+    assert world.rounds() == [("rank", "running"), ("train", "pending")]
+
+
 def test_annotations_after_the_export_make_one_following_round(world):
     world.annotate(1, 2, 3)
     world.finish_first()

@@ -46,6 +46,11 @@ def test_annotations_made_from_predictions_come_as_lists():
     ]
 
 
+def test_one_task_beside_several_annotations_is_nobodys():
+    payload = {"action": "ANNOTATIONS_CREATED", "annotation": [{"id": 1}, {"id": 2}], "task": {"id": 9}, "project": 7}
+    assert [a["task_id"] for a in parse(payload).body["annotations"]] == [None, None]
+
+
 def test_deleted_annotations_have_ids_only():
     event = parse({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 4}, {"id": 9}], "project": {"id": 7}})
     assert event.body["annotations"] == [

@@ -7,7 +7,7 @@ import pytest
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import CheckpointError, ImageError, LabelStudioUnavailable
 from ppal_backend.service.protocol import EXTENSION
-from tests.service.conftest import OTHER_CONFIG, activate, predict_payload, setup_payload, task
+from tests.service.conftest import OTHER_CONFIG, activate, annotation_payload, predict_payload, setup_payload, task
 
 EMPTY = {"result": [], "score": 1.0, "model_version": "ppal-7-r1"}
 
@@ -172,6 +172,21 @@ def test_an_image_that_never_comes_does_not_hold_the_batch(client, trained, imag
     start = time.perf_counter()
     assert post(client, task(1))["results"] == [EMPTY]
     assert time.perf_counter() - start < 1.5
+
+
+def test_predictions_under_way_never_take_every_thread(client, trained, predictor):
+    slots = client.application.extensions[EXTENSION].predict_slots
+    predictor.error = CheckpointError("damaged")
+    post(client, task(5))  # gives its slot back, also when it fails
+    taken = 0
+    while slots.acquire(blocking=False):
+        taken += 1
+    assert taken == 16
+    answer = client.post("/predict", json=predict_payload(task(5)))
+    assert (answer.status_code, set(answer.json)) == (503, {"error"})
+    assert client.post("/webhook", json=annotation_payload()).status_code == 201
+    slots.release()
+    post(client, task(5))
 
 
 def test_no_tasks(client, trained):

@@ -24,9 +24,17 @@ def test_the_same_again_enqueues_nothing_and_writes_nothing(client, store, jobs,
     post(client, extra_params='{"budget": "20"}')
     jobs.synced.clear()
     monkeypatch.setattr(store.projects, "connect", None)
+    assert post(client, extra_params={"budget": 20}).status_code == 200
     assert post(client, extra_params='{"budget": "20"}').status_code == 200
     assert post(client, extra_params={"budget": 20}).status_code == 200
     assert jobs.synced == []
+
+
+def test_the_same_again_is_not_even_checked_again(client, monkeypatch):
+    """Label Studio calls this with each next task: it has to cost next to nothing."""
+    post(client)
+    monkeypatch.setattr("ppal_backend.service.connecting.checked_options", None)
+    assert post(client).status_code == 200
 
 
 def test_answers_the_active_version(client, connected, store):
@@ -102,7 +110,7 @@ REFUSED = {
     "parameters are no json": ({"extra_params": "{budget: 5}"}, "extra parameters"),
     "parameters are a list": ({"extra_params": "[1]"}, "object"),
     "parameters are a number": ({"extra_params": 5}, "object"),
-    "parameters with NaN": ({"extra_params": '{"delta": NaN}'}, "extra parameters"),
+    "parameters with NaN": ({"extra_params": '{"delta": NaN}'}, "valid JSON"),
     "no project": ({"project": None}, "project"),
     "project is text": ({"project": "abc"}, "project"),
     "hostname is no url": ({"hostname": "ls"}, "hostname"),

@@ -55,7 +55,7 @@ def _positives(head: Any, cls_score: Any, bbox_pred: Any, rois: Any, sampling_re
     deltas = bbox_pred[row]
     if not head.reg_class_agnostic:
         size = head.bbox_coder.encode_size
-        deltas = deltas.view(len(row), -1, size)[torch.arange(len(row), device=row.device), label]
+        deltas = deltas.view(len(row), deltas.shape[1] // size, size)[torch.arange(len(row), device=row.device), label]
     boxes = get_box_tensor(head.bbox_coder.decode(rois[row, 1:], deltas))
     probabilities = class_probability(cls_score[row], label, sigmoid=False)
     return Positives(label, probabilities, aligned_iou(boxes, torch.cat(truths).to(boxes)))

@@ -1,0 +1,167 @@
+"""Traced predictions of every covered family equal plain ones, and carry the right levels and probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+
+from ppal_backend.detector.probes import detection_head
+from ppal_backend.detector.tracers import find_tracer
+from ppal_backend.errors import DetectorError, UnsupportedHead
+from tests.detector.families import CLASSES, FILES, REFUSED, TWO_STAGE, batch, build
+
+
+def ready(name: str) -> Any:
+    """A detector in evaluation mode whose random predictions differ from place to place."""
+    model = build(name).eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for item in detection_head(model).parameters():
+            item.add_(torch.randn_like(item) * 0.15)
+    config = model.roi_head.test_cfg if name in TWO_STAGE else model.bbox_head.test_cfg
+    config.score_thr = 0.02
+    return model
+
+
+def predict(model: Any, seed: int = 0) -> list[Any]:
+    data = batch(seed=seed)
+    with torch.no_grad():
+        return list(model.test_step({"inputs": data["inputs"], "data_samples": data["data_samples"]}))
+
+
+def plain_attributes(model: Any) -> dict[str, set[str]]:
+    return {name: set(module.__dict__) for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_boxes_scores_and_labels_are_the_plain_ones(name: str) -> None:
+    model = ready(name)
+    tracer = find_tracer(model)
+    before = plain_attributes(model)
+    restore = tracer.attach(model)
+    traced = predict(model)
+    restore()
+    assert plain_attributes(model) == before
+    if name == "ssd":  # mmdet's own prediction looks at a loss that SSD's head does not have
+        model.bbox_head.__dict__["loss_cls"] = None
+    plain = predict(model)
+    assert sum(len(sample.pred_instances.scores) for sample in plain) >= 5
+    for ours, theirs in zip(traced, plain, strict=True):
+        assert torch.equal(ours.pred_instances.bboxes, theirs.pred_instances.bboxes)
+        assert torch.equal(ours.pred_instances.scores, theirs.pred_instances.scores)
+        assert torch.equal(ours.pred_instances.labels, theirs.pred_instances.labels)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_every_detection_carries_its_own_probabilities_and_network_box(name: str) -> None:
+    model = ready(name)
+    tracer = find_tracer(model)
+    tracer.attach(model)
+    for sample in predict(model):
+        found = sample.pred_instances
+        own = found.ppal_probs[torch.arange(len(found.scores)), found.labels]
+        if tracer.is_softmax(model):
+            assert found.ppal_probs.shape[1] == CLASSES + 1
+            np.testing.assert_allclose(found.ppal_probs.sum(1), 1.0, atol=1e-5)
+        else:
+            assert found.ppal_probs.shape[1] == CLASSES
+        if name.startswith("fcos") or name in ("atss", "ddod"):
+            assert bool((found.scores <= own + 1e-6).all())  # the score is the probability times centre-ness
+        else:
+            np.testing.assert_allclose(own, found.scores, atol=1e-6)
+        np.testing.assert_allclose(found.ppal_boxes, found.bboxes * 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "atss", "gfl", "ddod"])
+def test_levels_tell_which_map_a_detection_came_from(name: str) -> None:
+    """With the scores of all levels but one pushed down, every detection names that level."""
+    for wanted in (0, 1):
+        model = ready(name)
+        head = model.bbox_head
+        original = head.forward
+
+        def only(features: Any, original: Any = original, wanted: int = wanted, soft: bool = name == "ssd") -> Any:
+            scores, *rest = original(features)
+            for level, item in enumerate(scores):
+                if level != wanted:
+                    item[:, : item.shape[1]] = -30.0
+                    if soft:
+                        item[:, CLASSES :: CLASSES + 1] = 30.0
+            return (scores, *rest)
+
+        head.forward = only
+        find_tracer(model).attach(model)
+        levels = torch.cat([sample.pred_instances.ppal_levels for sample in predict(model)])
+        assert len(levels) >= 5
+        assert levels.unique().tolist() == [wanted]
+
+
+def test_levels_of_proposals_follow_their_size() -> None:
+    model = ready("faster_rcnn")
+    rois: list[torch.Tensor] = []
+    head = detection_head(model)
+    original = head._predict_by_feat_single
+
+    def remember(roi: Any, *args: Any, **kwargs: Any) -> Any:
+        rois.append(roi)
+        return original(roi, *args, **kwargs)
+
+    head._predict_by_feat_single = remember
+    find_tracer(model).attach(model)
+    samples = predict(model)
+    seen = set()
+    for roi, sample in zip(rois[: len(samples)], samples, strict=True):
+        sides = ((roi[:, 3] - roi[:, 1]) * (roi[:, 4] - roi[:, 2])).sqrt()
+        possible = {int(np.clip(np.floor(np.log2(side / 6 + 1e-6)), 0, 3)) for side in sides.tolist()}
+        found = sample.pred_instances
+        nearest = bbox_overlaps(found.ppal_boxes, roi[:, 1:]).argmax(1)
+        assert set(found.ppal_levels.tolist()) <= possible
+        seen |= set(found.ppal_levels.tolist())
+        assert len(nearest) == len(found.scores)
+    assert len(seen) >= 2
+
+
+def test_images_without_detections_carry_empty_fields() -> None:
+    for name in ("retinanet", "faster_rcnn"):
+        model = ready(name)
+        config = model.roi_head.test_cfg if name in TWO_STAGE else model.bbox_head.test_cfg
+        config.score_thr = 2.0
+        find_tracer(model).attach(model)
+        for sample in predict(model):
+            assert len(sample.pred_instances.scores) == 0
+            assert sample.pred_instances.ppal_probs.shape == (0, CLASSES + (name in TWO_STAGE))
+
+
+def test_a_selection_that_differs_is_noticed() -> None:
+    """Were a head to select otherwise than the tracer repeats it, probabilities would go to the wrong boxes."""
+    model = ready("retinanet")
+    head = model.bbox_head
+    original = head._bbox_post_process
+
+    def reordered(results: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(results, *args, **kwargs)
+
+    find_tracer(model).attach(model)
+    traced = head._bbox_post_process
+
+    def tampered(results: Any, *args: Any, **kwargs: Any) -> Any:
+        results.scores = results.scores.flip(0)
+        return traced(results, *args, **kwargs)
+
+    head._bbox_post_process = tampered
+    with pytest.raises(DetectorError, match="cannot be traced"):
+        predict(model)
+
+
+def test_a_family_without_a_tracer_is_refused() -> None:
+    class Other(torch.nn.Module):
+        bbox_head = torch.nn.Linear(1, 1)
+
+    with pytest.raises(UnsupportedHead, match="RetinaNet"):
+        find_tracer(Other())
+    assert find_tracer(build("free_anchor")).family  # predicts as RetinaNet does, though it trains otherwise
+    assert set(REFUSED) >= {"free_anchor"}
