@@ -16,20 +16,20 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ppal_backend.engines.cpu import yield_while_waiting
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import (
     LabelStudioAuthError,
-    LabelStudioError,
     LabelStudioUnavailable,
     PPALError,
     RoundCancelled,
 )
 from ppal_backend.jobs.queue import JobQueue
-from ppal_backend.jobs.supervisor import Supervisor
+from ppal_backend.jobs.supervisor import CRASH_LIMIT, RETRY_AFTER_CRASH_S, Supervisor
 from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
-from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
+from ppal_backend.label_studio.webhook import check_webhook
 from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
 from ppal_backend.rounds.ports import Observer, Ports
@@ -128,6 +128,10 @@ def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None
     except PPALError as error:
         log.error("round %d of project %d failed: %s", record.number, project_id, error)
         store.rounds.fail(record.id, str(error))
+    except Exception as error:
+        log.exception("round %d of project %d broke", record.number, project_id)
+        told = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
+        store.rounds.crashed(record.id, told, CRASH_LIMIT, RETRY_AFTER_CRASH_S)
     finally:
         watch.stop()
         store.close()
@@ -149,26 +153,6 @@ def _run(
     folder = RoundFolder(project_folder / "rounds" / str(record.number))
     spec = _spec(settings, store, project, record, folder)
     return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
-
-
-def _check_webhook(settings: Settings, client: LabelStudioClient, project_id: int) -> str:
-    """See to it that Label Studio tells us of annotations; what is wrong when it does not."""
-    if settings.public_url:
-        token = webhook_token(settings, project_id)
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        try:
-            client.ensure_webhook(project_id, f"{settings.public_url}/webhook", headers)
-        except LabelStudioUnavailable:
-            raise
-        except LabelStudioError as error:
-            return f"Label Studio takes no webhook to PPAL_PUBLIC_URL ({error}); only the poll notices annotations"
-        return ""
-    if any(hook["url"].rstrip("/").endswith("/webhook") for hook in client.webhooks(project_id)):
-        return ""
-    return (
-        "the project has no webhook to this backend, only the poll notices annotations; connect the backend under a "
-        "host name with a dot or an IP address, or set PPAL_PUBLIC_URL"
-    )
 
 
 def _spec(
@@ -220,7 +204,7 @@ class Watch:
     def __init__(self, store: Store, record: RoundRecord, lease: Lease) -> None:
         self._store, self._round, self._lease = store, record, lease
         self._stop, self._ended = threading.Event(), threading.Event()
-        self._parent, self._reported, self._step = os.getppid(), 0.0, record.step
+        self._parent, self._reported, self.step = os.getppid(), 0.0, record.step
 
     def start(self) -> None:
         """Begin to keep the lease alive; SIGTERM asks the round to stop."""
@@ -239,7 +223,7 @@ class Watch:
         self._store.ledger.used_by(self._round.project_id, self._round.number, annotation_ids)
 
     def step_started(self, step: str) -> None:
-        self._step = step
+        self.step = step
         self._store.rounds.report(self._round.id, step, {})
         log.info("round %d of project %d: %s", self._round.number, self._round.project_id, step)
 
@@ -249,7 +233,7 @@ class Watch:
             return
         self._reported = now
         shown = {"done": progress.done, "total": progress.total, "detail": progress.detail}
-        self._store.rounds.report(self._round.id, self._step, shown)
+        self._store.rounds.report(self._round.id, self.step, shown)
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
@@ -289,7 +273,8 @@ def label_studio_ports(
 ) -> Ports:
     """A round of people: tasks from and predictions to Label Studio, the detector in this process."""
     client = connect(settings, project.url)
-    store.projects.set_problem(project.id, "webhook", _check_webhook(settings, client, project.id))
+    token = webhook_token(settings, project.id)
+    store.projects.set_problem(project.id, "webhook", check_webhook(client, project.id, settings.public_url, token))
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
         engine=LocalEngine(settings.model_zoo, settings.threads),
@@ -302,6 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     """Entry of the round process: run the next round of the project named by its id."""
     settings = load_settings()
     configure_logging(settings.log_level)
+    yield_while_waiting()
     os.nice(5)  # people's requests come before training
     run_next_round(settings, int(arguments[0]))
     return 0

@@ -67,6 +67,19 @@ def test_a_round_that_cannot_succeed_fails_with_its_reason(settings, store):
     assert (only(store).state, only(store).error) == ("failed", "expected weights, got none; put them there")
 
 
+def test_a_bug_is_tried_again_told_and_given_up(settings, store):
+    store.rounds.request(1, "train", "x")
+    world = World()
+    world.error = ZeroDivisionError("division by zero")
+    for _ in range(4):
+        assert only(store).state in ("pending", "running")
+        run_next_round(settings, 1, world.ports)
+        if only(store).state == "running":
+            store.rounds.release(only(store).id, error=only(store).error)
+    assert only(store).state == "failed"
+    assert "unexpected ZeroDivisionError in step 'train': division by zero" in only(store).error
+
+
 @pytest.mark.parametrize("error", [LabelStudioUnavailable("it is down"), LabelStudioAuthError("token refused")])
 def test_a_round_waits_while_label_studio_is_away_and_then_goes_on(settings, store, error):
     store.rounds.request(1, "train", "x")

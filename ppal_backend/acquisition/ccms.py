@@ -36,7 +36,6 @@ _GPU_TILE = 8192
 _MIN_TILE = 64
 _CPU_CELLS = 1 << 18
 _GPU_CELLS = 1 << 24
-_LAZY_MIN_IMAGES = 8
 _LAZY_CPU_TILE = 2048
 
 
@@ -81,7 +80,7 @@ def similarity_matrix(
     objects = pack_objects(detections, score_threshold, device, metric, max_detections)
     n = objects.num_images
     result = torch.zeros(n, n, device=objects.left.device)
-    side = _tile_side(objects, memory_gib, n)
+    side = _tile_side(objects, memory_gib, n, _CPU_TILE)
     space = Workspace(result.device)
     for _, rows in class_rows(objects):
         tiles = [gather_tile(objects, plan) for plan in plan_tiles(objects, rows, side)]
@@ -145,7 +144,7 @@ def _check_result_fits(n: int, memory_gib: float | None) -> None:
         )
 
 
-def _tile_side(objects: PackedObjects, memory_gib: float | None, n: int, cpu_side: int = _CPU_TILE) -> int:
+def _tile_side(objects: PackedObjects, memory_gib: float | None, n: int, cpu_side: int) -> int:
     """Objects per tile side: what the cache (or the GPU) likes, less where the memory bound asks for it.
 
     Scratch is at most about 4 float32 and 1 int64 matrices of one tile product.
@@ -264,7 +263,7 @@ class LazySimilarity:
         local[index] = torch.arange(len(index))
         tiles = {}
         for cls, rows in class_rows(self._objects, subset):
-            plans = plan_tiles(self._objects, rows, self._side, _LAZY_MIN_IMAGES)
+            plans = plan_tiles(self._objects, rows, self._side)
             tiles[cls] = [gather_tile(self._objects, replace(p, images=local[p.images])) for p in plans]
         return tiles
 

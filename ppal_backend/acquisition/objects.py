@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.uncertainty import MAX_DETECTIONS
 from ppal_backend.structures import Detections
+from ppal_backend.structures.detections import is_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +62,23 @@ def _host_scores(detections: Sequence[Detections]) -> list[np.ndarray]:
     """Scores of every image on the host, with one transfer."""
     if not detections:
         return []
+    if not is_tensor(detections[0].scores):
+        return [np.asarray(d.scores, dtype=np.float32) for d in detections]
     flat = torch.cat([as_tensor(d.scores).detach().float() for d in detections]).cpu().numpy()
     return np.split(flat, np.cumsum([len(d) for d in detections])[:-1])
 
 
-def _gather(values: Sequence[object], rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+def _gather(values: Sequence[Any], rows: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
     """Concatenate the given rows of every field into new memory; a leading run of rows is copied only once."""
+    if not any(is_tensor(value) for value in values):
+        cut = [v[: len(r)] if r[-1] == len(r) - 1 else v[r] for v, r in zip(values, rows, strict=True)]
+        return torch.from_numpy(np.concatenate(cut)).to(device)
     parts = []
     for value, keep in zip(values, rows, strict=True):
-        tensor = as_tensor(value)
+        tensor = as_tensor(value).detach().to(device)
         prefix = bool(keep[-1] == len(keep) - 1)
-        parts.append(tensor[: len(keep)] if prefix else tensor[torch.from_numpy(keep).to(tensor.device)])
-    return torch.cat(parts).to(device)
+        parts.append(tensor[: len(keep)] if prefix else tensor[torch.from_numpy(keep).to(device)])
+    return torch.cat(parts)
 
 
 def _check_widths(values: Sequence[object], ids: Sequence[int], what: str) -> None:

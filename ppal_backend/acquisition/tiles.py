@@ -15,7 +15,7 @@ import torch
 
 from ppal_backend.acquisition.objects import PackedObjects
 
-_MIN_BUCKET_IMAGES = 16
+_MIN_BUCKET_IMAGES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,8 @@ def plan_tiles(
     """
     numbers = rows.numpy()
     images = objects.images.numpy()[numbers]
-    starts = np.flatnonzero(np.diff(images, prepend=-1))
-    counts = np.diff(starts, append=len(images))
+    edges = np.concatenate(([0], np.flatnonzero(images[1:] != images[:-1]) + 1, [len(images)]))
+    starts, counts = edges[:-1], edges[1:] - edges[:-1]
     slots = _bucket_sizes(counts, min_images)
     plans = []
     for n in np.unique(slots).tolist():

@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from ppal_backend.acquisition.difficulty import DifficultyEMA
 from ppal_backend.detector.checkpoints import (
@@ -27,13 +22,15 @@ from ppal_backend.detector.checkpoints import (
     newest_loadable,
     remove_training_checkpoints,
     save_final,
+    training_checkpoints,
 )
 from ppal_backend.detector.config import build_config
-from ppal_backend.detector.data import ImageRecord, StreamSampler, TrainingData, read_coco
+from ppal_backend.detector.data import ImageRecord, TrainingData, read_coco
 from ppal_backend.detector.difficulty_hook import DifficultyHook
 from ppal_backend.detector.evaluation import Metrics, evaluate
 from ppal_backend.detector.hooks import LossGuard, PlainCheckpoints, ProgressHook
 from ppal_backend.detector.models import build_model, build_pipeline
+from ppal_backend.detector.runner import LOG_NAME, Initialise, build_runner, remove_if_empty
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of, weights_file
 from ppal_backend.detector.zoo import ZooEntry, find_entry
@@ -46,10 +43,7 @@ __all__ = ["Metrics", "TrainRequest", "TrainResult", "evaluate", "train"]
 logger = logging.getLogger(__name__)
 
 REQUEST_NAME = "request.json"
-LOG_NAME = "train.log"
 CONFIG_NAME = "config.json"
-_CHECKPOINTS_PER_TRAINING = 10
-_FEWEST_STEPS_BETWEEN = 25
 
 
 @dataclass(frozen=True)
@@ -172,45 +166,6 @@ def train(
     return _result(finished, request)
 
 
-class _TrainingRunner(Runner):
-    """mmengine's Runner with a chosen device, a quiet log, our own initial weights and no environment probe."""
-
-    def __init__(self, device: torch.device, initialise: Callable[[torch.nn.Module], None], **kwargs: Any) -> None:
-        self._device = device
-        self._initialise = initialise
-        super().__init__(**kwargs)
-
-    def build_logger(self, log_level: Any = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
-        built = super().build_logger(log_level, os.path.join(self.work_dir, LOG_NAME), **kwargs)  # noqa: PTH118
-        built.handlers = [item for item in built.handlers if isinstance(item, logging.FileHandler)]
-        return built
-
-    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
-        if self.distributed:
-            return super().wrap_model(model_wrapper_cfg, model)
-        placed: torch.nn.Module = model.to(self._device)
-        return placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a sixth faster on CPUs
-
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
-        """mmengine runs compilers here to learn their versions; nobody reads that."""
-
-    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Resume from plain weights only; mmengine would fall back to unsafe unpickling, and print."""
-        checkpoint = load_checkpoint(Path(filename))
-        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        inner = self.model.module if self.distributed else self.model
-        inner.load_state_dict(checkpoint["state_dict"])
-        self._has_loaded = True
-        return checkpoint
-
-    def dump_config(self) -> None:
-        """The configuration is written once, by :func:`_run`."""
-
-    def _init_model_weights(self) -> None:
-        super()._init_model_weights()
-        self._initialise(self.model.module if self.distributed else self.model)
-
-
 def _run(
     request: TrainRequest,
     entry: ZooEntry,
@@ -239,8 +194,18 @@ def _run(
         DifficultyEMA(len(request.classes), request.momentum, request.absent), request.xi
     ) if request.difficulty else None  # fmt: skip
     resume_from = newest_loadable(Path(request.work_dir))
-    runner = _build_runner(
-        request, config, records, device, name, resume_from, _initialiser(request, entry, resume_from)
+    data = TrainingData(records, build_pipeline(config.train_pipeline), request.classes, request.seed)
+    torch.manual_seed(request.seed)
+    runner = build_runner(
+        config,
+        data,
+        build_model(config),
+        device=device,
+        name=name,
+        work_dir=Path(request.work_dir),
+        seed=request.seed,
+        resume_from=resume_from,
+        initialise=_initialiser(request, entry, resume_from),
     )
     extra = [guard, ProgressHook(guard, on_progress, should_stop), PlainCheckpoints()]
     for item in extra if hook is None else [hook, *extra]:
@@ -250,69 +215,11 @@ def _run(
     finally:
         if hook is not None:
             hook.detach()
-        _remove_empty(Path(runner.log_dir))
+        remove_if_empty(Path(runner.log_dir))
     _save_result(request, model, hook, guard, runner.max_iters, time.monotonic() - started)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the time-stamped folder that mmengine makes for itself, unless something was put there."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _build_runner(
-    request: TrainRequest,
-    config: Config,
-    records: tuple[ImageRecord, ...],
-    device: torch.device,
-    name: str,
-    resume_from: Path | None,
-    initialise: Callable[[torch.nn.Module], None],
-) -> _TrainingRunner:
-    total = config.train_cfg.max_iters
-    interval = max(_FEWEST_STEPS_BETWEEN, total // _CHECKPOINTS_PER_TRAINING)
-    data = TrainingData(records, build_pipeline(config.train_pipeline), request.classes, request.seed)
-    loading = config.train_dataloader
-    loader = DataLoader(
-        data,
-        batch_size=loading.batch_size,
-        sampler=StreamSampler(len(data)),
-        num_workers=loading.num_workers,
-        persistent_workers=loading.persistent_workers,
-        collate_fn=pseudo_collate,
-    )
-    torch.manual_seed(request.seed)
-    return _TrainingRunner(
-        device=device,
-        initialise=initialise,
-        model=build_model(config),
-        work_dir=str(request.work_dir),
-        train_dataloader=loader,
-        train_cfg=dict(config.train_cfg),
-        optim_wrapper=config.optim_wrapper,
-        param_scheduler=config.param_scheduler.copy() or None,
-        default_hooks={
-            "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
-            "checkpoint": {
-                "type": "CheckpointHook",
-                "interval": interval,
-                "by_epoch": False,
-                "max_keep_ckpts": 2,
-                "save_last": False,
-            },
-            "sampler_seed": None,
-        },
-        log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": 20},
-        visualizer={"type": "Visualizer", "vis_backends": []},
-        load_from=None if resume_from is None else str(resume_from),
-        resume=resume_from is not None,
-        randomness={"seed": request.seed},
-        default_scope="mmdet",
-        experiment_name=name,
-    )
-
-
-def _initialiser(request: TrainRequest, entry: ZooEntry, resume_from: Path | None) -> Callable[[torch.nn.Module], None]:
+def _initialiser(request: TrainRequest, entry: ZooEntry, resume_from: Path | None) -> Initialise:
     """Choose, fetch and check the initial weights now, before anything is built."""
     if request.init_weights == "random" or resume_from is not None:
         return lambda model: None
@@ -336,7 +243,8 @@ def _claim(work_dir: Path, request: TrainRequest) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     note = work_dir / REQUEST_NAME
     mine = request.fingerprint()
-    if not note.is_file():
+    begun = (work_dir / FINAL_NAME).is_file() or training_checkpoints(work_dir)
+    if not note.is_file() or not begun:
         write_json(note, mine)
         return
     other = json.loads(note.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ppal_backend.engines.cpu import yield_while_waiting
 from ppal_backend.errors import DetectorError, ImageError, PPALError
 from ppal_backend.structures.detections import Detections
 
@@ -194,6 +195,7 @@ def _result(answer: tuple[str, Any]) -> list[Detections]:
 
 def _serve(pipe: Connection, loader: Loader, options: LiveOptions) -> None:
     """The process: answers requests until the other end of the pipe is gone."""
+    yield_while_waiting()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
     models: OrderedDict[LiveModel, Runner] = OrderedDict()
     while True:

@@ -45,6 +45,7 @@ class LocalEngine:
             init_weights="random" if spec.init_weights == "random" else None,
             max_iterations=spec.max_iterations,
             zoo_root=self._zoo_root,
+            **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)
         model = ModelRef(spec.detector, str(result.checkpoint), labels, result.difficulty)

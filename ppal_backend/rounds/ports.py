@@ -33,6 +33,7 @@ class PreparedData:
     labels: tuple[str, ...]
     report: Mapping[str, Any]
     unreadable: Sequence[int] = ()  # pool tasks whose image cannot be used; they go to the end of the queue
+    evaluation: CocoDataset | None = None  # evaluate on these, instead of on held-out labelled images
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.ports import PoolEntry, Ports, QueueEntry
 from ppal_backend.rounds.split import holdout_ids
 from ppal_backend.structures.detections import Detections
@@ -86,7 +87,8 @@ class _Run:
         held_out = holdout_ids([i.id for i in data.labelled.images], self.spec.holdout_fraction)
         kept = [i.id for i in data.labelled.images if i.id not in held_out]
         data.labelled.subset(kept).write(self.folder / "dataset" / "train.json")
-        data.labelled.subset(held_out).write(self.folder / "dataset" / "val.json")
+        evaluation = data.labelled.subset(held_out) if data.evaluation is None else data.evaluation
+        evaluation.write(self.folder / "dataset" / "val.json")
         self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
@@ -121,9 +123,17 @@ class _Run:
         return {"map": metrics.get("map")}
 
     def step_infer(self) -> dict[str, Any]:
-        writer = DetectionsWriter(self.folder / "detections")
-        todo = [entry for entry in self.pool if entry.image_id not in writer.done]
-        model, observer = self.model, self.ports.observer
+        model = self.model
+        seen = self._infer("detections", self.pool, model)
+        if self.spec.look_at_labelled and model is not None:
+            self._infer("labelled_detections", labelled_entries(self.train_set), model)
+        return {"images": seen, "unreadable_images": len(self.pool) - seen}
+
+    def _infer(self, name: str, entries: Sequence[PoolEntry], model: ModelRef | None) -> int:
+        """Detections of these images into the folder ``name``; how many could be read."""
+        writer = DetectionsWriter(self.folder / name)
+        todo = [entry for entry in entries if entry.image_id not in writer.done]
+        observer = self.ports.observer
         if model is None:
             for entry in todo:
                 writer.add(Detections.empty(entry.image_id), {})
@@ -131,8 +141,7 @@ class _Run:
             for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
                 writer.add(item.detections, item.features)
         writer.flush()
-        seen = sum(1 for _ in read_detections(self.folder / "detections"))
-        return {"images": seen, "unreadable_images": len(self.pool) - seen}
+        return sum(1 for _ in read_detections(self.folder / name))
 
     def step_candidates(self) -> dict[str, Any]:
         candidates = self.strategy.candidates(self.context, self.budget, self._rng())
@@ -221,8 +230,7 @@ class _Run:
     def strategy(self) -> Any:
         if self.model is None:
             return get_strategy("random")
-        options = {"delta": self.spec.delta} if self.spec.strategy not in ("random",) else {}
-        return get_strategy(self.spec.strategy, **options)
+        return get_strategy(self.spec.strategy, **{"delta": self.spec.delta, **self.spec.strategy_options})
 
     @property
     def budget(self) -> int:
@@ -236,6 +244,11 @@ class _Run:
         return [PoolEntry(**entry) for entry in self.folder.read("dataset/pool.json")]
 
     @cached_property
+    def train_set(self) -> CocoDataset:
+        """The labelled images that the round trains on."""
+        return CocoDataset.read(self.folder / "dataset" / "train.json")
+
+    @cached_property
     def context(self) -> QueryContext:
         """What the strategy sees; images in the order of the pool."""
         model = self.model
@@ -243,12 +256,19 @@ class _Run:
         stored = {d.image_id: (d, f) for d, f in read_detections(self.folder / "detections")}
         rows = [stored[e.image_id] for e in self.pool if e.image_id in stored]
         names = rows[0][1].keys() if rows else ()
-        train = CocoDataset.read(self.folder / "dataset" / "train.json")
-        counts = train.class_counts() if tuple(labels) == self.labels else None
+        counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
+        truth = truth_by_image(self.train_set, labels) if self.spec.look_at_labelled else {}
+        marked = [
+            (mark_true_positives(d, truth[d.image_id]), f)
+            for d, f in read_detections(self.folder / "labelled_detections")
+            if d.image_id in truth
+        ]
         return QueryContext(
             pool=[d for d, _ in rows],
             num_classes=len(labels),
             difficulty=None if model is None or model.difficulty is None else np.asarray(model.difficulty),
             class_counts=None if counts is None else np.asarray(counts),
+            labelled=[d for d, _ in marked],
             image_features={name: np.stack([f[name] for _, f in rows]) for name in names},
+            labelled_features={name: np.stack([f[name] for _, f in marked]) for name in names if marked},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, Text, text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -46,8 +46,8 @@ class EventRow(Base):
 class AnnotationRow(Base):
     __tablename__ = "annotations"
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
-    annotation_id: Mapped[int] = mapped_column(primary_key=True)
-    task_id: Mapped[int | None]
+    annotation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    task_id: Mapped[int | None] = mapped_column(BigInteger)
     usable: Mapped[bool] = mapped_column(default=True)  # false: skipped, or deleted
     round_number: Mapped[int | None]  # the round that exported it first
     first_seen_at: Mapped[datetime] = mapped_column(default=now)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -18,7 +19,12 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class RoundSpec:
-    """A round's parameters. ``kind`` is ``train``, or ``rank`` to order the pool with ``model`` (or at random)."""
+    """A round's parameters. ``kind`` is ``train``, or ``rank`` to order the pool with ``model`` (or at random).
+
+    ``strategy_options`` are options of the strategy beside ``delta``; ``difficulty_options`` are ``xi``, ``momentum``
+    and ``absent`` of the training (Eq. 1 to 3); ``look_at_labelled`` adds the model's detections on the labelled
+    images to what the strategy sees.
+    """
 
     project_id: int
     project_key: str
@@ -36,6 +42,9 @@ class RoundSpec:
     device: str = "auto"
     from_name: str | None = None
     model: ModelRef | None = None
+    strategy_options: Mapping[str, Any] = field(default_factory=dict)
+    difficulty_options: Mapping[str, Any] = field(default_factory=dict)
+    look_at_labelled: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):
@@ -62,5 +71,3 @@ class RoundSpec:
                 None if difficulty is None else tuple(difficulty),
             )
         return cls(**{**value, "model": model})
-
-

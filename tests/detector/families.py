@@ -31,6 +31,7 @@ FILES = {
     "atss": "atss/atss_r50_fpn_1x_coco.py",
     "gfl": "gfl/gfl_r50_fpn_1x_coco.py",
     "ddod": "ddod/ddod_r50_fpn_1x_coco.py",
+    "rtmdet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
     "faster_rcnn": "_base_/models/faster-rcnn_r50_fpn.py",
     "faster_rcnn_agnostic": "_base_/models/faster-rcnn_r50_fpn.py",
     "cascade_rcnn": "_base_/models/cascade-rcnn_r50_fpn.py",
@@ -68,6 +69,8 @@ def shrunk(name: str) -> dict[str, Any]:
     strip_pretrained(model)
     unfreeze(model)
     set_class_count(model, CLASSES)
+    if name == "rtmdet":
+        return shrink_rtmdet(model)
     model["backbone"] = dict(BACKBONE)
     model["neck"].update(in_channels=WIDTHS, out_channels=32)
     if name in TWO_STAGE:
@@ -88,6 +91,17 @@ def shrunk(name: str) -> dict[str, Any]:
         head.update(reg_decoded_bbox=True, loss_bbox={"type": "GIoULoss", "loss_weight": 1.0})
     if "octave_base_scale" in head.get("anchor_generator", {}):
         head["anchor_generator"]["octave_base_scale"] = 4
+    return model
+
+
+def shrink_rtmdet(model: dict[str, Any]) -> dict[str, Any]:
+    for part in ("backbone", "neck", "bbox_head"):
+        model[part]["norm_cfg"] = {"type": "BN"}
+    model["data_preprocessor"].pop("batch_augments", None)
+    model["data_preprocessor"].update(pad_size_divisor=32)
+    model["backbone"].update(deepen_factor=0.167, widen_factor=0.125)
+    model["neck"].update(in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1)
+    model["bbox_head"].update(in_channels=32, feat_channels=32)
     return model
 
 

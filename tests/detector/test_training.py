@@ -144,6 +144,13 @@ def test_a_folder_belongs_to_one_training(request_: TrainRequest) -> None:
         train(replace(request_, seed=99))
 
 
+def test_an_attempt_that_never_began_does_not_claim_the_folder(request_: TrainRequest) -> None:
+    """Weights cannot be had, the user then asks for a random start: the same folder must do."""
+    with pytest.raises(WeightsUnavailable):
+        train(replace(request_, init_weights=None))
+    assert train(replace(request_, max_iterations=1)).iterations == 1
+
+
 def test_nothing_reaches_the_terminal_and_nothing_stays_behind(
     request_: TrainRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:

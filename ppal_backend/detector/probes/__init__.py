@@ -20,8 +20,9 @@ def _probes() -> tuple[Probe, ...]:
     from ppal_backend.detector.probes.fcos import FCOSProbe
     from ppal_backend.detector.probes.gfl import GFLProbe
     from ppal_backend.detector.probes.roi import RoIProbe
+    from ppal_backend.detector.probes.rtmdet import RTMDetProbe
 
-    return (AnchorProbe(), ATSSProbe(), DDODProbe(), FCOSProbe(), GFLProbe(), RoIProbe())
+    return (AnchorProbe(), ATSSProbe(), DDODProbe(), FCOSProbe(), GFLProbe(), RTMDetProbe(), RoIProbe())
 
 
 def covered_families() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Dense heads: RetinaNet, SSD, FCOS, ATSS, GFL and others that predict level by level."""
+"""Dense heads: RetinaNet, SSD, FCOS, ATSS, GFL, RTMDet and others that predict level by level."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KNOWN_SELECTION = ("BaseDenseHead", "GFLHead")
 class DenseTracer:
     """Repeats the head's deterministic selection level by level, with the full probabilities."""
 
-    family = "dense heads (RetinaNet, SSD, FCOS, ATSS, GFL)"
+    family = "dense heads (RetinaNet, SSD, FCOS, ATSS, GFL, RTMDet)"
 
     def covers(self, detector: Any) -> bool:
         """Detectors with a dense head whose selection per level is mmdet's usual one."""

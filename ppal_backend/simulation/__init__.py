@@ -1,0 +1,1 @@
+"""The rounds that serve people, replayed with an oracle on data whose boxes are known."""
