@@ -68,12 +68,12 @@ def run_worker(settings: Settings, stop: threading.Event | None = None, parallel
 
     jobs = JobQueue(settings.jobs_file, on_sync, on_round)
     synchronise = Synchroniser(store, settings, _read_updates(settings, store), jobs.run_round)
-    if threading.current_thread() is threading.main_thread():
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: stop.set())
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:
         consumer.start()
+    if threading.current_thread() is threading.main_thread():  # after start(), which sets handlers of its own
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: stop.set())
     log.info("worker started; state in %s", settings.model_dir.resolve())
     try:
         while not stop.wait(TICK_S):

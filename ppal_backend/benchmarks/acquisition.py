@@ -164,9 +164,13 @@ def exponent(rows: Sequence[dict[str, float]], key: str) -> float | None:
 
 
 def in_fresh_process(*arguments: str) -> dict[str, float]:
-    """Run one measurement of this module in a new process."""
+    """Run one measurement of this module in a new process.
+
+    Its idle threads sleep rather than spin: beside other busy processes spinning makes two threads slower than one.
+    """
     command = [sys.executable, "-m", "ppal_backend.benchmarks.acquisition", *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

@@ -13,6 +13,8 @@ from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PPALEr
 
 log = logging.getLogger(__name__)
 
+LONGEST_REASON = 400
+
 
 class RequestError(PPALError):
     """A request that cannot be served as sent; ``status`` is the HTTP status to answer with."""
@@ -30,9 +32,14 @@ def install(app: Flask) -> None:
 
 
 def answer(message: str, status: int) -> Response:
-    """The JSON error ``message`` with ``status``."""
+    """The JSON error ``message`` with ``status``.
+
+    The message is the status line's reason too: of an answer to ``/setup``, Label Studio's connect dialog shows
+    that and nothing else.
+    """
     response = jsonify({"error": message})
-    response.status_code = status
+    reason = " ".join(message.encode("ascii", "replace").decode().split())[:LONGEST_REASON]
+    response.status = f"{status} {reason}" if reason.isprintable() and reason else str(status)
     return response
 
 

@@ -11,7 +11,6 @@ from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.simulation.variants import Variant, check_matches
 from ppal_backend.structures.round import RoundSpec
 
-COLD_STARTS = ("random",)
 SCORE_THRESHOLD = 0.05
 
 
@@ -136,7 +135,9 @@ class Plan:
             if name not in ("seeds", "variants", "title") and getattr(earlier, name) != value
         ]
         if different:
-            told = ", ".join(f"{name} {getattr(earlier, name)!r} there, {getattr(self, name)!r} now" for name in different)
+            told = ", ".join(
+                f"{name} {getattr(earlier, name)!r} there, {getattr(self, name)!r} now" for name in different
+            )
             raise StateError(f"the folder holds another simulation ({told}); use a folder of its own")
         mine = {variant.name for variant in self.variants}
         return replace(

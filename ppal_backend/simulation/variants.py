@@ -1,4 +1,4 @@
-"""A strategy with its settings, as one line of a comparison: ``ppal``, ``ppal:delta=2,alpha=0.1``, ``random:match=ppal``."""
+"""A strategy with its settings, as one line of a comparison: ``ppal``, ``ppal:delta=2``, ``random:match=ppal``."""
 
 from __future__ import annotations
 

@@ -192,3 +192,11 @@ class TestAddress:
         answer = app.test_client().post("/setup", json=payload, auth=("ls", "pw"))
         assert answer.status_code == 200
         assert store.projects.get(7).url == "http://ls.internal:8080"
+
+
+def test_the_status_line_tells_the_error_because_label_studio_shows_only_that(client):
+    body = {"project": "1.5", "schema": "<View/>", "hostname": "", "access_token": "", "extra_params": None}
+    answer = client.post("/setup", json=body)
+    assert answer.status_code == 400
+    assert answer.status.startswith("400 expected") and "RectangleLabels" in answer.status
+    assert answer.get_json()["error"].startswith("expected")

@@ -1,0 +1,174 @@
+"""One start and one strategy of a simulation, round by round; everything that is on disk already is taken as done."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppal_backend.files import read_json, write_json
+from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.ports import Engine, Ports
+from ppal_backend.rounds.run import RoundResult, run_round
+from ppal_backend.simulation.benchmark import Benchmark
+from ppal_backend.simulation.layout import (
+    START,
+    RoundPlace,
+    adopt_first_model,
+    first_model_folder,
+    locked,
+    round_place,
+    seed_folder,
+)
+from ppal_backend.simulation.oracle import (
+    PROGRESS,
+    Discard,
+    Oracle,
+    Recorder,
+    Reporter,
+    take_boxes,
+    take_images,
+    take_query,
+)
+from ppal_backend.simulation.plan import Plan
+from ppal_backend.simulation.retrieval import compare_retrieval
+from ppal_backend.simulation.variants import Variant
+
+log = logging.getLogger(__name__)
+
+_START_STREAM = 0x57A27
+ORPHAN_WAIT_S = 30.0
+
+
+class Replay:
+    """Runs parts of a simulation.
+
+    Args:
+        root: Folder of the simulation.
+        plan: What to do.
+        benchmark: The data.
+        engine: Where the detector runs.
+        device: Of this process.
+        keep: Whether to keep checkpoints and detections of finished rounds.
+        stop: Asks for an early end; what is complete stays.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        plan: Plan,
+        benchmark: Benchmark,
+        engine: Engine,
+        device: str = "auto",
+        keep: bool = False,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._root, self._plan, self._benchmark, self._engine = root, plan, benchmark, engine
+        self._device, self._keep, self._stop = device, keep, stop
+
+    def start_ids(self, seed: int) -> list[int]:
+        """The images that every strategy of this seed begins with, drawn once."""
+        path = seed_folder(self._root, seed) / START
+        if not path.is_file():
+            rng = np.random.default_rng([seed, _START_STREAM])
+            ids = np.array(sorted(self._benchmark.pool.image_ids))
+            write_json(path, [int(i) for i in rng.choice(ids, self._plan.start, replace=False)])
+        return [int(i) for i in read_json(path)]
+
+    def first_model(self, seed: int, first_model: str) -> None:
+        """Train the first model of a seed and look at the pool with it; shared by the seed's strategies."""
+        users = [v for v in self._plan.variants if v.first_model == first_model]
+        path = first_model_folder(self._root, seed, first_model)
+        with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
+            plain = Variant("random", {}, users[0].difficulty)
+            looks = any(v.looks_at_labelled for v in users)
+            if looks and not RoundFolder(path).path.joinpath("labelled_detections").is_dir():
+                (path / "steps" / "infer.json").unlink(missing_ok=True)  # a strategy came that wants more
+            run_round(
+                self._plan.spec(seed, 0, plain, self._device, looks),
+                RoundFolder(path),
+                Ports(
+                    Oracle(self._benchmark, self.start_ids(seed)),
+                    self._engine,
+                    Discard(),
+                    self._reporter(path, seed, "first model", 0),
+                ),
+            )
+
+    def strategy(self, seed: int, variant: Variant) -> None:
+        """All rounds of one strategy of one seed."""
+        folder = seed_folder(self._root, seed) / variant.folder
+        with locked(folder / ".lock", f"another process works in {folder}; stop it first", ORPHAN_WAIT_S):
+            for number in range(self._plan.rounds + 1):
+                place = round_place(self._root, seed, variant.folder, number)
+                if place.result() is None:
+                    self._round(seed, variant, number, place)
+                if not self._keep:
+                    place.slim()
+
+    def _round(self, seed: int, variant: Variant, number: int, place: RoundPlace) -> None:
+        if number == 0:
+            first = first_model_folder(self._root, seed, variant.first_model)
+            adopt_first_model(first, place, self.start_ids(seed))
+        last = number == self._plan.rounds
+        following = None if last else round_place(self._root, seed, variant.folder, number + 1)
+        labelled = place.labelled()
+        take = self._take(seed, variant, number, labelled)
+        folder = RoundFolder(place.path)
+        result = run_round(
+            self._plan.spec(seed, number, variant, self._device, variant.looks_at_labelled and not last),
+            folder,
+            Ports(
+                Oracle(self._benchmark, labelled, query=not last),
+                self._engine,
+                Recorder(place, following, take),
+                self._reporter(place.path.parent, seed, variant.name, number),
+            ),
+        )
+        picks = [] if following is None else following.labelled()[len(labelled) :]
+        place.write_result(self._summary(result, folder, number, labelled, picks))
+        log.info("seed %d, %s, round %d: mAP %s", seed, variant.name, number, result.metrics.get("map"))
+
+    def _take(self, seed: int, variant: Variant, number: int, labelled: list[int]) -> Any:
+        if number == self._plan.rounds:
+            return take_query
+        if variant.match is not None:
+            followed = self._plan.variant(variant.match).folder
+            theirs = round_place(self._root, seed, followed, number + 1).labelled()
+            boxes = self._benchmark.boxes
+            return take_boxes(sum(boxes[i] for i in theirs) - sum(boxes[i] for i in labelled), boxes)
+        if variant.options.get("unit", "images") != "images":
+            return take_query
+        return take_images(variant.budget or self._plan.budget)
+
+    def _reporter(self, folder: Path, seed: int, what: str, number: int) -> Reporter:
+        return Reporter(folder / PROGRESS, {"seed": seed, "what": what, "round": number}, self._stop)
+
+    def _summary(
+        self, result: RoundResult, folder: RoundFolder, number: int, labelled: list[int], picks: list[int]
+    ) -> dict[str, Any]:
+        """What the report is made of."""
+        difficulty = None if result.model is None else result.model.difficulty
+        named = None if difficulty is None else dict(zip(self._benchmark.labels, difficulty, strict=True))
+        metrics = result.metrics
+        retrieval = None
+        if self._plan.retrieval_images and picks:
+            retrieval = compare_retrieval(folder / "detections", self._benchmark, self._plan.retrieval_images)
+        return {
+            "round": number,
+            "labelled_images": len(labelled),
+            "labelled_boxes": sum(self._benchmark.boxes[i] for i in labelled),
+            "map": metrics.get("map"),
+            "map50": metrics.get("map50"),
+            "per_class": dict(metrics.get("per_class", {})),
+            "difficulty": named,
+            "picks": picks,
+            "seconds": result.seconds,
+            "training": folder.facts("train"),
+            "retrieval": retrieval,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

@@ -1,0 +1,176 @@
+"""``ppal simulate``: from options to finished rounds and a report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ppal_backend.detector.zoo import find_entry
+from ppal_backend.engines.local import LocalEngine
+from ppal_backend.errors import SettingsError, StateError
+from ppal_backend.files import write_json
+from ppal_backend.settings import load_settings
+from ppal_backend.simulation.benchmark import FACTS, Benchmark
+from ppal_backend.simulation.board import Board, read_plan
+from ppal_backend.simulation.layout import PLAN, locked
+from ppal_backend.simulation.plan import Plan, parse_amount, parse_seeds
+from ppal_backend.simulation.presets import load_preset
+from ppal_backend.simulation.schedule import EngineFactory, run_tasks
+from ppal_backend.simulation.sources import source_from
+from ppal_backend.simulation.variants import parse_variants
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: Mapping[str, Any] = {
+    "detector": "retinanet_tiny",
+    "strategies": ["random", "entropy", "ppal"],
+    "start": "5%",
+    "budget": "2.5%",
+    "rounds": 6,
+    "seeds": 3,
+}
+_PLAN_KEYS = frozenset(
+    {"detector", "strategies", "start", "budget", "rounds", "seeds", "delta", "max_iterations", "init_weights",
+     "threads", "retrieval_images"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What somebody asks for; what is None comes from the preset, then from the defaults.
+
+    Args:
+        out: Folder of the simulation; one that holds an unfinished one is gone on with.
+        preset: Name of a preset.
+        data: Settings of the data, see :class:`~ppal_backend.simulation.sources.DataSource`.
+        plan: Settings of the plan: ``detector``, ``strategies``, ``start``, ``budget``, ``rounds``, ``seeds``,
+            ``delta``, ``max_iterations``, ``init_weights``, ``threads``, ``retrieval_images``.
+        jobs: Processes.
+        devices: Shared out among them.
+        keep: Whether to keep checkpoints and detections of finished rounds.
+    """
+
+    out: Path
+    preset: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    jobs: int = 1
+    devices: Sequence[str] = ("auto",)
+    keep: bool = False
+
+
+def simulate(
+    options: SimulationOptions, console: Console | None = None, engine_factory: EngineFactory | None = None
+) -> Path:
+    """Run a simulation, or go on with the one in ``out``, and write its report.
+
+    Args:
+        options: What to run.
+        console: Where to show progress; None for nowhere.
+        engine_factory: Where detectors run; this machine by default.
+
+    Returns:
+        Path of ``report.md``.
+
+    Raises:
+        SettingsError: A name or number is wrong.
+        DatasetError: The data cannot be used.
+        StateError: The folder holds another simulation, another process works in it, or parts failed.
+        RoundCancelled: Ctrl-C; the same call goes on.
+    """
+    out = Path(options.out).resolve()
+    console = console or Console(quiet=True)
+    with locked(out / ".lock", f"another simulation is running in {out}; wait for it or stop it"):
+        plan = prepare(options, out, console)
+        _tell(plan, console)
+        try:
+            with Board(out, plan, console):
+                run_tasks(
+                    out,
+                    plan,
+                    engine_factory or local_engine,
+                    jobs=options.jobs,
+                    devices=options.devices,
+                    keep=options.keep,
+                )
+        except BaseException:
+            console.print("finished rounds are kept; the same command goes on from here", style="yellow")
+            raise
+        from ppal_backend.simulation.report import write_report  # draws; only the parent process needs that
+
+        return write_report(out)
+
+
+def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
+    """Read the data, settle the plan and write both into ``out``.
+
+    Raises:
+        SettingsError: A name or number is wrong.
+        DatasetError: The data cannot be used.
+        StateError: ``out`` holds a simulation of other data or another protocol.
+    """
+    preset: dict[str, Any] = load_preset(options.preset) if options.preset else {"title": "", "data": {}, "plan": {}}
+    wanted = {**DEFAULTS, **preset["plan"], **_given(options.plan)}
+    unknown = sorted(set(wanted) - _PLAN_KEYS)
+    if unknown:
+        raise SettingsError(f"expected settings among {sorted(_PLAN_KEYS)}, got {unknown}; correct the name")
+    variants = parse_variants(wanted["strategies"])
+    settings = load_settings()
+    find_entry(str(wanted["detector"]), settings.model_zoo)
+    source = source_from({**preset["data"], **_given(options.data)})
+    with console.status("reading the data"):
+        benchmark = source.load(settings.cache_dir / "benchmarks")
+    total = len(benchmark.pool.images)
+    rest = {key: value for key, value in wanted.items() if key not in ("strategies", "start", "budget", "seeds")}
+    plan = Plan(
+        start=parse_amount(wanted["start"], total, "start"),
+        budget=parse_amount(wanted["budget"], total, "budget"),
+        seeds=parse_seeds(wanted["seeds"]),
+        variants=variants,
+        pool_images=total,
+        data_sha256=benchmark.sha256,
+        title=preset["title"] or benchmark.source,
+        **rest,
+    )
+    earlier = read_plan(out)
+    if earlier is not None:
+        plan = plan.extends(earlier)
+    elif any(path.name != ".lock" for path in out.iterdir()):
+        raise StateError(
+            f"expected an empty folder or an earlier simulation at {out}, got something else; choose another"
+        )
+    _write_data(benchmark, out / "data", fresh=earlier is None)
+    write_json(out / PLAN, plan.as_dict())
+    return plan
+
+
+def local_engine(plan: Plan) -> LocalEngine:
+    """The detector in this process."""
+    return LocalEngine(load_settings().model_zoo, plan.threads)
+
+
+def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:
+    """Write the data unless they are there; a moved data set (same content, other paths) is written again."""
+    if not fresh and (folder / FACTS).is_file():
+        there = Benchmark.read(folder)
+        if there.pool.images[0].file_name == benchmark.pool.images[0].file_name:
+            return
+    benchmark.write(folder)
+
+
+def _tell(plan: Plan, console: Console) -> None:
+    names = ", ".join(variant.name for variant in plan.variants)
+    console.print(
+        f"[bold]{plan.title}[/]\n{plan.detector}; pool of {plan.pool_images} images, start {plan.start}, "
+        f"+ {plan.budget} a round, {plan.rounds} rounds, seeds {list(plan.seeds)}\nstrategies: {names}",
+        highlight=False,
+    )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
