@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,26 +172,24 @@ def zoo(as_json: AsJson = False) -> None:
 @bench.command("acquisition")
 def bench_acquisition(as_json: AsJson = False, quick: bool = False) -> None:
     """CCMS, selection and whole queries over pool sizes."""
-    _run_benchmark("acquisition", as_json, quick)
+    _benchmark("acquisition", *(["--json"] if as_json else []), *(["--quick"] if quick else []))
 
 
 @bench.command("service")
-def bench_service(as_json: AsJson = False, quick: bool = False) -> None:
-    """Latency of /webhook and /health while both cores are busy."""
-    _run_benchmark("service", as_json, quick)
+def bench_service() -> None:
+    """Latency of /webhook and /health, first idle, then while a detector is in training."""
+    _benchmark("service")
+    _benchmark("service", "--load")
 
 
 @bench.command("all")
-def bench_all(as_json: AsJson = False, quick: bool = False) -> None:
+def bench_all() -> None:
     """Every benchmark, one after the other."""
-    for name in ("service", "acquisition"):
-        _run_benchmark(name, as_json, quick)
+    bench_service()
+    bench_acquisition()
 
 
-def _run_benchmark(name: str, as_json: bool, quick: bool) -> None:
-    import subprocess
-
-    options = [*(["--json"] if as_json else []), *(["--quick"] if quick else [])]
+def _benchmark(name: str, *options: str) -> None:
     done = subprocess.run([sys.executable, "-m", f"ppal_backend.benchmarks.{name}", *options], check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)

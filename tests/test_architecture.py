@@ -25,6 +25,7 @@ ALLOWED = {
     "jobs": GROUND | {"store"},
     "service": GROUND | {"store", "jobs", "engines", "label_studio", "datasets", "detector.zoo", "acquisition"},
     "demo": GROUND | {"store", "datasets", "rounds", "launcher"},
+    "simulation": GROUND | {"rounds", "engines", "detector.zoo", "datasets", "acquisition", "demo"},
     "worker": GROUND | {"store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth"},
     "launcher": GROUND,
     "benchmarks": None,  # measures everything; only the command line imports it

@@ -68,6 +68,15 @@ train_pipeline = [
     dict(type="LoadImageFromFile", backend_args=None),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(160, 128), keep_ratio=True),
+    # zooms and shifts inside the frame: as good as larger inputs, at no cost in time
+    dict(
+        type="RandomAffine",
+        max_rotate_degree=0.0,
+        max_translate_ratio=0.1,
+        scaling_ratio_range=(0.7, 1.4),
+        max_shear_degree=0.0,
+        border_val=(114, 114, 114),
+    ),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]

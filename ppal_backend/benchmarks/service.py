@@ -4,8 +4,8 @@
 
 starts the service under gunicorn with its own configuration, on a free port and a temporary MODEL_DIR, sends
 webhooks at a fixed rate (each at its own time, however slow the one before was, and over a connection of its
-own, as Label Studio does) and probes ``/health`` beside them. ``--load`` adds busy processes at lower
-priority, one per core, which stand for a round. Prints one JSON object; milliseconds as the caller sees them.
+own, as Label Studio does) and probes ``/health`` beside them. With ``--load`` a detector is in training
+meanwhile, as niced as in a round. Prints one JSON object; milliseconds as the caller sees them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ CONFIG = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
     '<Label value="Cat"/><Label value="Dog"/></RectangleLabels></View>'
 )
-BUSY = "import os\nos.nice({nice})\nx = 1.0\nwhile True:\n    x = x * 1.0000001 % 7.0\n"
 START_WAIT_S = 60.0
 SENDERS = 16
 
@@ -66,7 +65,7 @@ class Report:
     memory_mib: float
 
 
-def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0, nice: int = 10) -> Report:
+def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0) -> Report:
     """Measure once.
 
     Raises:
@@ -79,7 +78,7 @@ def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0, nic
         start_s = time.perf_counter() - started
         call(port, "POST", "/setup", _setup())
         if load:
-            stack.enter_context(busy(os.cpu_count() or 1, nice))
+            stack.enter_context(training(folder))
         webhooks, health = _both(port, seconds, rate_per_s)
         setups = [_timed(port, "POST", "/setup", _setup()) for _ in range(50)]
         good = sum(1 for status, _ in webhooks if status == 201)
@@ -121,15 +120,23 @@ def service(folder: Path, **environment: str) -> Iterator[tuple[int, subprocess.
 
 
 @contextmanager
-def busy(count: int, nice: int) -> Iterator[None]:
-    """``count`` processes that compute without end at the given niceness."""
-    processes = [subprocess.Popen([sys.executable, "-c", BUSY.format(nice=nice)]) for _ in range(count)]
+def training(folder: Path) -> Iterator[None]:
+    """A detector in training beside the block; the block starts after its first step.
+
+    Raises:
+        RuntimeError: the training did not start.
+    """
+    command = [sys.executable, "-m", "ppal_backend.benchmarks.training_load", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
+        if process.stdout is None or process.stdout.readline() != "training\n":
+            raise RuntimeError(f"the training did not start (exit code {process.wait()})")
         yield
+        if process.poll() is not None:
+            raise RuntimeError("the training ended during the measurement")
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
 
 
 def call(port: int, method: str, path: str, body: Any = None) -> int:
@@ -236,12 +243,11 @@ def _memory_mib(pid: int) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="How fast the service answers.")
-    parser.add_argument("--load", action="store_true", help="beside one busy process per core, as in a round")
+    parser.add_argument("--load", action="store_true", help="while a detector is in training")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=20.0, help="webhooks a second")
-    parser.add_argument("--nice", type=int, default=10, help="niceness of the busy processes")
     options = parser.parse_args(arguments)
-    report = run(options.load, options.seconds, options.rate, options.nice)
+    report = run(options.load, options.seconds, options.rate)
     sys.stdout.write(json.dumps(asdict(report), indent=1) + "\n")
 
 

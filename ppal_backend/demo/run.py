@@ -203,8 +203,9 @@ def in_words(why: dict[str, Any], labels: tuple[str, ...]) -> str:
     """The reason for a pick as a sentence."""
     parts = [f"{c['boxes']} unsure {labels[c['class_index']]}" for c in why["classes"][:2] if c["boxes"]]
     text = " and ".join(parts) or "no boxes predicted"
-    if (why.get("cluster_size") or 1) > 1:
-        text += f"; stands for {why['cluster_size'] - 1} images like it"
+    others = (why.get("cluster_size") or 1) - 1
+    if others:
+        text += f"; stands for {others} more image{'s' if others > 1 else ''}"
     if why.get("nearest_similarity") is not None:
         text += f"; {why['nearest_similarity'] / 2:.0%} like task {why['nearest_chosen']}"
     return text

@@ -44,7 +44,7 @@ def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
         log_file: File that takes mmengine's log, appended to.
     """
     _register()
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # denormal weights make CPU training many times slower
     mm_logger = MMLogger.get_instance(name, log_file=None if log_file is None else str(log_file), file_mode="a")
     mm_logger.handlers = [item for item in mm_logger.handlers if isinstance(item, logging.FileHandler)]
     mm_logger.addHandler(logging.NullHandler())
@@ -52,6 +52,7 @@ def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_flush_denormal(False)  # it is the thread's state: others' arithmetic is as it was
         for managed in _MANAGED:
             for key in [key for key in managed._instance_dict if key.startswith(name)]:
                 gone = managed._instance_dict.pop(key)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.errors import RoundCancelled
+from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained
 from ppal_backend.structures.progress import OnProgress
 from ppal_backend.structures.round import ModelRef, RoundSpec
+
+log = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -68,7 +71,11 @@ class LocalEngine:
 
         detector = PoolInference(model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root)
         pool = (PoolImage(entry.image_id, entry.path) for entry in images)
-        for result in detector.run_with_features(pool, on_progress=on_progress, on_error=lambda _id, _error: None):
+        for result in detector.run_with_features(pool, on_progress=on_progress, on_error=_log_unreadable):
             if should_stop():
                 raise RoundCancelled("stopped during inference; images done so far are kept")
             yield Inferred(result.detections, result.features)
+
+
+def _log_unreadable(image_id: int, error: ImageError) -> None:
+    log.warning("task %d is left without predictions: %s", image_id, error)

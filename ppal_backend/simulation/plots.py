@@ -30,6 +30,12 @@ _STYLE: Any = {
     "figure.dpi": 110,
 }
 _SIZE = (6.2, 4.0)
+_PHOTOGRAPHS = frozenset({"retrieval-examples"})
+
+
+def file_of(name: str) -> str:
+    """File of a plot to show in the report."""
+    return f"{name}.png" if name in _PHOTOGRAPHS else f"{name}.svg"
 
 
 def draw_all(results: Results, folder: Path) -> list[str]:
@@ -40,14 +46,14 @@ def draw_all(results: Results, folder: Path) -> list[str]:
         folder: Where to put ``NAME.svg`` and ``NAME.png``.
 
     Returns:
-        Names of the plots drawn, in the order of the report.
+        Names of the plots drawn, in the order of the report; those of photographs are PNG only.
     """
     drawn = []
     for name, draw in _PLOTS.items():
         with rc_context(_STYLE):
             figure = Figure(figsize=_SIZE, layout="constrained")
             if draw(results, figure):
-                _save(figure, folder / name)
+                _save(figure, folder / name, photographs=name in _PHOTOGRAPHS)
                 drawn.append(name)
     return drawn
 
@@ -109,7 +115,9 @@ def _tail_and_head(results: Results, figure: Figure) -> bool:
         _curves(results, axes, results.group_map(labels))
         axes.set(title=f"{group}: {len(labels)} classes", xlabel="labelled images")
     panels[0].set_ylabel("mean AP")
-    panels[0].legend()
+    handles = panels[-1].get_legend_handles_labels()
+    if handles[0]:
+        figure.legend(*handles, loc="outside lower center", ncols=4)
     return True
 
 
@@ -131,7 +139,7 @@ def _difficulty(results: Results, figure: Figure) -> bool:
         axes.plot(range(len(labels)), difficulty[order], color=COLOURS[1], marker="o", ms=3, label="difficulty")
         axes.set_xticks(range(len(labels)), [labels[k] for k in order], rotation=60, ha="right", fontsize=7)
         axes.set(title=f"{name}, round {number}", ylim=(0, 1))
-        axes.legend(loc="upper right")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return True
 
 
@@ -146,9 +154,12 @@ def _duplicates(results: Results, figure: Figure) -> bool:
         drawn = True
         mean = np.array([np.nanmean(c) if np.isfinite(c).any() else 0.0 for c in tables["inside"].T])
         axes.bar(np.arange(len(mean)) + k * width, mean, width, color=COLOURS[k % len(COLOURS)], label=name)
+    if not drawn:
+        return False
+    axes.set_xticks(np.arange(results.plan.rounds) + 0.4 - width / 2, [str(k) for k in range(results.plan.rounds)])
     axes.set(xlabel="query after round", ylabel="near-duplicates in the query")
     axes.legend()
-    return drawn
+    return True
 
 
 def _retrieval_points(results: Results, figure: Figure) -> bool:
@@ -207,8 +218,10 @@ def _retrieval(results: Results) -> dict[str, Any] | None:
     return None
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, photographs: bool = False) -> None:
     for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
+        if photographs and suffix == ".svg":
+            continue  # a vector file would hold the pixels uncompressed
         with atomic_file(path.with_suffix(suffix)) as file:
             figure.savefig(file, format=suffix[1:], metadata=metadata)
 

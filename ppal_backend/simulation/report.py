@@ -8,7 +8,7 @@ from typing import Any
 
 from ppal_backend.files import atomic_file, write_json
 from ppal_backend.simulation import tables
-from ppal_backend.simulation.plots import draw_all, draw_sweep
+from ppal_backend.simulation.plots import draw_all, draw_sweep, file_of
 from ppal_backend.simulation.results import Results
 from ppal_backend.simulation.summary import summarise
 
@@ -26,12 +26,13 @@ _CAPTIONS: Mapping[str, str] = {
 }
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Path, out: Path | None = None, plots: bool = True) -> Path:
     """Write ``report.md``, ``summary.json``, ``rounds.csv`` and the plots.
 
     Args:
         folder: Folder of a simulation; an unfinished one is reported as far as it is.
         out: Where to write; ``folder/report`` by default.
+        plots: Whether to draw; tables alone take no time.
 
     Returns:
         Path of ``report.md``.
@@ -44,9 +45,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     summary = summarise(results)
     write_json(out / SUMMARY, summary)
     _write_text(out / CSV, tables.long_csv(results))
-    plots = draw_all(results, out)
-    swept = _draw_sweeps(results, summary, out)
-    _write_text(out / REPORT, _markdown(results, summary, plots, swept))
+    drawn = draw_all(results, out) if plots else []
+    swept = _draw_sweeps(results, summary, out) if plots else []
+    _write_text(out / REPORT, _markdown(results, summary, drawn, swept))
     return out / REPORT
 
 
@@ -71,8 +72,9 @@ def _markdown(results: Results, summary: dict[str, Any], plots: list[str], swept
     for option, groups in tables.sweeps(results).items():
         table = tables.sweep_table(option, groups, summary, results)
         parts.append(f"## {option} (form of the paper's Tables 2 and 3)\n\n{table}")
-    parts.append("## Plots")
-    parts += [f"![{name}]({name}.svg)\n\n*{_CAPTIONS[name]}*" for name in plots]
+    if plots or swept:
+        parts.append("## Plots")
+    parts += [f"![{name}]({file_of(name)})\n\n*{_CAPTIONS[name]}*" for name in plots]
     parts += [f"![{name}]({name}.svg)" for name in swept]
     return "\n\n".join(parts) + "\n"
 
@@ -106,9 +108,16 @@ def _headline(summary: Mapping[str, Any]) -> str:
         else f"It reaches {baseline}'s last mAP with {100 * (1 - saving):.0f} % of the labels: a saving of "
         f"{100 * saving:.0f} %."
     )
+    matched = summary["box_matched"].get(subject)
+    same_boxes = (
+        ""
+        if matched is None
+        else f" Against {matched['against']}, which has as many labelled boxes in every round: "
+        f"{100 * matched['mean_gap']:+.1f} mAP in the mean, p = {tables.figure(matched['p_value'], 4)}."
+    )
     return (
         f"**{subject} against {baseline}:** {100 * gap['mean']:+.1f} mAP in the mean over the curve, "
-        f"p = {tables.figure(summary['p_value'], 4)} over seeds × rounds. {saved}"
+        f"p = {tables.figure(summary['p_value'], 4)} over seeds × rounds. {saved}{same_boxes}"
     )
 
 

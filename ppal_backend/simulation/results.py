@@ -97,7 +97,7 @@ class Results:
         size = -(-len(present) // 3)
         return {
             "tail": tuple(label for _, label in present[:size]),
-            "head": tuple(label for _, label in present[::-1][:size]),
+            "head": tuple(label for _, label in sorted(present, key=lambda pair: (-pair[0], pair[1]))[:size]),
         }
 
     def group_map(self, labels: tuple[str, ...]) -> Callable[[Round], float | None]:

@@ -20,7 +20,8 @@ NEIGHBOURS_SHOWN = 3
 def compare_retrieval(folder: Path, benchmark: Benchmark, images: int, seed: int = 0) -> dict[str, Any] | None:
     """Compare both similarities on images of the pool.
 
-    Images without true boxes are left out: they have no classes to share.
+    Images without true boxes are left out, as they have no classes to share; so are all but the first image of every
+    group of near-duplicates, which any similarity finds.
 
     Args:
         folder: Detections of the pool.
@@ -35,7 +36,7 @@ def compare_retrieval(folder: Path, benchmark: Benchmark, images: int, seed: int
         few images for that.
     """
     stored = {d.image_id: (d, f) for d, f in read_detections(folder)}
-    ids = sorted(i for i in stored if benchmark.class_sets[i])
+    ids = _one_of_each_group(sorted(i for i in stored if benchmark.class_sets[i]), benchmark.groups)
     if len(ids) > images:
         ids = sorted(np.random.default_rng([seed, 9]).choice(np.array(ids), images, replace=False).tolist())
     if len(ids) < 3:
@@ -51,6 +52,13 @@ def compare_retrieval(folder: Path, benchmark: Benchmark, images: int, seed: int
     for name, similarity in similarities.items():
         answer[name] = _retrieve(similarity, jaccard, ids)
     return answer
+
+
+def _one_of_each_group(ids: Sequence[int], groups: Mapping[int, int]) -> list[int]:
+    kept: dict[Any, int] = {}
+    for image_id in ids:
+        kept.setdefault(groups.get(image_id, ("alone", image_id)), image_id)
+    return list(kept.values())
 
 
 def _retrieve(similarity: np.ndarray, jaccard: np.ndarray, ids: Sequence[int]) -> dict[str, Any]:

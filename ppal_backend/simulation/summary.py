@@ -44,8 +44,31 @@ def summarise(results: Results) -> dict[str, Any]:
         "aulc": {name: s["aulc"]["mean"] if s["aulc"] else None for name, s in strategies.items()},
         "label_saving": chosen.get("label_saving"),
         "p_value": chosen.get("p_value"),
+        "box_matched": box_matched(results),
         "strategies": strategies,
     }
+
+
+def box_matched(results: Results) -> dict[str, Any]:
+    """Strategies against a baseline with as many labelled boxes, round by round; by name of the strategy."""
+    answer: dict[str, Any] = {}
+    for variant in results.plan.variants:
+        if variant.match is None or variant.name not in results.names:
+            continue
+        seeds = results.complete_seeds(variant.match, variant.name)
+        if not seeds:
+            continue
+        rows = [results.plan.seeds.index(seed) for seed in seeds]
+        gaps = (results.table(variant.match, "map") - results.table(variant.name, "map"))[rows, 1:]
+        answer[variant.match] = {
+            "against": variant.name,
+            "compared_seeds": seeds,
+            "map_gap": _means(gaps),
+            "mean_gap": float(gaps.mean()),
+            "p_value": permutation_test(gaps),
+            "p_value_seeds": permutation_test(gaps.mean(axis=1)),
+        }
+    return answer
 
 
 def difficulty_correlation(results: Results, name: str) -> np.ndarray:

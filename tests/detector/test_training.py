@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +245,38 @@ def test_a_checkpoint_is_only_used_for_what_it_was_made_for(trained: TrainResult
         load_final(trained.checkpoint, "small", CLASSES[::-1])
     with pytest.raises(CheckpointError, match="one of small"):
         load_final(trained.checkpoint, "retinanet_tiny", CLASSES)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ppal_backend.detector.training import TrainRequest, train
+from tests.detector.shapes import CLASSES
+
+def at_step_forty(progress):
+    if progress.done >= 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+import ppal_backend.detector.hooks as hooks
+hooks._REPORT_EVERY_S = 0.0
+data, work, zoo = (Path(item) for item in sys.argv[1:4])
+train(TrainRequest("small", CLASSES, data, None, work, 3, "cpu", "random", zoo_root=zoo), at_step_forty)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_if_nothing_had_happened(
+    trained: TrainResult, request_: TrainRequest, train_json: Path, zoo_root: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(train_json), str(request_.work_dir), str(zoo_root)]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in training_checkpoints(Path(request_.work_dir))] == ["iter_25.pth"]
+    steps: list[int] = []
+    resumed = train(replace(request_, max_iterations=None), lambda progress: steps.append(progress.done))
+    assert min(steps) == 26
+    assert same_weights(resumed.checkpoint, trained.checkpoint)
+    assert resumed.difficulty == trained.difficulty
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ class FakeEngine:
         write_json(folder / "weights.json", {"skill": skill, "ids": list(train.image_ids)})
         on_progress(Progress("train", 1, 2))
         shift = (spec.difficulty_options.get("xi", 0.6) - 0.6) / 2
-        difficulty = tuple(0.3 + 0.2 * k + shift for k in range(len(labels)))
+        difficulty = tuple(0.3 + 0.6 * k / len(labels) + shift for k in range(len(labels)))
         return Trained(
             ModelRef(spec.detector, str(folder / "weights.json"), labels, difficulty), {"iterations": 2, "loss": 0.5}
         )
@@ -99,7 +99,7 @@ class FakeEngine:
         test = CocoDataset.read(ann_json)
         assert min(test.image_ids) > 1000, "evaluation must be on the test set"
         level = 1 - np.exp(-read_json(Path(model.checkpoint))["skill"] / 60)
-        per_class = {label: float(level * (0.9 - 0.2 * k)) for k, label in enumerate(model.labels)}
+        per_class = {label: float(level * (0.9 - 0.6 * k / len(model.labels))) for k, label in enumerate(model.labels)}
         return {"map": float(np.mean(list(per_class.values()))), "map50": float(level), "per_class": per_class}
 
     def infer(self, spec, model, images, on_progress, should_stop):

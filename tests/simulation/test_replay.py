@@ -220,7 +220,7 @@ def test_a_full_disk_is_told_and_finished_rounds_stay(tmp_path, monkeypatch):
         return original(*arguments)
 
     engine.train = full
-    with pytest.raises(StateError, match="no space left for .* finished rounds are kept"):
+    with pytest.raises(StateError, match=r"no space left for .* finished rounds are kept"):
         run_tasks(tmp_path, plan, lambda _: engine)
     assert round_place(tmp_path, 0, "ppal", 1).result() is not None
     run_tasks(tmp_path, plan, lambda _: engine)
@@ -266,10 +266,10 @@ def test_processes_give_the_same_picks_as_one(tmp_path):
 
 
 def test_two_processes_never_work_in_one_folder(tmp_path):
-    with locked(tmp_path / "x" / ".lock", "busy"), pytest.raises(StateError, match="busy"):
-        with locked(tmp_path / "x" / ".lock", "busy"):
-            pass
-    with locked(tmp_path / "x" / ".lock", "busy"):
+    lock = tmp_path / "x" / ".lock"
+    with locked(lock, "busy"), pytest.raises(StateError, match="busy"), locked(lock, "busy"):
+        pass
+    with locked(lock, "busy"):
         pass
 
 

@@ -1,0 +1,207 @@
+"""The report: figures against hand counts, partial results, sweeps, and equal files for equal results."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ppal_backend.errors import StateError
+from ppal_backend.files import read_json
+from ppal_backend.rounds.detections_store import DetectionsWriter
+from ppal_backend.simulation.benchmark import Benchmark
+from ppal_backend.simulation.layout import round_place
+from ppal_backend.simulation.report import write_report
+from ppal_backend.simulation.results import Results
+from ppal_backend.simulation.retrieval import compare_retrieval
+from ppal_backend.simulation.schedule import run_tasks
+from ppal_backend.simulation.statistics import permutation_test
+from tests.simulation.fakes import FakeEngine, benchmark, dataset, detections_of, features_of, lay_out, make_plan
+
+STRATEGIES = "random,random:match=ppal,entropy,ppal,ppal:delta=2,ppal:delta=3,ppal:uncertainty=margin"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished")
+    data = benchmark()
+    plan = make_plan(data, STRATEGIES)
+    lay_out(root, data, plan)
+    run_tasks(root, plan, lambda _: FakeEngine())
+    write_report(root)
+    return root, plan
+
+
+def results_of(root, name, seed, rounds):
+    return [round_place(root, seed, name, k).result() for k in range(rounds + 1)]
+
+
+def test_summary_holds_what_is_promised(finished):
+    root, plan = finished
+    summary = read_json(root / "report" / "summary.json")
+    assert summary["complete"] and (summary["subject"], summary["baseline"]) == ("ppal", "random")
+    assert set(summary["aulc"]) == {v.name for v in plan.variants}
+    by_seed = []
+    for seed in plan.seeds:
+        found = results_of(root, "ppal", seed, plan.rounds)
+        heights = [r["map"] for r in found]  # evenly spaced, so the trapezoid rule is plain
+        by_seed.append((heights[0] / 2 + sum(heights[1:-1]) + heights[-1] / 2) / plan.rounds)
+    assert summary["aulc"]["ppal"] == pytest.approx(np.mean(by_seed))
+    assert summary["strategies"]["ppal"]["aulc"]["std"] == pytest.approx(np.std(by_seed, ddof=1))
+    gaps = [
+        mine["map"] - theirs["map"]
+        for seed in plan.seeds
+        for mine, theirs in zip(
+            results_of(root, "ppal", seed, plan.rounds), results_of(root, "random", seed, plan.rounds), strict=True
+        )
+    ]
+    assert summary["p_value"] == pytest.approx(permutation_test([g for g in gaps if g != 0]))
+    assert 0 < summary["label_saving"] < 1, "PPAL finds the images with more boxes, from which the fake learns"
+
+
+def test_box_matched_random_is_compared_round_by_round(finished):
+    root, _ = finished
+    matched = read_json(root / "report" / "summary.json")["box_matched"]["ppal"]
+    assert matched["against"] == "random:match=ppal" and len(matched["map_gap"]) == 3
+    assert abs(matched["mean_gap"]) < 0.02, "the fake learns from boxes alone, so equal boxes mean equal mAP"
+
+
+def test_tail_and_head_are_thirds_by_frequency(finished):
+    root, plan = finished
+    results = Results.read(root)
+    counts = dict(zip(results.facts["labels"], results.facts["class_counts"], strict=True))
+    groups = results.class_groups()
+    assert groups["tail"] == ("wolf",) == (min(counts, key=counts.get),)
+    assert groups["head"] == ("cat",) and counts["cat"] == max(counts.values())
+    summary = read_json(root / "report" / "summary.json")
+    mean = np.mean([results_of(root, "ppal", s, plan.rounds)[2]["per_class"]["wolf"] for s in plan.seeds])
+    assert summary["strategies"]["ppal"]["tail_ap"][2]["mean"] == pytest.approx(mean)
+
+
+def test_near_duplicates_are_counted_by_scene(finished):
+    root, plan = finished
+    for name in ("random", "entropy"):
+        tables = Results.read(root).near_duplicates(name)
+        for row, seed in enumerate(plan.seeds):
+            known = {(i - 1) // 3 for i in round_place(root, seed, name, 1).labelled()}
+            picks = [(i - 1) // 3 for i in round_place(root, seed, name, 1).result()["picks"]]
+            assert tables["inside"][row, 1] == len(picks) - len(set(picks))
+            assert tables["labelled"][row, 1] == sum(p in known for p in picks)
+
+
+def test_difficulty_is_correlated_with_ap(finished):
+    root, _ = finished
+    summary = read_json(root / "report" / "summary.json")
+    assert [pair["mean"] for pair in summary["strategies"]["ppal"]["difficulty_spearman"]] == [-1.0] * 4
+
+
+def test_csv_has_a_line_a_round(finished):
+    root, plan = finished
+    with (root / "report" / "rounds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(plan.variants) * len(plan.seeds) * (plan.rounds + 1)
+    row = next(r for r in rows if (r["strategy"], r["seed"], r["round"]) == ("ppal", "1", "2"))
+    found = round_place(root, 1, "ppal", 2).result()
+    assert float(row["map"]) == found["map"] and int(row["labelled_boxes"]) == found["labelled_boxes"]
+
+
+def test_the_markdown_tells_everything_and_its_plots_exist(finished):
+    root, _ = finished
+    text = (root / "report" / "report.md").read_text()
+    for title in ("Comparison", "AP50", "tail", "head", "Labelled boxes", "Near-duplicates", "Seconds per step",
+                  "Table 1", "Tables 2 and 3", "Table 4", "Retrieval", "Rank correlation"):  # fmt: skip
+        assert title in text, title
+    shown = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert {"map.svg", "map-by-boxes.svg", "difficulty.svg", "retrieval.svg", "sweep-delta.svg"} <= set(shown)
+    for name in shown:
+        assert (root / "report" / name).stat().st_size > 1000
+    svg = (root / "report" / "map.svg").read_text()
+    assert "random:match=ppal" in svg and "labelled images" in svg
+
+
+def test_sweeps_group_by_what_else_is_equal(finished):
+    root, _ = finished
+    text = (root / "report" / "report.md").read_text()
+    section = text.split("## delta")[1].split("##")[0]
+    assert [line.split("|")[2].strip() for line in section.splitlines() if line.startswith("| ppal ")] == [
+        "2", "3", "4.0",
+    ]  # fmt: skip
+    margins = text.split("## uncertainty")[1].split("##")[0]
+    assert "margin" in margins and "entropy" in margins
+
+
+def test_a_partial_simulation_is_reported_as_such(finished, tmp_path):
+    root, plan = finished
+    shutil.copytree(root, tmp_path / "copy")
+    (tmp_path / "copy" / "seed-1" / "ppal" / "round-02" / "result.json").unlink()
+    (tmp_path / "copy" / "seed-0" / "entropy" / "round-00" / "result.json").unlink()
+    (tmp_path / "copy" / "seed-1" / "entropy" / "round-00" / "result.json").unlink()
+    report = write_report(tmp_path / "copy", tmp_path / "out", plots=False)
+    total = len(plan.variants) * 2 * 4
+    assert f"Unfinished: {total - 2 - 8} of {total} rounds." in report.read_text()
+    summary = read_json(tmp_path / "out" / "summary.json")
+    assert not summary["complete"] and summary["strategies"]["ppal"]["compared_seeds"] == [0]
+    assert "entropy" not in summary["aulc"]
+
+
+def test_one_round_of_one_strategy_is_enough_for_a_report(tmp_path):
+    data = benchmark()
+    plan = make_plan(data, "ppal", seeds=(0,), retrieval_images=0)
+    lay_out(tmp_path, data, plan)
+    with pytest.raises(StateError, match="at least one finished round"):
+        write_report(tmp_path)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    for number in (1, 2, 3):
+        (tmp_path / "seed-0" / "ppal" / f"round-0{number}" / "result.json").unlink()
+    text = write_report(tmp_path, plots=False).read_text()
+    assert "No `random` was run" in text
+    assert read_json(tmp_path / "report" / "summary.json")["p_value"] is None
+
+
+def test_without_groups_and_difficulty_the_report_leaves_them_out(tmp_path):
+    data = Benchmark(dataset(40), dataset(10, 1001))
+    plan = make_plan(data, "random,ppal", seeds=(0,), rounds=1)
+    lay_out(tmp_path, data, plan)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    for name in ("random", "ppal"):
+        for number in (0, 1):
+            place = round_place(tmp_path, 0, name, number)
+            place.write_result({**place.result(), "difficulty": None})
+    text = write_report(tmp_path).read_text()
+    assert "Near-duplicates" not in text and "Rank correlation" not in text and "difficulty.svg" not in text
+
+
+def test_a_folder_without_simulation_is_refused(tmp_path):
+    with pytest.raises(StateError, match="expected the folder of a simulation"):
+        write_report(tmp_path)
+
+
+def test_the_same_results_give_the_same_files(finished, tmp_path):
+    root, _ = finished
+    write_report(root, tmp_path)
+    for name in ("report.md", "summary.json", "rounds.csv", "map.svg", "difficulty.svg", "retrieval.svg"):
+        assert (tmp_path / name).read_bytes() == (root / "report" / name).read_bytes(), name
+    json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_retrieval_prefers_the_similarity_that_knows_classes(tmp_path):
+    data = Benchmark(dataset(60), dataset(10, 1001))
+    writer = DetectionsWriter(tmp_path)
+    for image_id in data.pool.image_ids:
+        writer.add(detections_of(image_id, 1, 3), features_of(image_id))
+    writer.flush()
+    found = compare_retrieval(tmp_path, data, 40)
+    assert found["images"] == 40 and found["top"] == 20
+    assert found["ccms"]["jaccard"] > found["chance"] + 0.1 > found["global"]["jaccard"]
+    assert compare_retrieval(tmp_path, data, 40) == found
+    grouped = Benchmark(data.pool, data.test, {i: (i - 1) // 3 for i in data.pool.image_ids})
+    assert compare_retrieval(tmp_path, grouped, 60)["images"] == 20, "one of each three near-duplicates"
+    assert compare_retrieval(tmp_path, data, 2) is None
+
+
+def test_jaccard_of_true_classes_by_hand(tmp_path):
+    from ppal_backend.simulation.retrieval import _jaccard
+
+    table = _jaccard([frozenset({1, 2}), frozenset({2, 3}), frozenset({1, 2}), frozenset({4})])
+    assert table[0].tolist() == pytest.approx([1.0, 1 / 3, 1.0, 0.0])

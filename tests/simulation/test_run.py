@@ -1,0 +1,151 @@
+"""``ppal simulate`` from options to report, with the engine left out; and the time left that people are shown."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector
+from ppal_backend.files import read_json
+from ppal_backend.simulation.board import current_work, finished_rounds, time_left
+from ppal_backend.simulation.layout import locked, round_place
+from ppal_backend.simulation.run import SimulationOptions, simulate
+from tests.simulation.fakes import FakeEngine, benchmark, fake_engine, make_plan
+from tests.simulation.folders import coco_layout, voc_devkit
+
+SMALL = {"detector": "retinanet_tiny", "seeds": 2, "retrieval_images": 0, "rounds": 2}
+
+
+class AnyClasses(FakeEngine):
+    """Serves data sets of any classes, and evaluates whatever it is given."""
+
+    def evaluate(self, spec, model, ann_json):
+        self._call("evaluate")
+        test = read_json(ann_json)
+        assert test["images"], "the test set must not be empty"
+        skill = read_json(Path(model.checkpoint))["skill"]
+        return {"map": skill / 1000, "map50": skill / 500, "per_class": {model.labels[0]: 0.5}}
+
+
+def any_engine(plan):
+    return AnyClasses()
+
+
+@pytest.mark.parametrize(
+    ("preset", "lay_out"),
+    [
+        ("voc-retinanet", lambda root: voc_devkit(root, trainval=20, test=5)),
+        ("coco-retinanet", lambda root: coco_layout(root, train=60, val=8)),
+        ("coco-fasterrcnn", lambda root: coco_layout(root, train=60, val=8)),
+    ],
+)
+def test_the_papers_protocols_run_on_folders_laid_out_like_the_real_ones(tmp_path, preset, lay_out):
+    lay_out(tmp_path / "data")
+    plan = {"detector": "retinanet_tiny", "seeds": 1, "retrieval_images": 0, "start": 6, "budget": 3}
+    options = SimulationOptions(tmp_path / "out", preset, {"data": tmp_path / "data"}, plan)
+    report = simulate(options, engine_factory=any_engine)
+    summary = read_json(report.parent / "summary.json")
+    assert summary["complete"] and {"random", "entropy", "ppal"} <= set(summary["aulc"])
+    assert summary["rounds"] == (6 if preset.startswith("voc") else 4)
+    assert summary["title"] in report.read_text()
+
+
+def test_shares_are_of_the_pool_and_the_command_line_wins(tmp_path):
+    voc_devkit(tmp_path / "data", trainval=30, test=5)
+    options = SimulationOptions(
+        tmp_path / "out",
+        "voc-retinanet",
+        {"data": tmp_path / "data"},
+        {**SMALL, "start": "10%", "budget": "5%", "strategies": "random,ppal:delta=2", "delta": None},
+    )
+    simulate(options, engine_factory=any_engine)
+    plan = read_json(tmp_path / "out" / "simulation.json")
+    assert (plan["start"], plan["budget"], plan["seeds"], plan["delta"]) == (6, 3, [0, 1], 4.0)
+    assert len(round_place(tmp_path / "out", 1, "ppal_delta=2", 2).labelled()) == 12
+
+
+def test_the_same_command_goes_on_and_another_protocol_is_refused(tmp_path):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2}
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    simulate(options, engine_factory=any_engine)
+    before = (tmp_path / "out" / "seed-0" / "random" / "round-00" / "result.json").read_bytes()
+    more = SimulationOptions(
+        tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "strategies": "ppal", "seeds": 3}
+    )
+    simulate(more, engine_factory=any_engine)
+    stored = read_json(tmp_path / "out" / "simulation.json")
+    assert [v["strategy"] for v in stored["variants"]] == ["random", "ppal"] and stored["seeds"] == [0, 1, 2]
+    assert (tmp_path / "out" / "seed-0" / "random" / "round-00" / "result.json").read_bytes() == before
+    other = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "budget": 4})
+    with pytest.raises(StateError, match=r"another simulation .budget 2 there, 4 now."):
+        simulate(other, engine_factory=any_engine)
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "told"),
+    [
+        ({"strategies": "magic"}, SettingsError, "expected a strategy of random, entropy"),
+        ({"detector": "yolo99"}, UnknownDetector, "expected a detector of the zoo .*retinanet_tiny"),
+        ({"start": 29, "budget": 2}, SettingsError, "expected a pool of at least 33 images"),
+        ({"budget": "lots"}, SettingsError, "expected budget as a number of images"),
+        ({"colour": 1}, SettingsError, "expected settings among .*'colour'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, plan, error, told):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    options = SimulationOptions(
+        tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**SMALL, "start": 5, "budget": 2, **plan}
+    )
+    with pytest.raises(error, match=told):
+        simulate(options, engine_factory=any_engine)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_missing_data_are_told(tmp_path):
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "nowhere"}, SMALL)
+    with pytest.raises(DatasetError, match=r"expected a folder of images at .*nowhere/train2017"):
+        simulate(options, engine_factory=any_engine)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    coco_layout(tmp_path / "data", train=30, val=5)
+    options = SimulationOptions(
+        tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**SMALL, "start": 5, "budget": 2}
+    )
+    with pytest.raises(StateError, match="expected an empty folder or an earlier simulation"):
+        simulate(options, engine_factory=any_engine)
+
+
+def test_two_simulations_in_one_folder_are_refused(tmp_path):
+    with locked(tmp_path / "out" / ".lock", "x"), pytest.raises(StateError, match="another simulation is running in"):
+        simulate(SimulationOptions(tmp_path / "out", "smoke"), engine_factory=fake_engine)
+
+
+def test_progress_is_shown_and_counts_rounds(tmp_path):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    console = Console(record=True, width=120, force_terminal=True)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2}
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    simulate(options, console, any_engine)
+    text = console.export_text()
+    assert "6/6" in text and "done" in text and "pool of 30 images, start 5, + 2 a round" in text
+
+
+def test_time_left_is_an_estimate_from_this_session():
+    assert time_left(0, 10, 30.0) == "" and time_left(5, 0, 30.0) == "done"
+    assert time_left(2, 10, 120.0) == "about 10 min left"
+    assert time_left(1, 100, 360.0) == "about 10.0 h left"
+
+
+def test_current_work_tells_step_and_share(tmp_path):
+    plan = make_plan(benchmark())
+    assert finished_rounds(tmp_path, plan) == 0 and current_work(tmp_path) == []
+    folder = tmp_path / "seed-0" / "ppal"
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text(
+        '{"seed": 0, "what": "ppal", "round": 2, "step": "train", "done": 30, "total": 120}'
+    )
+    assert current_work(tmp_path) == ["seed 0 ppal r2 train 25%"]

@@ -1,0 +1,124 @@
+"""What people write on the command line, and what is refused."""
+
+import pytest
+
+from ppal_backend.errors import SettingsError, StateError
+from ppal_backend.simulation.plan import Plan, parse_amount, parse_seeds
+from ppal_backend.simulation.variants import Variant, parse_variants
+from tests.simulation.fakes import benchmark, make_plan, smaller
+
+
+def test_a_list_of_names_and_options():
+    variants = parse_variants("ppal, ppal:delta=2,alpha=0.1 ,random:match=ppal,entropy+ccms,ppal:xi=0.4,absent=drift")
+    assert [v.name for v in variants] == [
+        "ppal", "ppal:alpha=0.1,delta=2", "random:match=ppal", "entropy+ccms", "ppal:absent=drift,xi=0.4",
+    ]  # fmt: skip
+    assert variants[1].options == {"delta": 2, "alpha": 0.1} and variants[2].match == "ppal"
+    assert variants[4].difficulty == {"xi": 0.4, "absent": "drift"} and not variants[4].options
+
+
+def test_json_says_the_same():
+    given = '["random", {"strategy": "ppal", "delta": 2, "xi": 0.4, "budget": 9}]'
+    random, ppal = parse_variants(given)
+    assert random == Variant("random")
+    assert ppal == parse_variants("ppal:budget=9,delta=2,xi=0.4")[0]
+    assert parse_variants('{"strategy": "dcus"}')[0].name == "dcus"
+
+
+@pytest.mark.parametrize("text", ["ppal:delta=2,alpha=0.1,budget=7", "random:match=ppal,ppal", "ppal:absent=drift"])
+def test_a_variant_survives_the_trip_to_disk(text):
+    for variant in parse_variants(text):
+        assert Variant.from_dict(variant.as_dict()) == variant
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ppal,nonsense", "expected a strategy of random, entropy.*got 'nonsense'"),
+        ("ppal:sigma=1", r"expected strategy options among .*\['sigma'\].*xi, momentum, absent, match, budget"),
+        ("ppal:delta=0.5", "expected delta > 1"),
+        ("ppal:xi=2", "expected xi to be a number in"),
+        ("ppal:absent=sometimes", "expected absent to be one of"),
+        ("ppal:delta", "expected option=value"),
+        ("ppal,ppal", "expected every strategy once, got ppal again"),
+        ("random:match=entropy,ppal", "expected match to name another strategy of the list .ppal."),
+        ("random:match=ppal,ppal:match=random", "expected match to name another"),
+        ("", "expected at least one strategy"),
+        ("[1", "broken text"),
+        ('[{"delta": 2}]', "expected 'strategy' in"),
+        ("ppal:budget=0", "expected budget >= 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(text, told):
+    with pytest.raises(SettingsError, match=told):
+        parse_variants(text)
+
+
+def test_folders_of_variants_differ():
+    names = ("ppal", "ppal:delta=2", "ppal:delta=3", "random:match=ppal", "dcus+rand")
+    folders = [v.folder for v in parse_variants(",".join(names))]
+    assert len(set(folders)) == len(names) and not any(set(":,/ ") & set(folder) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("given", "images"), [("2.5%", 38), (38, 38), ("38", 38), ("5%", 75), ("0.001%", 1), ("100%", 1500), (7.0, 7)]
+)
+def test_amounts_in_images_or_shares(given, images):
+    assert parse_amount(given, 1500, "budget") == images
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "101%", "0%", "many", "2.5", "nan%", "inf", ""])
+def test_amounts_that_are_none_are_refused(given):
+    with pytest.raises(SettingsError, match="expected budget as a number of images or a share"):
+        parse_amount(given, 1500, "budget")
+
+
+def test_seeds_as_count_or_list():
+    assert parse_seeds(3) == parse_seeds("3") == (0, 1, 2)
+    assert parse_seeds("0,4,7") == (0, 4, 7) == parse_seeds([0, 4, 7])
+    assert parse_seeds("4,") == (4,)
+    with pytest.raises(SettingsError, match="number of seeds"):
+        parse_seeds("three")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"start": 50}, "expected a pool of at least 68 images .a start of 50 and 3 rounds of 6., got 60"),
+        ({"rounds": 0}, "at least 1 round"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"seeds": (1, 1)}, "every seed once"),
+        ({"delta": 1.0}, "delta > 1"),
+        ({"max_iterations": 0}, "max_iterations"),
+        ({"threads": 0}, "threads"),
+        ({"init_weights": "coco"}, "init_weights"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(changes, told):
+    with pytest.raises(SettingsError, match=told):
+        make_plan(benchmark(), **changes)
+
+
+def test_a_plan_survives_the_trip_to_disk():
+    plan = make_plan(benchmark(), "ppal:delta=2,ppal,random:match=ppal", max_iterations=5)
+    assert Plan.from_dict(plan.as_dict()) == plan
+
+
+def test_seeds_and_strategies_of_a_simulation_may_grow_nothing_else():
+    data = benchmark()
+    earlier = make_plan(data, "random,ppal")
+    now = make_plan(data, "ppal,entropy", seeds=(1, 2)).extends(earlier)
+    assert [v.name for v in now.variants] == ["random", "ppal", "entropy"] and now.seeds == (0, 1, 2)
+    for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}):
+        with pytest.raises(StateError, match=f"another simulation .*{next(iter(changes))}"):
+            smaller(earlier, **changes).extends(earlier)
+
+
+def test_a_spec_carries_the_options_of_its_variant():
+    plan = make_plan(benchmark(), "ppal:delta=2,alpha=0.5,xi=0.1,budget=4", delta=3.0)
+    spec = plan.spec(1, 2, plan.variants[0], "cpu", True)
+    assert (spec.delta, spec.budget, spec.seed, spec.number) == (2.0, 4, 1, 2)
+    assert spec.strategy_options == {"alpha": 0.5} and spec.difficulty_options == {"xi": 0.1}
+    assert spec.holdout_fraction == 0.0 and spec.look_at_labelled
+    plain = make_plan(benchmark(), "ppal", delta=3.0)
+    assert plain.spec(0, 0, plain.variants[0], "cpu", False).delta == 3.0
