@@ -97,7 +97,7 @@ def send(http: requests.Session, method: str, url: str, timeout_s: float, **opti
 def decode(answer: requests.Response) -> Any:
     """JSON of a 2xx answer, None when it is empty; otherwise the error that fits."""
     status, url = answer.status_code, answer.url.split("?")[0]
-    text = " ".join(answer.text[:300].split()) if status >= 300 else ""
+    text = " ".join(answer.text[:1000].split()) if status >= 300 else ""
     if status in (401, 403):
         raise LabelStudioAuthError(f"expected access to {url}, got {status} {text}; check the token")
     if status >= 500:

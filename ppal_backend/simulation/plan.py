@@ -32,6 +32,7 @@ class Plan:
         retrieval_images: Images on which retrieval by CCMS is compared with global features, 0 for none.
         pool_images: Size of the pool with the start.
         data_sha256: Fingerprint of the data.
+        detector_sha256: Fingerprint of the detector's config, schedule and initial weights.
         title: For people.
 
     Raises:
@@ -46,6 +47,7 @@ class Plan:
     variants: tuple[Variant, ...]
     pool_images: int
     data_sha256: str = ""
+    detector_sha256: str = ""
     delta: float = 4.0
     max_iterations: int | None = None
     init_weights: str = "zoo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ppal_backend.detector.zoo import find_entry
+from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.files import write_json
@@ -121,7 +122,7 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
         raise SettingsError(f"expected settings among {sorted(_PLAN_KEYS)}, got {unknown}; correct the name")
     variants = parse_variants(wanted["strategies"])
     settings = load_settings()
-    find_entry(str(wanted["detector"]), settings.model_zoo)
+    entry = find_entry(str(wanted["detector"]), settings.model_zoo)
     source = source_from({**preset["data"], **_given(options.data)})
     with console.status("reading the data"):
         benchmark = source.load(settings.cache_dir / "benchmarks")
@@ -134,6 +135,7 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
         variants=variants,
         pool_images=total,
         data_sha256=benchmark.sha256,
+        detector_sha256=detector_fingerprint(entry),
         title=preset["title"] or benchmark.source,
         **rest,
     )
@@ -147,6 +149,18 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
     _write_data(benchmark, out / "data", fresh=earlier is None)
     write_json(out / PLAN, plan.as_dict())
     return plan
+
+
+def detector_fingerprint(entry: ZooEntry) -> str:
+    """Hex digest of what a training of this detector depends on, so that results of two versions are never mixed."""
+    digest = hashlib.sha256(f"{entry.schedule} {entry.input_size}".encode())
+    digest.update(entry.config.read_bytes())
+    weights = entry.weights
+    if weights is not None:
+        digest.update(f"{weights.kind} {weights.url} {weights.sha256}".encode())
+        if weights.path is not None and weights.path.is_file():
+            digest.update(weights.path.read_bytes())
+    return digest.hexdigest()
 
 
 def local_engine(plan: Plan) -> LocalEngine:

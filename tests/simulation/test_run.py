@@ -1,10 +1,12 @@
 """``ppal simulate`` from options to report, with the engine left out; and the time left that people are shown."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from ppal_backend.detector.zoo import default_zoo_root
 from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector
 from ppal_backend.files import read_json
 from ppal_backend.simulation.board import current_work, finished_rounds, time_left
@@ -149,3 +151,18 @@ def test_current_work_tells_step_and_share(tmp_path):
         '{"seed": 0, "what": "ppal", "round": 2, "step": "train", "done": 30, "total": 120}'
     )
     assert current_work(tmp_path) == ["seed 0 ppal r2 train 25%"]
+
+
+def test_a_detector_that_changed_since_is_another_simulation(tmp_path, monkeypatch):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2}
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    simulate(options, engine_factory=any_engine)
+    zoo = tmp_path / "zoo"
+    shutil.copytree(default_zoo_root(), zoo)
+    monkeypatch.setenv("PPAL_MODEL_ZOO", str(zoo))
+    simulate(options, engine_factory=any_engine)
+    with (zoo / "retinanet_tiny" / "config.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(StateError, match="another simulation .detector_sha256"):
+        simulate(options, engine_factory=any_engine)
