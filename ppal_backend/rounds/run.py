@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.artifacts import RoundFolder
@@ -125,7 +125,7 @@ class _Run:
     def step_infer(self) -> dict[str, Any]:
         model = self.model
         seen = self._infer("detections", self.pool, model)
-        if self.spec.look_at_labelled and model is not None:
+        if self.looks_at_labelled and model is not None:
             self._infer("labelled_detections", labelled_entries(self.train_set), model)
         return {"images": seen, "unreadable_images": len(self.pool) - seen}
 
@@ -233,6 +233,11 @@ class _Run:
         return get_strategy(self.spec.strategy, **{"delta": self.spec.delta, **self.spec.strategy_options})
 
     @property
+    def looks_at_labelled(self) -> bool:
+        """Whether the strategy is to see the model's detections on labelled images."""
+        return self.spec.look_at_labelled or self.spec.strategy in USES_LABELLED
+
+    @property
     def budget(self) -> int:
         return min(self.spec.budget, max(1, len(self.context.pool)))
 
@@ -257,7 +262,7 @@ class _Run:
         rows = [stored[e.image_id] for e in self.pool if e.image_id in stored]
         names = rows[0][1].keys() if rows else ()
         counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
-        truth = truth_by_image(self.train_set, labels) if self.spec.look_at_labelled else {}
+        truth = truth_by_image(self.train_set, labels) if self.looks_at_labelled else {}
         marked = [
             (mark_true_positives(d, truth[d.image_id]), f)
             for d, f in read_detections(self.folder / "labelled_detections")

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppal_backend.acquisition.strategies import get_strategy, strategy_names
+from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy, strategy_names
 from ppal_backend.errors import SettingsError
 
 DIFFICULTY_OPTIONS = ("xi", "momentum", "absent")
 ABSENT = ("keep", "drift")
-LOOKS_AT_LABELLED = frozenset({"coreset", "cdal", "enms+divproto", "pal", "ppal+pal", "ppal+labelled", "typiclust"})
 """Strategies that use detections or features of labelled images."""
 
 
@@ -83,7 +82,7 @@ class Variant:
     @property
     def looks_at_labelled(self) -> bool:
         """Whether the strategy uses the model's detections on labelled images."""
-        return self.strategy in LOOKS_AT_LABELLED
+        return self.strategy in USES_LABELLED
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form, also accepted by :func:`parse_variants`."""

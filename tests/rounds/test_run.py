@@ -1,5 +1,7 @@
 """The step line: what it publishes, and that a killed round goes on after its last complete step."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
@@ -141,3 +143,11 @@ def test_rounds_of_another_project_with_the_same_id_are_moved_aside(tmp_path):
     claim_project_folder(folder, "1.2")
     assert not (folder / "rounds").exists()
     assert len(list(tmp_path.glob("1.replaced-*/rounds"))) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ppal+labelled", "ppal"])
+def test_strategies_that_use_labelled_images_get_the_models_view_of_them(tmp_path, strategy):
+    world = FakeWorld()
+    run(world, tmp_path, replace(SPEC, strategy=strategy))
+    assert world.calls.count("infer") == (2 if strategy == "ppal+labelled" else 1)
+    assert (tmp_path / "labelled_detections").exists() == (strategy == "ppal+labelled")

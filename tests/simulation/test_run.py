@@ -164,5 +164,5 @@ def test_a_detector_that_changed_since_is_another_simulation(tmp_path, monkeypat
     simulate(options, engine_factory=any_engine)
     with (zoo / "retinanet_tiny" / "config.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(StateError, match="another simulation .detector_sha256"):
+    with pytest.raises(StateError, match=r"another simulation .detector_sha256"):
         simulate(options, engine_factory=any_engine)

@@ -59,6 +59,9 @@ _BUILDERS: Mapping[str, Builder] = MappingProxyType(
     }
 )
 
+USES_LABELLED = frozenset({"coreset", "cdal", "enms+divproto", "pal", "ppal+pal", "ppal+labelled", "typiclust"})
+"""Strategies that use the model's detections on, or features of, labelled images where they are given."""
+
 
 def strategy_names() -> tuple[str, ...]:
     """Names of all strategies, baselines first."""
@@ -80,4 +83,4 @@ def get_strategy(name: str, **options: Any) -> QueryStrategy:
     return _BUILDERS[name](Options.parse(options))
 
 
-__all__ = ["Options", "QueryStrategy", "get_strategy", "strategy_names"]
+__all__ = ["USES_LABELLED", "Options", "QueryStrategy", "get_strategy", "strategy_names"]
