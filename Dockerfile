@@ -32,7 +32,7 @@ RUN apt-get update \
     && install -d -o ppal -g ppal /data
 COPY --from=build /opt/ppal /opt/ppal
 WORKDIR /opt/ppal
-USER ppal
+USER 10001
 VOLUME /data
 EXPOSE 9090
 HEALTHCHECK --interval=15s --timeout=3s --start-period=30s \

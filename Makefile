@@ -17,10 +17,11 @@ test: setup ## every test but the slow ones, on a real Label Studio
 test-all: setup ## every test
 	@$(PYTHON_BIN) -m pytest -m "" $(ARGS)
 
-check: setup-backend ## lint, types and fast unit tests
+check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
+	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e"
 
 bench: setup ## benchmarks (docs/benchmarks.md tells what they measure)
 	@$(PYTHON_BIN) -m ppal_backend.cli bench all $(ARGS)

@@ -18,6 +18,7 @@ from ppal_backend.detector.models import load_detector
 from ppal_backend.detector.prediction import OnError, batch_size_for, predict_batch
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.tracers import find_tracer
+from ppal_backend.detector.tracers.base import EMBEDDING_FIELD
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.progress import OnProgress, Progress
 
@@ -171,7 +172,10 @@ class PoolInference:
 def _detections(
     image_id: int, instances: Any, levels: Sequence[torch.Tensor], padded: tuple[int, ...], softmax: bool
 ) -> Detections:
-    if same_width(levels):
+    own = instances.get(EMBEDDING_FIELD)
+    if own is not None:
+        embeddings = own
+    elif same_width(levels):
         embeddings = sample_embeddings(levels, instances.ppal_boxes, instances.ppal_levels, (padded[0], padded[1]))
     else:
         embeddings = instances.ppal_boxes.new_zeros(len(instances.scores), 0)
@@ -182,7 +186,7 @@ def _detections(
         class_indices=instances.labels.cpu().numpy(),
         embeddings=_numpy(embeddings),
         class_probs=_numpy(instances.ppal_probs),
-        levels=instances.ppal_levels.cpu().numpy(),
+        levels=None if own is not None else instances.ppal_levels.cpu().numpy(),
         softmax=softmax,
     )
 

@@ -32,11 +32,16 @@ FILES = {
     "gfl": "gfl/gfl_r50_fpn_1x_coco.py",
     "ddod": "ddod/ddod_r50_fpn_1x_coco.py",
     "rtmdet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+    "yolox": "yolox/yolox_tiny_8xb8-300e_coco.py",
+    "detr": "detr/detr_r50_8xb2-150e_coco.py",
+    "deformable_detr": "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
+    "dino": "dino/dino-4scale_r50_8xb2-12e_coco.py",
     "faster_rcnn": "_base_/models/faster-rcnn_r50_fpn.py",
     "faster_rcnn_agnostic": "_base_/models/faster-rcnn_r50_fpn.py",
     "cascade_rcnn": "_base_/models/cascade-rcnn_r50_fpn.py",
 }
 TWO_STAGE = ("faster_rcnn", "faster_rcnn_agnostic", "cascade_rcnn")
+DETR_LIKE = ("detr", "deformable_detr", "dino")
 REFUSED = {
     "paa": "paa/paa_r50_fpn_1x_coco.py",
     "free_anchor": "free_anchor/freeanchor_r50_fpn_1x_coco.py",
@@ -71,6 +76,10 @@ def shrunk(name: str) -> dict[str, Any]:
     set_class_count(model, CLASSES)
     if name == "rtmdet":
         return shrink_rtmdet(model)
+    if name == "yolox":
+        return shrink_yolox(model)
+    if name in DETR_LIKE:
+        return shrink_detr(model)
     model["backbone"] = dict(BACKBONE)
     model["neck"].update(in_channels=WIDTHS, out_channels=32)
     if name in TWO_STAGE:
@@ -102,6 +111,42 @@ def shrink_rtmdet(model: dict[str, Any]) -> dict[str, Any]:
     model["backbone"].update(deepen_factor=0.167, widen_factor=0.125)
     model["neck"].update(in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1)
     model["bbox_head"].update(in_channels=32, feat_channels=32)
+    return model
+
+
+def shrink_yolox(model: dict[str, Any]) -> dict[str, Any]:
+    model["data_preprocessor"].pop("batch_augments", None)  # it asks a Runner for the step
+    model["backbone"].update(deepen_factor=0.167, widen_factor=0.125)
+    model["neck"].update(in_channels=[32, 64, 128], out_channels=32)
+    model["bbox_head"].update(in_channels=32, feat_channels=32, stacked_convs=1)
+    return model
+
+
+def shrink_detr(model: dict[str, Any]) -> dict[str, Any]:
+    """Two encoder and three decoder layers of 32 channels, 30 queries."""
+
+    def narrow(node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in {"embed_dims": 32, "feedforward_channels": 48, "num_feats": 16}.items():
+                if key in node:
+                    node[key] = value
+            for key in ("dropout", "ffn_drop"):
+                if key in node:
+                    node[key] = 0.0
+            for value in node.values():
+                narrow(value)
+
+    wide = len(model["backbone"]["out_indices"])
+    model["backbone"] = {**BACKBONE, "out_indices": (1, 2, 3)[-wide:]}
+    model["neck"].update(in_channels=WIDTHS[-wide:], out_channels=32)
+    model["num_queries"] = 30
+    model["bbox_head"]["embed_dims"] = 32
+    for part in ("encoder", "decoder", "positional_encoding", "bbox_head"):
+        narrow(model[part])
+    model["encoder"]["num_layers"], model["decoder"]["num_layers"] = 2, 3
+    if "dn_cfg" in model:
+        model["dn_cfg"]["group_cfg"]["num_dn_queries"] = 10
+    model["test_cfg"] = {"max_per_img": 25}
     return model
 
 

@@ -12,7 +12,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from ppal_backend.detector.probes import detection_head
 from ppal_backend.detector.tracers import find_tracer
 from ppal_backend.errors import DetectorError, UnsupportedHead
-from tests.detector.families import CLASSES, FILES, REFUSED, TWO_STAGE, batch, build
+from tests.detector.families import CLASSES, DETR_LIKE, FILES, REFUSED, TWO_STAGE, batch, build
 
 
 def ready(name: str) -> Any:
@@ -24,6 +24,8 @@ def ready(name: str) -> Any:
             item.add_(torch.randn_like(item) * 0.15)
         for layer in getattr(detection_head(model), "rtm_reg", ()):
             layer.bias.add_(2.0)  # distances to the sides that give boxes an area
+        for layer in getattr(detection_head(model), "multi_level_conv_obj", ()):
+            layer.bias.add_(4.0)
     config = model.roi_head.test_cfg if name in TWO_STAGE else model.bbox_head.test_cfg
     config.score_thr = 0.005 if name == "rtmdet" else 0.02
     return model
@@ -71,14 +73,14 @@ def test_every_detection_carries_its_own_probabilities_and_network_box(name: str
             np.testing.assert_allclose(found.ppal_probs.sum(1), 1.0, atol=1e-5)
         else:
             assert found.ppal_probs.shape[1] == CLASSES
-        if name.startswith("fcos") or name in ("atss", "ddod"):
+        if name.startswith("fcos") or name in ("atss", "ddod", "yolox"):
             assert bool((found.scores <= own + 1e-6).all())  # the score is the probability times centre-ness
         else:
             np.testing.assert_allclose(own, found.scores, atol=1e-6)
         np.testing.assert_allclose(found.ppal_boxes, found.bboxes * 0.5, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "atss", "gfl", "ddod", "rtmdet"])
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "atss", "gfl", "ddod", "rtmdet", "yolox"])
 def test_levels_tell_which_map_a_detection_came_from(name: str) -> None:
     """With the scores of all levels but one pushed down, every detection names that level."""
     for wanted in (0, 1):
@@ -127,8 +129,41 @@ def test_levels_of_proposals_follow_their_size() -> None:
     assert len(seen) >= 2
 
 
+@pytest.mark.parametrize("name", DETR_LIKE)
+def test_embeddings_of_queries_give_the_probabilities_back(name: str) -> None:
+    """The head's last classifier, applied to the embedding of a detection, must say what the detection says."""
+    model = ready(name)
+    head = model.bbox_head
+    find_tracer(model).attach(model)
+    classifier = head.fc_cls if name == "detr" else head.cls_branches[model.decoder.num_layers - 1]
+    for sample in predict(model):
+        found = sample.pred_instances
+        assert found.ppal_embeddings.shape == (25, 32)
+        with torch.no_grad():
+            logits = classifier(found.ppal_embeddings)
+        expected = logits.softmax(-1) if name == "detr" else logits.sigmoid()
+        np.testing.assert_allclose(found.ppal_probs, expected, atol=1e-5)
+        assert set(found.ppal_levels.tolist()) == {-1}
+    assert len({tuple(s.pred_instances.ppal_embeddings[0].tolist()) for s in predict(model)}) > 1
+
+
+@pytest.mark.parametrize("name", ["yolox", *DETR_LIKE])
+def test_the_order_in_a_batch_changes_nothing(name: str) -> None:
+    model = ready(name)
+    find_tracer(model).attach(model)
+    data = batch()
+    order = [2, 0, 1]
+    with torch.no_grad():
+        straight = model.test_step({key: list(value) for key, value in data.items()})
+        mixed = model.test_step({key: [value[i] for i in order] for key, value in batch().items()})
+    for place, original in enumerate(order):
+        ours, theirs = mixed[place].pred_instances, straight[original].pred_instances
+        np.testing.assert_allclose(ours.ppal_probs, theirs.ppal_probs, atol=1e-5)
+        np.testing.assert_allclose(ours.bboxes, theirs.bboxes, atol=1e-3)
+
+
 def test_images_without_detections_carry_empty_fields() -> None:
-    for name in ("retinanet", "faster_rcnn"):
+    for name in ("retinanet", "yolox", "faster_rcnn"):
         model = ready(name)
         config = model.roi_head.test_cfg if name in TWO_STAGE else model.bbox_head.test_cfg
         config.score_thr = 2.0

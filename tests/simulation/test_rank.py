@@ -139,6 +139,32 @@ def test_checkpoints_of_mmdetection_are_taken_with_their_classes(tmp_path):
     assert model.labels == ("x", "y") and str(tmp_path / "mine.py") in (zoo / "zoo.toml").read_text()
 
 
+class Trap:
+    """Does something when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_whole_training_checkpoints_are_read_without_running_them(tmp_path):
+    path = tmp_path / "epoch_12.pth"
+    content = {
+        "meta": {"dataset_meta": {"classes": ("a", "b")}, "seed": np.float64(3)},
+        "state_dict": {"backbone.weight": torch.arange(4.0).reshape(2, 2).t(), "count": torch.tensor(7)},
+        "message_hub": {"trap": Trap(tmp_path / "sprung"), "scores": np.arange(5), "when": {1, 2}},
+        "optimizer": {"lr": [torch.nn.Parameter(torch.ones(2))]},
+    }
+    torch.save(content, path)
+    model, _ = adopt_checkpoint(path, tmp_path / "work", detector="retinanet_tiny")
+    assert not (tmp_path / "sprung").exists(), "unpickling ran code"
+    stored = torch.load(model.checkpoint, weights_only=True)["state_dict"]
+    np.testing.assert_array_equal(stored["backbone.weight"], [[0, 2], [1, 3]])
+    assert model.labels == ("a", "b") and int(stored["count"]) == 7
+
+
 def test_checkpoints_that_say_too_little_are_refused(tmp_path):
     path = tmp_path / "bare.pth"
     torch.save({"backbone.weight": torch.zeros(2)}, path)
@@ -151,5 +177,5 @@ def test_checkpoints_that_say_too_little_are_refused(tmp_path):
     with pytest.raises(UnknownDetector, match="expected an mmdetection config at"):
         adopt_checkpoint(path, tmp_path, classes=("a",), config=tmp_path / "none.py")
     path.write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         adopt_checkpoint(path, tmp_path)

@@ -23,6 +23,13 @@ def run(root, strategies=STRATEGIES, engine=None, **changes):
     return plan
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One simulation of every kind of strategy, for tests that only look."""
+    root, engine = tmp_path_factory.mktemp("finished"), FakeEngine()
+    return root, run(root, engine=engine), engine
+
+
 def labelled(root, plan, name, seed, number):
     return round_place(root, seed, plan.variant(name).folder, number).labelled()
 
@@ -36,35 +43,34 @@ def all_picks(root, plan):
     }
 
 
-def test_every_strategy_of_a_seed_starts_with_the_same_images_and_the_same_first_model(tmp_path):
-    engine = FakeEngine()
-    plan = run(tmp_path, engine=engine)
+def test_every_strategy_of_a_seed_starts_with_the_same_images_and_the_same_first_model(finished):
+    root, plan, engine = finished
     for seed in plan.seeds:
-        starts = {tuple(labelled(tmp_path, plan, v.name, seed, 0)) for v in plan.variants}
+        starts = {tuple(labelled(root, plan, v.name, seed, 0)) for v in plan.variants}
         assert len(starts) == 1 and len(next(iter(starts))) == 8
-    assert labelled(tmp_path, plan, "ppal", 0, 0) != labelled(tmp_path, plan, "ppal", 1, 0)
+    assert labelled(root, plan, "ppal", 0, 0) != labelled(root, plan, "ppal", 1, 0)
     # a seed trains one first model for the usual difficulty and one for xi = 0.2, then one a later round
     assert engine.calls.count("train") == 2 * (2 + 6 * plan.rounds)
-    first = [round_place(tmp_path, 0, v.folder, 0).result() for v in plan.variants]
+    first = [round_place(root, 0, v.folder, 0).result() for v in plan.variants]
     assert len({r["map"] for r in first}) == 1
     difficulties = {v.name: r["difficulty"]["dog"] for v, r in zip(plan.variants, first, strict=True)}
     assert difficulties["ppal:xi=0.2"] != difficulties["ppal"] == difficulties["random"]
 
 
-def test_a_round_labels_budget_images_that_were_not_labelled_and_keeps_the_others(tmp_path):
-    plan = run(tmp_path)
+def test_a_round_labels_budget_images_that_were_not_labelled_and_keeps_the_others(finished):
+    root, plan, _ = finished
     for name in ("random", "entropy", "ppal", "ppal:delta=2"):
         for number in range(1, plan.rounds + 1):
-            before = labelled(tmp_path, plan, name, 0, number - 1)
-            now = labelled(tmp_path, plan, name, 0, number)
+            before = labelled(root, plan, name, 0, number - 1)
+            now = labelled(root, plan, name, 0, number)
             assert now[: len(before)] == before and len(now) == len(set(now)) == len(before) + 6
-            picks = round_place(tmp_path, 0, plan.variant(name).folder, number - 1).result()["picks"]
+            picks = round_place(root, 0, plan.variant(name).folder, number - 1).result()["picks"]
             assert now[len(before) :] == picks
 
 
-def test_the_query_set_is_labelled_in_its_order(tmp_path):
-    plan = run(tmp_path)
-    place = round_place(tmp_path, 0, "ppal", 1)
+def test_the_query_set_is_labelled_in_its_order(finished):
+    root, plan, _ = finished
+    place = round_place(root, 0, "ppal", 1)
     query = json.loads((place.path / "query_set.json").read_text())
     assert query["image_ids"] == place.result()["picks"]
     assert set(query["explanations"]) == {str(i) for i in query["image_ids"]}
@@ -77,20 +83,20 @@ def test_options_change_what_is_picked(tmp_path):
     assert len(set(picks)) == 4
 
 
-def test_results_count_true_boxes(tmp_path):
-    plan = run(tmp_path)
+def test_results_count_true_boxes(finished):
+    root, plan, _ = finished
     for name in ("random", "ppal"):
-        result = round_place(tmp_path, 1, name, 2).result()
-        ids = labelled(tmp_path, plan, name, 1, 2)
+        result = round_place(root, 1, name, 2).result()
+        ids = labelled(root, plan, name, 1, 2)
         assert (result["labelled_images"], result["labelled_boxes"]) == (20, sum(i % 5 for i in ids))
 
 
-def test_box_matched_random_follows_the_boxes_of_the_other_strategy(tmp_path):
-    plan = run(tmp_path)
+def test_box_matched_random_follows_the_boxes_of_the_other_strategy(finished):
+    root, plan, _ = finished
     for seed in plan.seeds:
         for number in range(1, plan.rounds + 1):
-            mine = round_place(tmp_path, seed, plan.variant("random:match=ppal").folder, number).result()
-            theirs = round_place(tmp_path, seed, "ppal", number).result()
+            mine = round_place(root, seed, plan.variant("random:match=ppal").folder, number).result()
+            theirs = round_place(root, seed, "ppal", number).result()
             assert abs(mine["labelled_boxes"] - theirs["labelled_boxes"]) <= 2  # half of the largest image
     assert mine["labelled_images"] > theirs["labelled_images"], "random images hold fewer boxes than PPAL's"
 

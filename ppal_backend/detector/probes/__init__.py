@@ -17,12 +17,24 @@ __all__ = ["Positives", "Probe", "Restore", "Sink", "covered_families", "detecti
 def _probes() -> tuple[Probe, ...]:
     from ppal_backend.detector.probes.anchor import AnchorProbe
     from ppal_backend.detector.probes.atss import ATSSProbe, DDODProbe
+    from ppal_backend.detector.probes.detr import DETRProbe
     from ppal_backend.detector.probes.fcos import FCOSProbe
     from ppal_backend.detector.probes.gfl import GFLProbe
     from ppal_backend.detector.probes.roi import RoIProbe
     from ppal_backend.detector.probes.rtmdet import RTMDetProbe
+    from ppal_backend.detector.probes.yolox import YOLOXProbe
 
-    return (AnchorProbe(), ATSSProbe(), DDODProbe(), FCOSProbe(), GFLProbe(), RTMDetProbe(), RoIProbe())
+    return (
+        AnchorProbe(),
+        ATSSProbe(),
+        DDODProbe(),
+        FCOSProbe(),
+        GFLProbe(),
+        RTMDetProbe(),
+        YOLOXProbe(),
+        DETRProbe(),
+        RoIProbe(),
+    )
 
 
 def covered_families() -> tuple[str, ...]:

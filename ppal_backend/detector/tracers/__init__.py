@@ -1,8 +1,9 @@
 """Tracers make a head's own prediction carry, through its suppression, what acquisition needs beside the boxes.
 
 A traced prediction holds three more fields a detection: ``ppal_boxes`` (pixels of the network input),
-``ppal_levels`` (pyramid level) and ``ppal_probs`` (class probabilities). A new family is a new file with a class
-that satisfies :class:`~ppal_backend.detector.tracers.base.Tracer`, and its name in ``_tracers`` below.
+``ppal_levels`` (pyramid level) and ``ppal_probs`` (class probabilities). Where the detector itself describes a
+detection by a vector, as DETR's queries do, a fourth field ``ppal_embeddings`` holds it. A new family is a new file
+with a class that satisfies :class:`~ppal_backend.detector.tracers.base.Tracer`, and its name in ``_tracers`` below.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ __all__ = ["Tracer", "find_tracer"]
 
 def _tracers() -> tuple[Tracer, ...]:
     from ppal_backend.detector.tracers.dense import DenseTracer
+    from ppal_backend.detector.tracers.detr import DETRTracer
     from ppal_backend.detector.tracers.roi import RoITracer
+    from ppal_backend.detector.tracers.yolox import YOLOXTracer
 
-    return (RoITracer(), DenseTracer())
+    return (RoITracer(), DenseTracer(), YOLOXTracer(), DETRTracer())
 
 
 def find_tracer(detector: torch.nn.Module) -> Tracer:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from ppal_backend.detector.probes.base import Restore
 
 EXTRA_FIELDS = ("ppal_boxes", "ppal_levels", "ppal_probs")
+EMBEDDING_FIELD = "ppal_embeddings"  # only of heads that describe a detection themselves
+NO_LEVEL = -1
 
 
 class Tracer(Protocol):

@@ -1,0 +1,65 @@
+"""The commands: errors are one line and exit code 1, JSON is JSON."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ppal_backend.cli import app
+from ppal_backend.settings import load_settings
+from ppal_backend.store import open_store
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = open_store(load_settings(MODEL_DIR=tmp_path))
+    yield store
+    store.close()
+
+
+def test_a_round_for_an_unknown_project_is_an_error_of_one_line(run):
+    done = run("round", "7")
+    assert done.exit_code == 1
+    assert "project 7 is not connected" in done.stderr and "Traceback" not in done.output
+
+
+def test_asking_for_a_round_leaves_one_for_the_worker(run, store):
+    store.projects.connect(7, "7.1", "<View/>", "", {})
+    assert run("round", "7").exit_code == 0
+    assert run("round", "7", "--rank").exit_code == 0
+    assert [(r.kind, r.state) for r in store.rounds.of_project(7)] == [("train", "pending")]
+
+
+def test_status_as_json_tells_rounds_and_problems(run, store):
+    store.projects.connect(7, "7.1", "<View/>", "", {})
+    store.projects.set_problem(7, "poll", "Label Studio is down")
+    store.rounds.request(7, "train", "x")
+    (shown,) = json.loads(run("status", "--json").stdout)
+    assert shown["project"] == 7 and shown["problems"] == {"poll": "Label Studio is down"}
+    assert shown["rounds"][0]["state"] == "pending"
+    assert "Label Studio is down" in run("status", "7").stdout
+
+
+def test_a_setting_out_of_range_is_explained(run, monkeypatch):
+    monkeypatch.setenv("PPAL_PORT", "99999999")
+    done = run("status")
+    assert done.exit_code == 1 and "port" in done.stderr.lower()
+
+
+def test_a_secret_setting_is_not_repeated_in_an_error(monkeypatch, run):
+    monkeypatch.setenv("LABEL_STUDIO_URL", "ftp://somewhere")
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "very-secret-token")
+    done = run("status")
+    assert done.exit_code == 1 and "very-secret-token" not in done.output
+    assert "http://" in done.stderr
+
+
+def test_every_command_has_help(run):
+    for words in (["--help"], ["demo", "--help"], ["round", "--help"], ["bench", "--help"]):
+        assert run(*words).exit_code == 0
