@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ def run_demo(options: DemoOptions, console: Console) -> None:
     Raises:
         PPALError: a step failed; the text says which file has the details.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then too
     started = time.perf_counter()
     out = options.out.absolute()
     for part in ("label-studio", "backend"):

@@ -21,12 +21,14 @@ def test_yardstick_agrees_with_the_loops_and_with_ours():
 
 
 def test_report_has_every_key_and_counts_real_work():
-    report = acquisition.run(sizes=(60, 120), ratio_size=20)
+    report = acquisition.run(sizes=(60, 120), ratio_size=20, refinement_size=80)
     assert set(KEYS) <= set(report)
     first, second = report["table"]
     assert (first["images"], first["chosen"], second["chosen"]) == (60, 15, 30)
     assert 3 < second["useful_gflop"] / first["useful_gflop"] < 5.5
     assert report["ratio"]["largest_difference"] < 1e-5
+    refined = report["refinement"]
+    assert max(refined["fasterpam_cost"], refined["kmedoids_cost"]) <= refined["greedy_cost"]
     assert "| 60 |" in acquisition.table(report)
 
 
