@@ -5,42 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ppal_backend.errors import PPALError
+from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
+from ppal_backend.commands.simulation import rank, report, simulate
 from ppal_backend.logs import configure_logging
-from ppal_backend.settings import Settings, load_settings
 
 app = typer.Typer(help="Plug and Play Active Learning for Label Studio.", no_args_is_help=True, add_completion=False)
 bench = typer.Typer(help="Benchmarks; docs/benchmarks.md tells what they measure.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-console = Console()
-
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A known error becomes one line and exit code 1."""
-    try:
-        yield
-    except PPALError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from None
-
-
-def _settings() -> Settings:
-    settings = load_settings()
-    configure_logging(settings.log_level)
-    return settings
+app.command()(simulate)
+app.command()(report)
+app.command()(rank)
 
 
 @app.command()
@@ -53,7 +34,7 @@ def demo(
     """Start Label Studio and the backend, label with a scripted annotator, run two rounds."""
     from ppal_backend.demo.run import DemoOptions, run_demo
 
-    with _errors():
+    with errors_in_one_line():
         configure_logging("WARNING")
         run_demo(DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images), console)
 
@@ -68,7 +49,7 @@ def demo_data(
     """Generate the demo's detection data set: COCO and images."""
     from ppal_backend.demo.scenes import generate
 
-    with _errors():
+    with errors_in_one_line():
         console.print(str(generate(out, images=images, seed=seed, glyphs=glyphs)))
 
 
@@ -77,8 +58,8 @@ def up() -> None:
     """Run the service and the worker together, until Ctrl-C."""
     from ppal_backend.launcher import up as run_up
 
-    with _errors():
-        _settings()
+    with errors_in_one_line():
+        settings_and_logging()
         run_up()
 
 
@@ -87,8 +68,8 @@ def serve() -> None:
     """Run the HTTP service alone."""
     from ppal_backend.launcher import serve as run_serve
 
-    with _errors():
-        _settings()
+    with errors_in_one_line():
+        settings_and_logging()
         run_serve()
 
 
@@ -99,8 +80,8 @@ def worker(
     """Run the worker alone: it handles events and runs rounds."""
     from ppal_backend.worker import run_worker
 
-    with _errors():
-        run_worker(_settings(), parallel_rounds=rounds)
+    with errors_in_one_line():
+        run_worker(settings_and_logging(), parallel_rounds=rounds)
 
 
 @app.command("round")
@@ -111,8 +92,8 @@ def start_round(
     """Ask for a round now; a running worker takes it up within seconds."""
     from ppal_backend.store import open_store
 
-    with _errors():
-        store = open_store(_settings())
+    with errors_in_one_line():
+        store = open_store(settings_and_logging())
         record = store.rounds.request(project, "rank" if rank_only else "train", "asked for by ppal round")
         console.print(f"round {record.number} ({record.kind}) of project {project} is {record.state}")
 
@@ -125,8 +106,8 @@ def status(
     """Rounds and versions of the connected projects."""
     from ppal_backend.store import open_store
 
-    with _errors():
-        store = open_store(_settings())
+    with errors_in_one_line():
+        store = open_store(settings_and_logging())
         projects = store.projects.all() if project is None else [store.projects.get(project)]
         if as_json:
             shown = [
@@ -158,8 +139,8 @@ def zoo(as_json: AsJson = False) -> None:
     """The detectors of the model zoo."""
     from ppal_backend.detector.zoo import load_zoo
 
-    with _errors():
-        entries = load_zoo(_settings().model_zoo)
+    with errors_in_one_line():
+        entries = load_zoo(settings_and_logging().model_zoo)
         if as_json:
             sys.stdout.write(json.dumps({n: asdict(e) for n, e in entries.items()}, default=str, indent=1) + "\n")
             return

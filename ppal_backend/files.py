@@ -22,6 +22,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's files are for their owner alone
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:

@@ -53,15 +53,11 @@ def adopt_checkpoint(
         UnknownDetector: The zoo has no such detector, or none was named.
     """
     from ppal_backend.detector.checkpoints import save_final
-    from ppal_backend.detector.weights import load_checkpoint, state_dict_of
+    from ppal_backend.detector.weights import state_dict_of
     from ppal_backend.detector.zoo import find_entry
 
     checkpoint = Path(checkpoint).resolve()
-    try:
-        content = load_checkpoint(checkpoint)
-    except CheckpointError as error:
-        log.info("%s; taking its tensors alone", error)
-        content = load_tensors(checkpoint)
+    content = _load(checkpoint)
     meta: dict[str, Any] = content["meta"] if isinstance(content.get("meta"), dict) else {}
     labels = tuple(classes or _classes(meta))
     if not labels:
@@ -81,6 +77,16 @@ def adopt_checkpoint(
     facts = {"detector": detector, "classes": list(labels), "difficulty": None}
     save_final(adopted, state_dict_of(content, checkpoint), facts)
     return ModelRef(detector, str(adopted), labels), zoo_root
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from ppal_backend.detector.weights import load_checkpoint
+
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        log.info("%s; taking its tensors alone", error)
+        return load_tensors(path)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

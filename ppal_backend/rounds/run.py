@@ -125,7 +125,7 @@ class _Run:
     def step_infer(self) -> dict[str, Any]:
         model = self.model
         seen = self._infer("detections", self.pool, model)
-        if self.looks_at_labelled and model is not None:
+        if self.pool and self.looks_at_labelled and model is not None:
             self._infer("labelled_detections", labelled_entries(self.train_set), model)
         return {"images": seen, "unreadable_images": len(self.pool) - seen}
 
@@ -144,7 +144,7 @@ class _Run:
         return sum(1 for _ in read_detections(self.folder / name))
 
     def step_candidates(self) -> dict[str, Any]:
-        candidates = self.strategy.candidates(self.context, self.budget, self._rng())
+        candidates = self.strategy.candidates(self.context, self.spec.budget, self._rng())
         self.folder.write(
             "candidates.json",
             {"image_ids": list(candidates.image_ids), "utilities": list(candidates.utilities.items())},
@@ -154,7 +154,7 @@ class _Run:
     def step_query(self) -> dict[str, Any]:
         stored = self.folder.read("candidates.json")
         candidates = CandidatePool(tuple(stored["image_ids"]), {int(i): u for i, u in stored["utilities"]})
-        chosen = self.strategy.query(self.context, self.budget, self._rng(), candidates=candidates)
+        chosen = self.strategy.query(self.context, self.spec.budget, self._rng(), candidates=candidates)
         queue = chosen.queue(self.context.pool_ids)
         ranked = set(queue)
         queue += tuple(e.image_id for e in self.pool if e.image_id not in ranked)
@@ -236,10 +236,6 @@ class _Run:
     def looks_at_labelled(self) -> bool:
         """Whether the strategy is to see the model's detections on labelled images."""
         return self.spec.look_at_labelled or self.spec.strategy in USES_LABELLED
-
-    @property
-    def budget(self) -> int:
-        return min(self.spec.budget, max(1, len(self.context.pool)))
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self.spec.seed, self.spec.number])

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from ppal_backend.simulation.layout import PLAN, RESULT, round_place
 from ppal_backend.simulation.oracle import PROGRESS
@@ -41,9 +42,10 @@ class Board:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[now]}"),
+            # The one column that gives way where the terminal is narrow.
+            TextColumn("[dim]{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._progress = Progress(*columns, console=console, transient=not console.is_terminal)
+        self._progress = Progress(*columns, console=console, transient=not console.is_terminal, expand=True)
         self._began, self._at_start = time.monotonic(), finished_rounds(root, plan)
 
     def __enter__(self) -> Board:

@@ -13,7 +13,6 @@ from ppal_backend.errors import SettingsError
 
 DIFFICULTY_OPTIONS = ("xi", "momentum", "absent")
 ABSENT = ("keep", "drift")
-"""Strategies that use detections or features of labelled images."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from ppal_backend.errors import RoundCancelled, StateError
 from ppal_backend.simulation.layout import first_model_folder, locked, round_place
+from ppal_backend.simulation.oracle import take_boxes
 from ppal_backend.simulation.replay import Replay
 from ppal_backend.simulation.schedule import Task, run_tasks, tasks_of
 from tests.simulation.fakes import FakeEngine, Killed, benchmark, broken_engine, fake_engine, lay_out, make_plan
@@ -101,6 +102,14 @@ def test_box_matched_random_follows_the_boxes_of_the_other_strategy(finished):
     assert mine["labelled_images"] > theirs["labelled_images"], "random images hold fewer boxes than PPAL's"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "picks"), [(0, []), (3, [1]), (4, [1, 2]), (5, [1, 2]), (6, [1, 2, 3]), (99, [1, 2, 3, 4])]
+)
+def test_box_matching_comes_as_near_as_whole_images_allow(wanted, picks):
+    boxes = {1: 3, 2: 1, 3: 3, 4: 1}  # 3, 4, 7, 8 together
+    assert take_boxes(wanted, boxes)([9], [1, 2, 3, 4]) == picks
+
+
 def test_a_budget_in_boxes_labels_the_query_set_it_pays_for(tmp_path):
     plan = run(tmp_path, "ppal:unit=boxes,budget=9", seeds=(0,), rounds=1)
     place = round_place(tmp_path, 0, plan.variants[0].folder, 0)
@@ -182,6 +191,15 @@ def test_strategies_that_look_at_labelled_images_see_them(tmp_path, monkeypatch)
     assert first["coreset"].labelled_features["global"].shape == (8, 6)
     marked = [d.true_positive for d in first["pal"].labelled if len(d)]
     assert marked and all(flags.all() for flags in marked), "the fake detections are the true boxes"
+
+
+def test_a_strategy_that_looks_at_labelled_images_may_come_later(tmp_path):
+    data = benchmark()
+    for strategies in ("ppal", "ppal,coreset"):
+        plan = make_plan(data, strategies, seeds=(0,), rounds=1)
+        lay_out(tmp_path, data, plan)
+        run_tasks(tmp_path, plan, fake_engine, keep=True)
+    assert list((tmp_path / "seed-0" / "coreset" / "round-00" / "labelled_detections").glob("*.npz"))
 
 
 def test_only_small_artifacts_stay(tmp_path):

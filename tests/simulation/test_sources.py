@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.simulation.benchmark import Benchmark
 from ppal_backend.simulation.presets import FOLDER, load_preset, preset_names
@@ -159,6 +160,7 @@ def test_presets_are_whole(name):
     preset = load_preset(name)
     assert preset["title"] and {"detector", "strategies", "start", "budget", "rounds", "seeds"} <= set(preset["plan"])
     parse_variants(preset["plan"]["strategies"])
+    find_entry(preset["plan"]["detector"])
     source_from({**preset["data"], **({} if preset["data"]["format"] == "emoji" else {"data": "."})})
 
 

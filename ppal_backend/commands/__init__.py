@@ -1,0 +1,1 @@
+"""Groups of ``ppal`` commands, and what all of them share."""

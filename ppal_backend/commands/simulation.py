@@ -1,0 +1,99 @@
+"""``ppal simulate``, ``ppal report`` and ``ppal rank``: active learning without Label Studio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppal_backend.commands.shared import console, errors_in_one_line
+from ppal_backend.logs import configure_logging
+
+
+def simulate(
+    out: Annotated[Path, typer.Option(help="folder of the simulation; an unfinished one is gone on with")],
+    preset: Annotated[str | None, typer.Option(help="emoji-tiny, smoke, voc-retinanet, coco-retinanet …")] = None,
+    data: Annotated[Path | None, typer.Option(help="COCO file of the pool, or the folder of VOC or COCO")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder of the pool's images")] = None,
+    test: Annotated[Path | None, typer.Option(help="COCO file of the test images")] = None,
+    test_images: Annotated[Path | None, typer.Option(help="folder of the test images")] = None,
+    detector: Annotated[str | None, typer.Option(help="a name of ppal zoo")] = None,
+    strategies: Annotated[str | None, typer.Option(help="ppal,random,ppal:delta=2,random:match=ppal … or JSON")] = None,
+    start: Annotated[str | None, typer.Option(help="images labelled at the start: 75 or 5%")] = None,
+    budget: Annotated[str | None, typer.Option(help="images labelled a round: 38 or 2.5%")] = None,
+    rounds: Annotated[int | None, typer.Option()] = None,
+    seeds: Annotated[str | None, typer.Option(help="how many, or a list: 3 or 0,1,2")] = None,
+    delta: Annotated[float | None, typer.Option(help="candidate pool = delta x budget")] = None,
+    max_iterations: Annotated[int | None, typer.Option(help="cap on the training")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    device: Annotated[list[str] | None, typer.Option(help="auto, cpu, cuda:0; several are shared out")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a process")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep checkpoints and detections")] = False,
+) -> None:
+    """Replay active learning on data whose boxes are known, and report."""
+    from ppal_backend.simulation.run import SimulationOptions
+    from ppal_backend.simulation.run import simulate as run
+
+    with errors_in_one_line():
+        configure_logging("WARNING")
+        options = SimulationOptions(
+            out,
+            preset,
+            {"data": data, "images": images, "test": test, "test_images": test_images},
+            {
+                "detector": detector,
+                "strategies": strategies,
+                "start": start,
+                "budget": budget,
+                "rounds": rounds,
+                "seeds": seeds,
+                "delta": delta,
+                "max_iterations": max_iterations,
+                "threads": threads,
+            },
+            jobs,
+            tuple(device or ("auto",)),
+            keep,
+        )
+        console.print(str(run(options, console)))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a simulation, finished or not")],
+    out: Annotated[Path | None, typer.Option(help="where to write; FOLDER/report without")] = None,
+) -> None:
+    """Write Markdown, CSV, plots and summary.json of a simulation."""
+    from ppal_backend.simulation.report import write_report
+
+    with errors_in_one_line():
+        console.print(str(write_report(folder, out)))
+
+
+def rank(
+    data: Annotated[Path, typer.Option(help="COCO file of the pool")],
+    checkpoint: Annotated[Path, typer.Option(help="trained detector: ours, or an mmdetection checkpoint")],
+    budget: Annotated[int, typer.Option(min=1, help="images to choose")],
+    out: Annotated[Path, typer.Option(help="folder for ranking.csv and ranking.json")],
+    images: Annotated[Path | None, typer.Option(help="folder of the images")] = None,
+    strategy: Annotated[str, typer.Option(help="with options: ppal:delta=2")] = "ppal",
+    labelled: Annotated[Path | None, typer.Option(help="COCO file of images labelled already")] = None,
+    detector: Annotated[str | None, typer.Option(help="name in the zoo, if the checkpoint does not say")] = None,
+    config: Annotated[Path | None, typer.Option(help="mmdetection config, for detectors outside the zoo")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="labels in order, where the checkpoint has none: cat,dog")
+    ] = None,
+    device: Annotated[str, typer.Option()] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Order a pool of images for labeling, without Label Studio."""
+    from ppal_backend.simulation.rank import RankOptions
+    from ppal_backend.simulation.rank import rank as run
+
+    with errors_in_one_line():
+        configure_logging("WARNING")
+        labels = tuple(part.strip() for part in classes.split(",")) if classes else ()
+        options = RankOptions(
+            data, checkpoint, budget, out, images, strategy, labelled, detector, config, labels, device, seed
+        )
+        console.print(str(run(options)))
