@@ -14,11 +14,13 @@ from rich.table import Table
 
 from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
 from ppal_backend.commands.simulation import rank, report, simulate
+from ppal_backend.commands.zoo import zoo
 from ppal_backend.logs import configure_logging
 
 app = typer.Typer(help="Plug and Play Active Learning for Label Studio.", no_args_is_help=True, add_completion=False)
 bench = typer.Typer(help="Benchmarks; docs/benchmarks.md tells what they measure.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(zoo, name="zoo")
 app.command()(simulate)
 app.command()(report)
 app.command()(rank)
@@ -132,22 +134,6 @@ def status(
             console.print(table)
             for text in p.problems.values():
                 console.print(f"[bold red]problem:[/] {text}", highlight=False)
-
-
-@app.command()
-def zoo(as_json: AsJson = False) -> None:
-    """The detectors of the model zoo."""
-    from ppal_backend.detector.zoo import load_zoo
-
-    with errors_in_one_line():
-        entries = load_zoo(settings_and_logging().model_zoo)
-        if as_json:
-            sys.stdout.write(json.dumps({n: asdict(e) for n, e in entries.items()}, default=str, indent=1) + "\n")
-            return
-        table = Table("name", "title", "head", "input")
-        for name, entry in entries.items():
-            table.add_row(name, entry.title, entry.head_family, str(entry.input_size))
-        console.print(table)
 
 
 @bench.command("acquisition")

@@ -31,13 +31,12 @@ ALLOWED = {
     "benchmarks": None,  # measures everything; only the command line imports it
     "cli": None,
     "commands": None,
-    "zoo_commands": None,
     "__init__": set(),
 }
 ONE_DOOR = {"mmdet": "detector", "mmcv": "detector", "mmengine": "detector", "label_studio_sdk": "label_studio",
             "sqlalchemy": "store", "huey": "jobs"}  # fmt: skip
 PURE = {"acquisition": {"numpy", "torch", "scipy", "kmedoids"}, "structures": {"numpy", "torch"}}
-NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "zoo_commands", "worker", "launcher",
+NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "worker", "launcher",
                  "settings"}  # fmt: skip
 HEAVY = {"torch", "mmdet", "mmcv", "mmengine", "skimage"}
 

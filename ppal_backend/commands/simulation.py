@@ -80,9 +80,7 @@ def rank(
     labelled: Annotated[Path | None, typer.Option(help="COCO file of images labelled already")] = None,
     detector: Annotated[str | None, typer.Option(help="name in the zoo, if the checkpoint does not say")] = None,
     config: Annotated[Path | None, typer.Option(help="mmdetection config, for detectors outside the zoo")] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="labels in order, where the checkpoint has none: cat,dog")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="labels in order, where the checkpoint has none: cat,dog")] = None,
     device: Annotated[str, typer.Option()] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmcv.transforms import Compose
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 
@@ -37,9 +38,13 @@ def build_model(config: Config) -> Any:
         DetectorError: mmdetection rejects the configuration.
     """
     try:
-        return MODELS.build(config.model.copy())
+        model = MODELS.build(config.model.copy())
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise DetectorError(f"mmdetection cannot build this detector: {error}") from error
+    head = getattr(model, "bbox_head", None)
+    if isinstance(head, BaseDenseHead) and not hasattr(head, "loss_cls"):
+        head.loss_cls = None  # SSD's head has none, yet mmdet's prediction looks at it
+    return model
 
 
 def build_pipeline(steps: Sequence[dict[str, Any]]) -> Compose:

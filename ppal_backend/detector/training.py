@@ -28,11 +28,12 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import ImageRecord, TrainingData, read_coco
 from ppal_backend.detector.difficulty_hook import DifficultyHook
 from ppal_backend.detector.evaluation import Metrics, evaluate
+from ppal_backend.detector.fetch import weights_file
 from ppal_backend.detector.hooks import LossGuard, PlainCheckpoints, ProgressHook
 from ppal_backend.detector.models import build_model, build_pipeline
 from ppal_backend.detector.runner import LOG_NAME, Initialise, build_runner, remove_if_empty
 from ppal_backend.detector.runtime import isolated, pick_device
-from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of, weights_file
+from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
 from ppal_backend.files import write_json
@@ -58,7 +59,8 @@ class TrainRequest:
         work_dir: Folder of this training alone. A training that was cut off resumes from it.
         seed: Seed of initialisation, order and augmentation.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        init_weights: Checkpoint to start from; None for the zoo's own weights; ``"random"`` for none at all.
+        init_weights: Checkpoint to start from; None for the zoo's own weights (none, for a detector
+            that the zoo says trains from scratch); ``"random"`` for none at all.
         max_iterations: Cap on the optimiser steps; None follows the schedule.
         difficulty: Whether to follow class difficulty (Eq. 1 to 3).
         xi: Share of classification in Eq. 1.
@@ -176,7 +178,7 @@ def _run(
     should_stop: Callable[[], bool] | None,
 ) -> None:
     started = time.monotonic()
-    random_start = request.init_weights == "random"
+    random_start = _starts_random(request, entry)
     workers = request.workers
     if workers is None:
         workers = 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
@@ -219,9 +221,15 @@ def _run(
     _save_result(request, model, hook, guard, runner.max_iters, time.monotonic() - started)
 
 
+def _starts_random(request: TrainRequest, entry: ZooEntry) -> bool:
+    """Random weights are used where they were asked for, or where the zoo offers no others and says so."""
+    nothing_else = request.init_weights is None and entry.weights is None
+    return request.init_weights == "random" or (nothing_else and entry.from_scratch)
+
+
 def _initialiser(request: TrainRequest, entry: ZooEntry, resume_from: Path | None) -> Initialise:
     """Choose, fetch and check the initial weights now, before anything is built."""
-    if request.init_weights == "random" or resume_from is not None:
+    if _starts_random(request, entry) or resume_from is not None:
         return lambda model: None
     if request.init_weights is None:
         path = weights_file(entry, request.weights_dir)

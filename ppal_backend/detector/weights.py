@@ -1,4 +1,4 @@
-"""Initial weights: find or download the file, verify it, and put it into a model.
+"""Initial weights: read a checkpoint safely and put it into a model (``fetch`` finds and downloads the file).
 
 Files are unpickled with ``weights_only=True`` and nothing else: a checkpoint that needs more than tensors and
 plain containers is refused, since unpickling could run whatever its author wanted.
@@ -6,30 +6,16 @@ plain containers is refused, since unpickling could run whatever its author want
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppal_backend.detector.zoo import Weights, ZooEntry
-from ppal_backend.errors import CheckpointError, WeightsUnavailable
+from ppal_backend.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 1 << 20
-_TIMEOUT_S = 30.0
-
-
-def default_weights_dir() -> Path:
-    """Folder that keeps downloaded weights between runs."""
-    return Path.home() / ".cache" / "ppal" / "weights"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -78,75 +64,6 @@ def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.
     if not tensors:
         raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor")
     return tensors
-
-
-def weights_file(entry: ZooEntry, weights_dir: Path | None = None) -> Path:
-    """Path of an entry's initial weights, downloaded and verified where needed.
-
-    Args:
-        entry: Zoo entry with weights.
-        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
-
-    Raises:
-        WeightsUnavailable: The entry has no weights, the file is missing and cannot be downloaded, or its
-            checksum is wrong. The message names the address and where to put the file by hand.
-    """
-    weights = entry.weights
-    if weights is None:
-        raise WeightsUnavailable(
-            f"{entry.name} has no initial weights in the zoo; pass init_weights with a checkpoint or 'random'"
-        )
-    if weights.path is not None:
-        if not weights.path.is_file():
-            raise WeightsUnavailable(
-                f"initial weights of {entry.name} are missing: expected {weights.path}; "
-                f"restore the file or make it again ({weights.source})"
-            )
-        _verify(weights, weights.path, entry.name)
-        return weights.path
-    target = (default_weights_dir() if weights_dir is None else Path(weights_dir)) / weights.file_name
-    if not target.is_file():
-        _download(weights, target, entry.name)
-    else:
-        _verify(weights, target, entry.name)
-    return target
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _verify(weights: Weights, path: Path, name: str) -> None:
-    if weights.sha256 and not (actual := _digest(path)).startswith(weights.sha256):
-        remedy = f"download {weights.url} again" if weights.url else "restore the file"
-        raise WeightsUnavailable(
-            f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
-        )
-
-
-def _download(weights: Weights, target: Path, name: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    temporary = Path(partial)
-    try:
-        logger.info("downloading the initial weights of %s from %s", name, weights.url)
-        request = urllib.request.urlopen(str(weights.url), timeout=_TIMEOUT_S)
-        with os.fdopen(handle, "wb") as out, request as stream:
-            while chunk := stream.read(_CHUNK):
-                out.write(chunk)
-        _verify(weights, temporary, name)
-        temporary.replace(target)
-    except (urllib.error.URLError, OSError, TimeoutError) as error:
-        raise WeightsUnavailable(
-            f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); download that "
-            f"file where there is a network and put it at {target}, or pass init_weights with a path or 'random'"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], kind: str, origin: Path) -> int:

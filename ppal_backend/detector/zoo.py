@@ -16,6 +16,7 @@ from ppal_backend.errors import DetectorError, UnknownDetector
 ZOO_FILE = "zoo.toml"
 _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone")
+_RECIPES = "recipe"  # the table that holds named schedules
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ class ZooEntry:
         batch_cuda: Images a batch in inference on a GPU.
         memory: Remark for people.
         speed: Remark for people.
+        aliases: Other names of the same detector.
+        coco_ap: Box AP in percent that mmdetection publishes for this detector trained on COCO, or None.
+        from_scratch: Whether the detector is small enough to train from random weights when it has no others.
     """
 
     name: str
@@ -135,12 +139,17 @@ class ZooEntry:
     batch_cuda: int = 8
     memory: str = ""
     speed: str = ""
+    aliases: tuple[str, ...] = ()
+    coco_ap: float | None = None
+    from_scratch: bool = False
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 2 or min(self.input_size) < 32:
             raise ValueError(f"expected input_size as two sides of at least 32 px, got {self.input_size}")
         if self.batch_cpu < 1 or self.batch_cuda < 1:
             raise ValueError("expected inference batches of at least 1 image")
+        if self.coco_ap is not None and not 0 < self.coco_ap < 100:
+            raise ValueError(f"expected coco_ap in percent, got {self.coco_ap}")
 
 
 def default_zoo_root() -> Path:
@@ -170,26 +179,30 @@ def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
         raise DetectorError(f"expected a model zoo at {file}, found none; give the folder that holds it") from error
     except tomllib.TOMLDecodeError as error:
         raise DetectorError(f"expected valid TOML in {file}: {error}") from error
-    return {name: _entry(folder, name, table) for name, table in tables.items()}
+    recipes = tables.pop(_RECIPES, {})
+    return {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
 
 
 def find_entry(name: str, root: Path | None = None) -> ZooEntry:
     """Look one detector up.
 
     Args:
-        name: Its name in the zoo.
+        name: Its name in the zoo, or one of its aliases.
         root: Folder of the zoo; the packaged one when None.
 
     Raises:
         UnknownDetector: There is no such name; the message lists the names.
     """
     zoo = load_zoo(root)
+    for entry in zoo.values():
+        if name in entry.aliases:
+            return entry
     if name not in zoo:
         raise UnknownDetector(f"expected a detector of the zoo ({', '.join(sorted(zoo))}), got {name!r}; choose one")
     return zoo[name]
 
 
-def _entry(folder: Path, name: str, table: Mapping[str, Any]) -> ZooEntry:
+def _entry(folder: Path, name: str, table: Mapping[str, Any], recipes: Mapping[str, Any]) -> ZooEntry:
     try:
         config = folder / table["config"]
         if not config.is_file():
@@ -203,16 +216,30 @@ def _entry(folder: Path, name: str, table: Mapping[str, Any]) -> ZooEntry:
             head_family=table["head_family"],
             input_size=tuple(table["input_size"]),
             weights=_weights(folder, table.get("weights")),
-            schedule=Schedule(**table["schedule"]),
+            schedule=_schedule(table["schedule"], recipes),
             batch_cpu=inference.get("batch_cpu", 1),
             batch_cuda=inference.get("batch_cuda", 8),
             memory=table.get("memory", ""),
             speed=table.get("speed", ""),
+            aliases=tuple(table.get("aliases", ())),
+            coco_ap=table.get("coco_ap"),
+            from_scratch=bool(table.get("from_scratch", False)),
         )
     except KeyError as error:
         raise DetectorError(f"zoo entry {name!r} lacks the key {error.args[0]!r}; add it to {ZOO_FILE}") from error
     except (TypeError, ValueError) as error:
         raise DetectorError(f"zoo entry {name!r} is not valid: {error}") from error
+
+
+def _schedule(table: Mapping[str, Any], recipes: Mapping[str, Any]) -> Schedule:
+    """A schedule of its own, or a named recipe with what the entry adds to it."""
+    own = dict(table)
+    recipe = own.pop("recipe", None)
+    if recipe is None:
+        return Schedule(**own)
+    if recipe not in recipes:
+        raise ValueError(f"expected a recipe among {sorted(recipes)}, got {recipe!r}")
+    return Schedule(**{**recipes[recipe], **own})
 
 
 def _weights(folder: Path, table: Mapping[str, Any] | None) -> Weights | None:

@@ -24,8 +24,9 @@ def ready(name: str) -> Any:
             item.add_(torch.randn_like(item) * 0.15)
         for layer in getattr(detection_head(model), "rtm_reg", ()):
             layer.bias.add_(2.0)  # distances to the sides that give boxes an area
-        for layer in getattr(detection_head(model), "multi_level_conv_obj", ()):
-            layer.bias.add_(4.0)
+        for name_of in ("multi_level_conv_obj", "multi_level_conv_cls"):
+            for layer in getattr(detection_head(model), name_of, ()):
+                layer.bias.add_(4.0)
     config = model.roi_head.test_cfg if name in TWO_STAGE else model.bbox_head.test_cfg
     config.score_thr = 0.005 if name == "rtmdet" else 0.02
     return model
@@ -50,8 +51,6 @@ def test_boxes_scores_and_labels_are_the_plain_ones(name: str) -> None:
     traced = predict(model)
     restore()
     assert plain_attributes(model) == before
-    if name == "ssd":  # mmdet's own prediction looks at a loss that SSD's head does not have
-        model.bbox_head.__dict__["loss_cls"] = None
     plain = predict(model)
     assert sum(len(sample.pred_instances.scores) for sample in plain) >= 5
     for ours, theirs in zip(traced, plain, strict=True):
@@ -102,6 +101,23 @@ def test_levels_tell_which_map_a_detection_came_from(name: str) -> None:
         levels = torch.cat([sample.pred_instances.ppal_levels for sample in predict(model)])
         assert len(levels) >= 5
         assert levels.unique().tolist() == [wanted]
+
+
+def test_each_box_of_yolox_names_its_own_level() -> None:
+    """With the box layers silenced, a box is as large as the stride of its level."""
+    model = ready("yolox")
+    with torch.no_grad():
+        for layer in model.bbox_head.multi_level_conv_reg:
+            layer.weight.zero_()
+            layer.bias.zero_()
+    find_tracer(model).attach(model)
+    seen = set()
+    for sample in predict(model):
+        found = sample.pred_instances
+        widths = (found.ppal_boxes[:, 2] - found.ppal_boxes[:, 0]).tolist()
+        assert widths == pytest.approx([8 * 2**level for level in found.ppal_levels.tolist()], rel=1e-4)
+        seen |= set(found.ppal_levels.tolist())
+    assert len(seen) >= 2
 
 
 def test_levels_of_proposals_follow_their_size() -> None:

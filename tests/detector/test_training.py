@@ -213,6 +213,21 @@ def test_a_missing_zoo_weight_never_means_a_random_start(request_: TrainRequest,
         train(packaged)
 
 
+def test_a_detector_that_trains_from_scratch_needs_no_weights(
+    request_: TrainRequest, zoo_root: Path, tmp_path: Path
+) -> None:
+    """Only because the zoo says so, and then exactly as when random weights are asked for."""
+    root = tmp_path / "zoo"
+    root.mkdir()
+    (root / "small.py").write_text((zoo_root / "small.py").read_text())
+    text = (zoo_root / "zoo.toml").read_text().replace('title = "RetinaNet', 'from_scratch = true\ntitle = "RetinaNet')
+    (root / "zoo.toml").write_text(text)
+    short = replace(request_, max_iterations=2)
+    asked_for = train(short)
+    by_the_zoo = train(replace(short, init_weights=None, zoo_root=root, work_dir=tmp_path / "other"))
+    assert same_weights(asked_for.checkpoint, by_the_zoo.checkpoint)
+
+
 def test_unsafe_initial_weights_are_refused(request_: TrainRequest, tmp_path: Path) -> None:
     path = tmp_path / "odd.pth"
     torch.save({"state_dict": {"a": torch.ones(1)}, "hook": print}, path)

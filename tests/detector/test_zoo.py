@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,11 @@ import pytest
 from ppal_backend.detector.zoo import Schedule, Weights, find_entry, load_zoo
 from ppal_backend.errors import DetectorError, UnknownDetector
 
+NAMES = {
+    *("retinanet_r50_fpn", "retinanet_r101", "retinanet_mobilenetv2", "retinanet_swin_t", "faster_rcnn_r50"),
+    *("fcos_r50", "atss_r50", "ddod_r50", "ssd300_vgg16", "rtmdet_tiny", "rtmdet_s", "yolox_s", "dino_r50"),
+    *("retinanet_tiny", "fcos_tiny", "atss_tiny", "faster_rcnn_tiny", "ssd_tiny"),
+}
 ENTRY = """
 [one]
 title = "One"
@@ -27,14 +33,56 @@ lr = 0.1
 
 def test_the_packaged_zoo_is_complete() -> None:
     zoo = load_zoo()
-    assert {"retinanet_tiny", "retinanet_r50_fpn"} <= set(zoo)
+    assert set(zoo) >= NAMES
     for name, entry in zoo.items():
         assert entry.name == name
         assert entry.config.is_file()
-        assert entry.weights is not None and entry.weights.licence
+        if entry.weights is None:
+            assert entry.from_scratch == name.endswith("_tiny") or name == "retinanet_swin_t"
+        else:
+            assert entry.weights.licence and entry.weights.source and len(entry.weights.sha256) >= 8
+            if entry.weights.kind == "detector" and entry.weights.url is not None:
+                assert entry.weights.url.endswith(f"-{entry.weights.sha256}.pth") and entry.coco_ap is not None
         assert entry.paper and entry.title and entry.memory and entry.speed
     r50 = zoo["retinanet_r50_fpn"].weights
     assert r50 is not None and r50.kind == "backbone" and len(r50.sha256) == 64 and str(r50.url).startswith("https://")
+
+
+def test_published_weights_and_quality_are_those_of_mmdetection() -> None:
+    """Address and AP of every whole detector stand together in the files that mmdetection ships."""
+    spec = importlib.util.find_spec("mmdet")
+    assert spec is not None and spec.origin is not None
+    published = {}
+    for file in (Path(spec.origin).parent / ".mim" / "configs").glob("*/metafile.yml"):
+        quality = None
+        for line in file.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.strip().partition(": ")
+            if key == "box AP":
+                quality = float(value)
+            elif key == "Weights":
+                published[value.strip()] = quality
+    checked = 0
+    for entry in load_zoo().values():
+        if entry.weights is not None and entry.weights.kind == "detector" and entry.weights.url is not None:
+            assert published[entry.weights.url] == entry.coco_ap
+            checked += 1
+    assert checked >= 10
+
+
+def test_an_alias_finds_the_same_detector() -> None:
+    assert find_entry("retinanet_r50") == find_entry("retinanet_r50_fpn")
+    assert "retinanet_r50" not in load_zoo()
+
+
+def test_a_recipe_is_completed_by_the_entry(tmp_path: Path) -> None:
+    recipe = "[recipe.short]\nepochs = 3\nmin_iterations = 7\nmax_iterations = 9\ndecay = 'step'\nlr = 5.0\n"
+    own = ENTRY.split("[one.schedule]")[0] + "[one.schedule]\nrecipe = 'short'\nbatch_size = 4\nlr = 0.1\n"
+    (tmp_path / "zoo.toml").write_text(recipe + own)
+    (tmp_path / "one.py").write_text("")
+    assert find_entry("one", tmp_path).schedule == Schedule(3, 7, 9, 4, 0.1, decay="step")
+    (tmp_path / "zoo.toml").write_text(own)
+    with pytest.raises(DetectorError, match=r"'one' is not valid.*'short'"):
+        load_zoo(tmp_path)
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:

@@ -59,8 +59,6 @@ class DenseTracer:
             override(head, "_predict_by_feat_single", predicting),
             override(head, "_bbox_post_process", post_processing),
         ]
-        if not hasattr(head, "loss_cls"):  # SSD's head has none, yet mmdet's prediction looks at it
-            undo.append(override(head, "loss_cls", None))
 
         def restore() -> None:
             for step in undo:

@@ -1,0 +1,113 @@
+"""``ppal zoo …``: list, show, fetch and try the detectors of the model zoo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
+
+zoo = typer.Typer(help="The detectors of the model zoo.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="a detector's name, as in ppal zoo list")]
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, default=str, indent=1) + "\n")
+
+
+@zoo.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Every detector, with its input size and what mmdetection publishes for it on COCO."""
+    from ppal_backend.detector.zoo import load_zoo
+
+    with errors_in_one_line():
+        entries = load_zoo(settings_and_logging().model_zoo)
+        if as_json:
+            _print_json({name: asdict(entry) for name, entry in entries.items()})
+            return
+        table = Table("name", "title", "head", "input", "COCO AP", "weights")
+        for name, entry in entries.items():
+            start = entry.weights.kind if entry.weights else "from scratch" if entry.from_scratch else "none"
+            table.add_row(name, entry.title, entry.head_family, _size(entry.input_size), _ap(entry.coco_ap), start)
+        console.print(table)
+
+
+@zoo.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """Everything the zoo knows of one detector."""
+    from ppal_backend.detector.zoo import find_entry
+
+    with errors_in_one_line():
+        entry = find_entry(name, settings_and_logging().model_zoo)
+        if as_json:
+            _print_json(asdict(entry))
+            return
+        console.print(_two_columns(entry.name, _flat(asdict(entry))))
+
+
+@zoo.command()
+def fetch(
+    name: Name,
+    to: Annotated[Path | None, typer.Option(help="folder for the file; the usual one without it")] = None,
+) -> None:
+    """Download a detector's initial weights and check them; a download that was cut off goes on."""
+    from ppal_backend.detector.fetch import weights_file
+    from ppal_backend.detector.zoo import find_entry
+
+    with errors_in_one_line():
+        entry = find_entry(name, settings_and_logging().model_zoo)
+        with console.status(f"fetching the weights of {entry.name}"):
+            path = weights_file(entry, to)
+        console.print(f"{entry.name}: {path}", soft_wrap=True, highlight=False)
+
+
+@zoo.command()
+def check(
+    name: Name,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    no_difficulty: Annotated[bool, typer.Option("--no-difficulty", help="for heads that no probe covers")] = False,
+    full: Annotated[bool, typer.Option("--full", help="the detector's own batch and input size")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try a detector: build it, train two steps on generated images, run it over them as a pool."""
+    from ppal_backend.detector.check import check as run_check
+
+    with errors_in_one_line():
+        root = settings_and_logging().model_zoo
+        with console.status(f"trying {name}"):
+            report = run_check(name, device, root, difficulty=not no_difficulty, full=full)
+        if as_json:
+            _print_json(report.as_dict())
+            return
+        console.print(_two_columns(report.detector, report.as_dict()))
+
+
+def _two_columns(title: str, rows: dict[str, Any]) -> Table:
+    table = Table("", "", title=title, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key.replace("_", " "), f"{value:.1f}" if isinstance(value, float) else str(value))
+    return table
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = f"{value:g}" if isinstance(value, float) else value
+    return flat
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _ap(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,160 @@
+"""Downloading initial weights: resumable, one process at a time, kept only when the checksum is right.
+
+A download that was cut off stays beside its target as ``NAME.part`` and goes on from there next time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ppal_backend.detector.zoo import Weights, ZooEntry
+from ppal_backend.errors import WeightsUnavailable
+from ppal_backend.structures.progress import OnProgress, Progress
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+_PARTIAL_CONTENT = 206
+_RANGE_NOT_SATISFIABLE = 416
+
+
+def default_weights_dir() -> Path:
+    """Folder that keeps downloaded weights between runs."""
+    return Path.home() / ".cache" / "ppal" / "weights"
+
+
+def weights_target(entry: ZooEntry, weights_dir: Path | None = None) -> Path:
+    """Where an entry's initial weights lie, or would lie after a download.
+
+    Args:
+        entry: Zoo entry with weights.
+        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
+
+    Raises:
+        WeightsUnavailable: The entry has no weights.
+    """
+    weights = _weights_of(entry)
+    if weights.path is not None:
+        return weights.path
+    return (default_weights_dir() if weights_dir is None else Path(weights_dir)) / weights.file_name
+
+
+def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: OnProgress | None = None) -> Path:
+    """Path of an entry's initial weights, downloaded and verified where needed.
+
+    Args:
+        entry: Zoo entry with weights.
+        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
+        on_progress: Called with ``Progress("fetch", bytes, all bytes)``; all bytes is 0 while unknown.
+
+    Raises:
+        WeightsUnavailable: The entry has no weights, the file is missing and cannot be downloaded, or its
+            checksum is wrong. The message names the address and where to put the file by hand.
+    """
+    weights, target = _weights_of(entry), weights_target(entry, weights_dir)
+    if target.is_file():
+        _verify(weights, target, entry.name)
+    elif weights.url is None:
+        raise WeightsUnavailable(
+            f"initial weights of {entry.name} are missing: expected {target}; "
+            f"restore the file or make it again ({weights.source})"
+        )
+    else:
+        _download(weights, target, entry.name, on_progress)
+    return target
+
+
+def _weights_of(entry: ZooEntry) -> Weights:
+    if entry.weights is None:
+        raise WeightsUnavailable(
+            f"{entry.name} has no initial weights in the zoo; pass init_weights with a checkpoint or 'random'"
+        )
+    return entry.weights
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _verify(weights: Weights, path: Path, name: str) -> None:
+    if weights.sha256 and not (actual := _digest(path)).startswith(weights.sha256):
+        remedy = f"download {weights.url} again" if weights.url else "restore the file"
+        raise WeightsUnavailable(
+            f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
+        )
+
+
+def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    logger.info("downloading the initial weights of %s from %s", name, weights.url)
+    try:
+        with _alone(part) as stream:
+            if target.is_file():  # another process had it ready while this one waited
+                return
+            _fill(stream, str(weights.url), on_progress)
+            stream.flush()
+            try:
+                _verify(weights, part, name)
+            except WeightsUnavailable:
+                part.unlink(missing_ok=True)
+                raise
+            part.replace(target)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+        raise WeightsUnavailable(
+            f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); try again, or "
+            f"download that file where there is a network and put it at {target}, or pass init_weights with a "
+            f"path or 'random'"
+        ) from error
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[IO[bytes]]:
+    """The unfinished file, open at its end, once no other process writes to it."""
+    with part.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream
+
+
+def _fill(stream: IO[bytes], url: str, on_progress: OnProgress | None) -> None:
+    """Append what is missing; start again when the server cannot go on in the middle."""
+    start = stream.seek(0, 2)
+    try:
+        answer = _open(url, start)
+    except urllib.error.HTTPError as error:
+        if error.code != _RANGE_NOT_SATISFIABLE or not start:
+            raise
+        stream.truncate(0)  # longer than the file on the server: not a part of it
+        start, answer = 0, _open(url, 0)
+    with answer:
+        if getattr(answer, "status", None) != _PARTIAL_CONTENT:
+            stream.truncate(0)
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length else 0
+        done = start
+        while chunk := answer.read(_CHUNK):
+            stream.write(chunk)
+            done += len(chunk)
+            if on_progress is not None:
+                on_progress(Progress("fetch", done, max(total, done) if total else 0))
+    if total and done < total:
+        raise OSError(f"the connection ended after {done} of {total} bytes")
+
+
+def _open(url: str, start: int) -> Any:
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
