@@ -143,6 +143,10 @@ def concatenate(parts: list[Positives], device: torch.device) -> Positives:
     )
 
 
+Kept = list[tuple[tuple[Any, ...], Any]]
+"""Arguments and result of every call of a target method, in order."""
+
+
 def report_after_loss(
     head: Any,
     targets_name: str,
@@ -157,20 +161,35 @@ def report_after_loss(
         sink: Takes the positives of every loss computation.
         positives: Called with class scores, box predictions, the arguments of the target method and its result.
     """
+
+    def report(kept: Kept, cls_scores: Any, bbox_preds: Any, *_rest: Any) -> None:
+        for target_args, targets in kept:
+            sink(positives(cls_scores, bbox_preds, target_args, targets))
+
+    return keep_targets_until_after_loss(head, targets_name, report)
+
+
+def keep_targets_until_after_loss(head: Any, targets_name: str, report: Callable[..., None]) -> Restore:
+    """Wrap a head's target method to keep each call's arguments and result, and its loss to hand them over.
+
+    Args:
+        head: Head with ``loss_by_feat``.
+        targets_name: Method that computes targets.
+        report: Called without gradients after every loss, with what was kept during it and the loss's own arguments.
+    """
     compute_targets, loss_by_feat = getattr(head, targets_name), head.loss_by_feat
-    kept: list[tuple[tuple[Any, ...], Any]] = []
+    kept: Kept = []
 
     def keeping(*args: Any, **kwargs: Any) -> Any:
         targets = compute_targets(*args, **kwargs)
         kept.append((args, targets))
         return targets
 
-    def reporting(cls_scores: Any, bbox_preds: Any, *args: Any, **kwargs: Any) -> Any:
+    def reporting(*args: Any, **kwargs: Any) -> Any:
         kept.clear()
-        losses = loss_by_feat(cls_scores, bbox_preds, *args, **kwargs)
+        losses = loss_by_feat(*args, **kwargs)
         with torch.no_grad():
-            for target_args, targets in kept:
-                sink(positives(cls_scores, bbox_preds, target_args, targets))
+            report(kept, *args)
         kept.clear()
         return losses
 

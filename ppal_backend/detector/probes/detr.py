@@ -8,12 +8,13 @@ import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 
 from ppal_backend.detector.probes.base import (
+    Kept,
     Positives,
     Restore,
     Sink,
     aligned_iou,
     class_probability,
-    override,
+    keep_targets_until_after_loss,
     provider,
 )
 
@@ -36,29 +37,11 @@ class DETRProbe:
 
     def attach(self, head: Any, sink: Sink) -> Restore:
         """Keep the targets of every decoder layer, and report those of the last one after the loss."""
-        compute_targets, loss_by_feat = head.get_targets, head.loss_by_feat
-        kept: list[tuple[tuple[Any, ...], Any]] = []
 
-        def keeping(*args: Any, **kwargs: Any) -> Any:
-            targets = compute_targets(*args, **kwargs)
-            kept.append((args, targets))
-            return targets
+        def report(kept: Kept, cls_scores: Any, *_rest: Any) -> None:
+            sink(_positives(head, *kept[len(cls_scores) - 1]))
 
-        def reporting(cls_scores: Any, *args: Any, **kwargs: Any) -> Any:
-            kept.clear()
-            losses = loss_by_feat(cls_scores, *args, **kwargs)
-            with torch.no_grad():
-                sink(_positives(head, *kept[len(cls_scores) - 1]))
-            kept.clear()
-            return losses
-
-        undo = (override(head, "get_targets", keeping), override(head, "loss_by_feat", reporting))
-
-        def restore() -> None:
-            for step in undo:
-                step()
-
-        return restore
+        return keep_targets_until_after_loss(head, "get_targets", report)
 
 
 def _positives(head: Any, args: tuple[Any, ...], targets: Any) -> Positives:

@@ -8,13 +8,14 @@ import torch
 from mmdet.structures.bbox import get_box_tensor
 
 from ppal_backend.detector.probes.base import (
+    Kept,
     Positives,
     Restore,
     Sink,
     aligned_iou,
     class_probability,
     concatenate,
-    override,
+    keep_targets_until_after_loss,
     provider,
 )
 
@@ -30,29 +31,11 @@ class YOLOXProbe:
 
     def attach(self, head: Any, sink: Sink) -> Restore:
         """Keep what the targets of each image are computed from, and report after the loss."""
-        compute_targets, loss_by_feat = head._get_targets_single, head.loss_by_feat
-        kept: list[tuple[tuple[Any, ...], Any]] = []
 
-        def keeping(*args: Any, **kwargs: Any) -> Any:
-            targets = compute_targets(*args, **kwargs)
-            kept.append((args, targets))
-            return targets
+        def report(kept: Kept, cls_scores: Any, *_rest: Any) -> None:
+            sink(concatenate([_positives(*item) for item in kept], cls_scores[0].device))
 
-        def reporting(cls_scores: Any, *args: Any, **kwargs: Any) -> Any:
-            kept.clear()
-            losses = loss_by_feat(cls_scores, *args, **kwargs)
-            with torch.no_grad():
-                sink(concatenate([_positives(*item) for item in kept], cls_scores[0].device))
-            kept.clear()
-            return losses
-
-        undo = (override(head, "_get_targets_single", keeping), override(head, "loss_by_feat", reporting))
-
-        def restore() -> None:
-            for step in undo:
-                step()
-
-        return restore
+        return keep_targets_until_after_loss(head, "_get_targets_single", report)
 
 
 def _positives(args: tuple[Any, ...], targets: Any) -> Positives:
