@@ -29,14 +29,6 @@ UpdatesPort = Callable[[int, str], list[TaskUpdate]]
 """Reads from Label Studio which tasks of a project changed at or after a time ("" = ever), oldest first."""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a batch of events asks for beyond counting annotations."""
-
-    train: bool = False
-    rank: bool = False
-
-
 class Synchroniser:
     """Handles a project's events; safe to call at any time, any number of times.
 
@@ -59,29 +51,30 @@ class Synchroniser:
         if project is None:
             log.warning("a job names project %d, which is not connected; ignored", project_id)
             return
-        wish = self._apply_events(project)
+        new_tasks = self._apply_events(project)
         if self.poll_is_due(project_id):
             self._poll(project)
-        self._decide(project, wish)
+        self._decide(project, new_tasks)
 
     def poll_is_due(self, project_id: int) -> bool:
         """Whether it is time to ask Label Studio what changed."""
         return time.monotonic() >= self._next_poll.get(project_id, 0.0)
 
-    def _apply_events(self, project: ProjectRecord) -> Wish:
-        train = rank = False
+    def _apply_events(self, project: ProjectRecord) -> bool:
+        """Handle what is pending; whether tasks were imported."""
+        new_tasks = False
         for event in self._store.events.pending(project.id):
             try:
-                wish = self._apply(project, event)
+                self._apply(project, event)
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("event %d (%s) parked: %r", event.id, event.action, error)
                 self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
                 continue
             self._store.events.settle(event.id)
-            train, rank = train or wish.train, rank or wish.rank
-        return Wish(train, rank)
+            new_tasks = new_tasks or event.action == "TASKS_CREATED"
+        return new_tasks
 
-    def _apply(self, project: ProjectRecord, event: EventRecord) -> Wish:
+    def _apply(self, project: ProjectRecord, event: EventRecord) -> None:
         seen = [
             SeenAnnotation(int(a["id"]), a.get("task_id"), bool(a.get("usable", True)))
             for a in event.body.get("annotations", [])
@@ -93,7 +86,6 @@ class Synchroniser:
         if event.action == "START_TRAINING":
             # The wish is stored at once: a crash between here and the decision must not lose it.
             self._store.rounds.request(project.id, "train", "training was started by hand")
-        return Wish(train=event.action == "START_TRAINING", rank=event.action == "TASKS_CREATED")
 
     def _poll(self, project: ProjectRecord) -> None:
         self._next_poll[project.id] = time.monotonic() + self._settings.poll_interval_s
@@ -108,7 +100,7 @@ class Synchroniser:
         self._store.projects.polled(project.id, until)
         self._store.projects.set_problem(project.id, "poll", "")
 
-    def _decide(self, project: ProjectRecord, wish: Wish) -> None:
+    def _decide(self, project: ProjectRecord, new_tasks: bool) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
         if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
@@ -117,7 +109,7 @@ class Synchroniser:
         new = self._store.ledger.new_count(project.id)
         if new >= budget:
             rounds.request(project.id, "train", f"{new} new annotations, {budget} start a round")
-        elif wish.rank:
+        elif new_tasks:
             rounds.request(project.id, "rank", "new tasks were imported")
         elif not rounds.of_project(project.id):
             rounds.request(project.id, "rank", "the project was connected")
