@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ppal_backend.commands.shared import console, errors_in_one_line
+from ppal_backend.errors import SettingsError
 from ppal_backend.logs import configure_logging
 
 
@@ -60,14 +61,19 @@ def simulate(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder of a simulation, finished or not")],
+    folders: Annotated[list[Path], typer.Argument(help="folders of simulations, finished or not")],
     out: Annotated[Path | None, typer.Option(help="where to write; FOLDER/report without")] = None,
 ) -> None:
-    """Write Markdown, CSV, plots and summary.json of a simulation."""
-    from ppal_backend.simulation.report import write_report
+    """Write Markdown, CSV, plots and summary.json of a simulation, or compare the detectors of several."""
+    from ppal_backend.simulation.report import write_detectors, write_report
 
     with errors_in_one_line():
-        console.print(str(write_report(folder, out)))
+        if len(folders) == 1:
+            console.print(str(write_report(folders[0], out)))
+        elif out is None:
+            raise SettingsError("expected --out with several simulations, got none; name a folder for their comparison")
+        else:
+            console.print(str(write_detectors(folders, out)))
 
 
 def rank(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.errors import StateError
 from ppal_backend.files import atomic_file, write_json
 from ppal_backend.simulation import tables
 from ppal_backend.simulation.plots import draw_all, draw_sweep, file_of
 from ppal_backend.simulation.results import Results
 from ppal_backend.simulation.summary import summarise
 
-REPORT, SUMMARY, CSV = "report.md", "summary.json", "rounds.csv"
+REPORT, SUMMARY, CSV, DETECTORS = "report.md", "summary.json", "rounds.csv", "detectors.md"
 _CAPTIONS: Mapping[str, str] = {
     "map": "mAP against labelled images; bands are one standard deviation over seeds",
     "map50": "AP50 against labelled images",
@@ -51,6 +52,28 @@ def write_report(folder: Path, out: Path | None = None, plots: bool = True) -> P
     return out / REPORT
 
 
+def write_detectors(folders: Sequence[Path], out: Path) -> Path:
+    """Write ``detectors.md``: Random and PPAL of several simulations, usually one a detector (the paper's Table 4).
+
+    Args:
+        folders: Folders of simulations, finished or not.
+        out: Where to write.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        StateError: A folder holds no simulation, or none of them ran ``random`` or ``ppal``.
+    """
+    found = [Results.read(Path(folder).resolve()) for folder in folders]
+    table = tables.detector_table([(summarise(results), results) for results in found])
+    if not table:
+        raise StateError("expected simulations of random or ppal, got none of the two; add one of them to a simulation")
+    sources = "\n".join(f"- {results.plan.title or results.root.name}: {results.facts['source']}" for results in found)
+    _write_text(Path(out) / DETECTORS, f"# Detectors\n\nmAP after each query.\n\n{table}\n\n{sources}\n")
+    return Path(out) / DETECTORS
+
+
 def _markdown(results: Results, summary: dict[str, Any], plots: list[str], swept: list[str]) -> str:
     parts = [f"# {results.plan.title}", _what_was_run(results), _headline(summary)]
     sections = (
@@ -66,7 +89,7 @@ def _markdown(results: Results, summary: dict[str, Any], plots: list[str], swept
         ("Retrieval: Jaccard index of the true classes of the top 20", tables.retrieval(summary)),
         ("Seconds per step", tables.seconds_by_step(results)),
         ("Stages (form of the paper's Table 1)", tables.stages(summary, results)),
-        ("Detector (form of the paper's Table 4)", tables.detector_table(summary, results)),
+        ("Detector (form of the paper's Table 4)", tables.detector_table([(summary, results)])),
     )
     parts += [f"## {title}\n\n{text}" for title, text in sections if text]
     for option, groups in tables.sweeps(results).items():

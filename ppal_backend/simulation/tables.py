@@ -141,14 +141,28 @@ def stages(summary: Mapping[str, Any], results: Results) -> str:
     return markdown(["stage 1", "stage 2", *_round_headers(results)[1:]], rows) if len(rows) > 1 else ""
 
 
-def detector_table(summary: Mapping[str, Any], results: Results) -> str:
-    """The form of the paper's Table 4: the detector, Random and PPAL."""
-    chosen = [name for name in ("random", "ppal") if name in summary["strategies"]]
-    rows = [
-        [summary["detector"], name, *(percent(pair) for pair in summary["strategies"][name]["map"][1:])]
-        for name in chosen
-    ]
-    return markdown(["detector", "strategy", *_round_headers(results)[1:]], rows) if rows else ""
+def detector_table(pairs: Sequence[tuple[Mapping[str, Any], Results]]) -> str:
+    """The form of the paper's Table 4: detector, Random and PPAL, mAP after each query.
+
+    Args:
+        pairs: Summary and results of one simulation each.
+
+    Returns:
+        The table; its columns are queries by number where the simulations label different shares of their pools.
+    """
+    rows, headers = [], []
+    for summary, results in pairs:
+        headers.append(tuple(_round_headers(results)[1:]))
+        for name in ("random", "ppal"):
+            if name in summary["strategies"]:
+                cells = (percent(pair) for pair in summary["strategies"][name]["map"][1:])
+                rows.append([summary["detector"], name, *cells])
+    if not rows:
+        return ""
+    longest = max(map(len, headers))
+    queries = list(headers[0]) if len(set(headers)) == 1 else [f"query {k}" for k in range(1, longest + 1)]
+    rows = [[*row, *[percent(None)] * (2 + longest - len(row))] for row in rows]
+    return markdown(["detector", "strategy", *queries], rows)
 
 
 def sweeps(results: Results) -> dict[str, dict[str, list[tuple[Any, str]]]]:

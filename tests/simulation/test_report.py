@@ -12,7 +12,7 @@ from ppal_backend.files import read_json
 from ppal_backend.rounds.detections_store import DetectionsWriter
 from ppal_backend.simulation.benchmark import Benchmark
 from ppal_backend.simulation.layout import round_place
-from ppal_backend.simulation.report import write_report
+from ppal_backend.simulation.report import write_detectors, write_report
 from ppal_backend.simulation.results import Results
 from ppal_backend.simulation.retrieval import compare_retrieval
 from ppal_backend.simulation.schedule import run_tasks
@@ -212,3 +212,37 @@ def test_jaccard_of_true_classes_by_hand(tmp_path):
 
     table = _jaccard([frozenset({1, 2}), frozenset({2, 3}), frozenset({1, 2}), frozenset({4})])
     assert table[0].tolist() == pytest.approx([1.0, 1 / 3, 1.0, 0.0])
+
+
+def test_detectors_of_several_simulations_stand_in_one_table(finished, tmp_path):
+    root, plan = finished
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    changed = {**plan.as_dict(), "detector": "fcos_tiny", "title": "the other"}
+    (other / "simulation.json").write_text(json.dumps(changed))
+    text = write_detectors([root, other], tmp_path / "out").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows[2:]] == [
+        [f"| {detector}", name] for detector in (plan.detector, "fcos_tiny") for name in ("random", "ppal")
+    ]
+    last = np.mean([results_of(root, "ppal", seed, plan.rounds)[-1]["map"] for seed in plan.seeds])
+    assert rows[-1][-1].startswith(f"{100 * last:.1f} ±") and len(rows[-1]) == 2 + plan.rounds
+
+
+def test_simulations_of_different_shares_are_lined_up_by_query(finished, tmp_path):
+    root, plan = finished
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "simulation.json").write_text(json.dumps({**plan.as_dict(), "pool_images": plan.pool_images * 2}))
+    text = write_detectors([root, other], tmp_path / "out").read_text()
+    assert "| query 1 |" in text and "%" not in text.split("\n")[4]
+
+
+def test_detectors_need_random_or_ppal(finished, tmp_path):
+    root, plan = finished
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    kept = [v.as_dict() for v in plan.variants if v.name == "entropy"]
+    (other / "simulation.json").write_text(json.dumps({**plan.as_dict(), "variants": kept}))
+    with pytest.raises(StateError, match="random or ppal"):
+        write_detectors([other], tmp_path / "out")
