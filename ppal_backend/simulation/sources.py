@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoDataset
-from ppal_backend.demo.ground_truth import load_user_coco, split
+from ppal_backend.demo.ground_truth import load_user_coco
 from ppal_backend.demo.scenes import GENERATOR_VERSION, generate, read_manifest
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.simulation.benchmark import Benchmark, check_files
@@ -18,6 +19,7 @@ from ppal_backend.simulation.voc import read_voc
 
 logger = logging.getLogger(__name__)
 
+_TEST_SEED = 1_000_003
 FORMATS = ("coco", "coco-layout", "voc", "emoji")
 
 
@@ -38,6 +40,7 @@ class DataSource:
         pool_images: Of ``emoji``.
         test_size: Of ``emoji``.
         seed: Of ``emoji``.
+        burst_share: Of ``emoji``: share of the pool's images in bursts of near-duplicates; None for the family's own.
         sha256: Expected checksum of the generated files; a difference is logged and told in the report.
     """
 
@@ -52,6 +55,7 @@ class DataSource:
     pool_images: int = 1500
     test_size: int = 400
     seed: int = 0
+    burst_share: float | None = None
     sha256: str = ""
 
     def __post_init__(self) -> None:
@@ -92,10 +96,22 @@ class DataSource:
         return Benchmark(pool, test, read_groups(self.data), f"{self.data.name} and {self.test.name}")
 
     def _generate(self, work: Path, on_progress: Callable[[int, int], None] | None) -> Benchmark:
+        """The pool with the bursts asked for, and test images that are a scene each."""
         total = self.pool_images + self.test_size
-        folder = Path(work) / f"emoji-{self.family}-{total}-{self.seed}-v{GENERATOR_VERSION}"
-        path = generate(folder, images=total, seed=self.seed, glyphs=self.family, on_progress=on_progress)
-        checksum = str((read_manifest(folder) or {}).get("sha256", ""))
+        kept = "own" if self.burst_share is None else f"{self.burst_share:g}"
+        parts = []
+        for part, size, seed, share, before in (
+            ("pool", self.pool_images, self.seed, self.burst_share, 0),
+            ("test", self.test_size, self.seed + _TEST_SEED, 0.0, self.pool_images),
+        ):
+            folder = Path(work) / f"emoji-{self.family}-{part}-{size}-{self.seed}-{kept}-v{GENERATOR_VERSION}"
+            report = None if on_progress is None else _shifted(on_progress, before, total)
+            path = generate(
+                folder, images=size, seed=seed, glyphs=self.family, burst_share=share, on_progress=report
+            )  # fmt: skip
+            parts.append((load_user_coco(path), str((read_manifest(folder) or {}).get("sha256", ""))))
+        (pool, _), (test, _) = parts
+        checksum = hashlib.sha256("".join(digest for _, digest in parts).encode()).hexdigest()
         if self.sha256 and checksum != self.sha256:
             logger.warning(
                 "the generated images differ from those of the preset (sha256 %s…, expected %s…): another version of "
@@ -103,12 +119,13 @@ class DataSource:
                 checksum[:12],
                 self.sha256[:12],
             )
-        parts = split(load_user_coco(path), {"pool": self.pool_images, "test": self.test_size}, seed=self.seed)
         agrees = "" if not self.sha256 else (", as published" if checksum == self.sha256 else ", NOT as published")
         source = f"emoji/{self.family}, seed {self.seed}, sha256 {checksum[:16]}{agrees}"
-        pool = parts["pool"]
-        groups = {i: pool.groups[i] for i in pool.dataset.image_ids if i in pool.groups}
-        return Benchmark(pool.dataset, parts["test"].dataset, groups, source)
+        return Benchmark(pool.dataset, test.dataset, dict(pool.groups), source)
+
+
+def _shifted(on_progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: on_progress(before + done, total)
 
 
 def read_coco(path: Path, images: Path | None = None) -> CocoDataset:

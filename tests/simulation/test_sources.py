@@ -1,6 +1,7 @@
 """Data as people have them: COCO files, folders as published, generated scenes; and what is wrong with them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -132,14 +133,18 @@ def test_data_settings_that_make_no_sense_are_refused(table, told):
         source_from(table)
 
 
-def test_generated_scenes_keep_groups_apart_and_are_the_same_each_time(tmp_path):
-    table = {"format": "emoji", "family": "second", "pool_images": 30, "test_size": 10}
+def test_generated_pools_have_bursts_and_test_images_are_a_scene_each(tmp_path):
+    table = {"format": "emoji", "family": "second", "pool_images": 60, "test_size": 10, "burst_share": 0.8}
     data, again = (source_from(table).load(tmp_path / name) for name in "ab")
-    assert (len(data.pool.images), len(data.test.images)) == (30, 10)
+    assert (len(data.pool.images), len(data.test.images)) == (60, 10)
     assert data.sha256 == again.sha256 and "emoji/second, seed 0, sha256" in data.source
-    assert not set(data.pool.image_ids) & set(data.test.image_ids) and set(data.groups) == set(data.pool.image_ids)
-    other = source_from({**table, "seed": 1}).load(tmp_path / "c")
-    assert other.sha256 != data.sha256
+    assert set(data.groups) == set(data.pool.image_ids) and len(set(data.groups.values())) <= 40
+    scenes = json.loads((Path(data.test.images[0].file_name).parents[1] / "annotations.json").read_text())["images"]
+    assert len({image["group"] for image in scenes}) == 10
+    pictures = [{Path(image.file_name).read_bytes() for image in part.images} for part in (data.pool, data.test)]
+    assert not pictures[0] & pictures[1]
+    for change in ({"seed": 1}, {"burst_share": 0.0}):
+        assert source_from({**table, **change}).load(tmp_path / "c").sha256 != data.sha256
 
 
 def test_other_pictures_than_those_of_the_preset_are_told(tmp_path, caplog):
