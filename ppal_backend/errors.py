@@ -8,6 +8,9 @@
     ├── TooFewAnnotations          a round needs more annotated images than there are
     ├── RoundCancelled             somebody asked the round to stop; it can be resumed
     ├── StateError                 stored state does not allow what was asked (unknown project, no version …)
+    ├── StoreUnavailable           the state database is locked, full or down: worth another try
+    ├── QueueUnavailable           the job queue does not answer: worth another try
+    ├── OutOfSpace                 the disk is (nearly) full; the round waits until there is space
     ├── LabelStudioError           Label Studio refused a call
     │   ├── LabelStudioUnavailable     it is down, slow or answered 5xx: worth another try
     │   ├── LabelStudioAuthError       it refused the token
@@ -16,6 +19,7 @@
         ├── UnknownDetector            no such entry in the model zoo
         ├── WeightsUnavailable         initial weights are neither on disk nor downloadable
         ├── UnsupportedHead            no difficulty probe covers this head
+        ├── OutOfMemory                a training step does not fit into memory
         └── CheckpointError            a checkpoint is damaged or not safe to load
 
 Messages say what was expected, what came and what to do, and are fit to be shown to people:
@@ -57,6 +61,18 @@ class StateError(PPALError):
     """Stored state does not allow what was asked."""
 
 
+class StoreUnavailable(PPALError):
+    """The state database is locked, full or down; another try may succeed."""
+
+
+class QueueUnavailable(PPALError):
+    """The job queue does not answer; another try may succeed."""
+
+
+class OutOfSpace(PPALError):
+    """The disk is full, or nearly; the round waits until there is space."""
+
+
 class LabelStudioError(PPALError):
     """Label Studio refused a call."""
 
@@ -87,6 +103,10 @@ class WeightsUnavailable(DetectorError):
 
 class UnsupportedHead(DetectorError):
     """No difficulty probe covers this detector head."""
+
+
+class OutOfMemory(DetectorError):
+    """A training step does not fit into memory."""
 
 
 class CheckpointError(DetectorError):

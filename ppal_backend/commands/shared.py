@@ -31,5 +31,5 @@ def errors_in_one_line() -> Iterator[None]:
 def settings_and_logging() -> Settings:
     """Read the settings and set up logging as they say."""
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, settings.secrets)
     return settings

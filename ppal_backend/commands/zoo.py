@@ -1,4 +1,4 @@
-"""``ppal zoo …``: list, show, fetch and try the detectors of the model zoo."""
+"""``ppal zoo …``: list, show, fetch and try the detectors of the model zoo, and add one's own."""
 
 from __future__ import annotations
 
@@ -86,6 +86,37 @@ def check(
             _print_json(report.as_dict())
             return
         console.print(_two_columns(report.detector, report.as_dict()))
+
+
+@zoo.command()
+def add(
+    config: Annotated[Path, typer.Argument(help="mmdetection config file; it is run as Python")],
+    weights: Annotated[Path | None, typer.Option(help="checkpoint of the detector or of its backbone")] = None,
+    name: Annotated[str | None, typer.Option(help="what projects call it; by the file's name without it")] = None,
+    device: Annotated[str, typer.Option(help="where to try it: auto, cpu, cuda or cuda:N")] = "auto",
+    no_difficulty: Annotated[bool, typer.Option("--no-difficulty", help="for heads that no probe covers")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add a detector of your own: build it, put its weights in, try it, and keep a copy in your zoo."""
+    from ppal_backend.detector.zoo_add import add as add_to_zoo
+
+    with errors_in_one_line():
+        settings = settings_and_logging()
+        with console.status(f"trying {config.name}"):
+            added = add_to_zoo(
+                config, weights, settings.own_zoo, name=name, difficulty=not no_difficulty, device=device
+            )
+        if as_json:
+            _print_json({"entry": asdict(added.entry), "tensors": added.tensors, "report": added.report.as_dict()})
+            return
+        console.print(_two_columns(added.entry.name, added.report.as_dict()))
+        start = "no weights: ask for random ones" if added.tensors is None else f"{added.tensors} tensors fit"
+        console.print(
+            f"added {added.entry.name} ({start}); its schedule is in {settings.own_zoo / 'zoo.toml'}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+        if no_difficulty:
+            console.print(f"projects with {added.entry.name} need difficulty: false", highlight=False)
 
 
 def _two_columns(title: str, rows: dict[str, Any]) -> Table:

@@ -8,9 +8,10 @@ import logging
 import os
 import struct
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class ImageCache:
     Args:
         root: Folder of the cache; made when needed.
         fetch: ``fetch(task_id, url)`` opens the bytes; raises :class:`ImageError` for an address it refuses.
-        max_pixels: Larger images are refused before decoding.
+        max_pixels: Larger images are refused before decoding. Those above a quarter of it are decoded one at a time,
+            so that several threads need no more memory than one image of the largest size and a few small ones.
         max_bytes: Longer files are refused while they arrive.
         namespace: Kept apart from others in the same folder (Label Studio's address: the same upload path means
             another image elsewhere).
@@ -81,6 +83,7 @@ class ImageCache:
         self._max_pixels = max_pixels
         self._max_bytes = max_bytes
         self._namespace = namespace
+        self._decoding_large = threading.Lock()
 
     def get(self, task_id: int, url: str) -> ImageInfo:
         """Return the image of a task, fetched if it is not there or damaged.
@@ -160,8 +163,9 @@ class ImageCache:
                         f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got "
                         f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or raise the limit"
                     )
-                image.load()
-                return self._finish(image, converted)
+                with self._decoding_large if 4 * width * height > self._max_pixels else nullcontext():
+                    image.load()
+                    return self._finish(image, converted)
         except ImageError:
             raise
         except UnidentifiedImageError:

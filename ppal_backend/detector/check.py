@@ -122,6 +122,7 @@ def check(
                 difficulty=difficulty,
                 zoo_root=trial_root,
                 workers=0,
+                unlabelled=tuple(image.path for image in pool),
             )
         )
         trained = time.monotonic()
@@ -150,10 +151,11 @@ def _trial_zoo(entry: ZooEntry, root: Path, images: int) -> Path:
     """A zoo of one entry: the given one with small batches and, where its inputs are large, smaller ones."""
     config = build_config(entry, CLASSES, train_images=images, trained_backbone=False)
     factor = 0.5 if max(entry.input_size) > _LARGE else 1.0
-    parts = {key: config[key].to_dict() for key in ("model", "optim_wrapper")}
-    pipelines = {key: _resized(config.to_dict()[key], factor) for key in ("train_pipeline", "test_pipeline")}
+    parts = config.to_dict()
+    kept = {key: parts[key] for key in ("model", "optim_wrapper", "unlabelled_ratio") if key in parts}
+    pipelines = {key: _resized(value, factor) for key, value in parts.items() if key.endswith("_pipeline")}
     root.mkdir()
-    Config({**parts, **pipelines}).dump(str(root / "config.py"))
+    Config({**kept, **pipelines}).dump(str(root / "config.py"))
     batch = min(entry.schedule.batch_size, _BATCH)
     sides = [max(32, int(side * factor)) for side in entry.input_size]
     (root / "zoo.toml").write_text(

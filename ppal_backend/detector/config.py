@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from ppal_backend.detector.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 
@@ -22,6 +25,7 @@ def build_config(
     max_iterations: int | None = None,
     trained_backbone: bool = True,
     workers: int = 0,
+    batch_size: int | None = None,
 ) -> Config:
     """Build the configuration of one detector for one set of classes.
 
@@ -33,6 +37,7 @@ def build_config(
         trained_backbone: Whether trained weights will be put into the backbone. Without them frozen stages
             and frozen statistics would stay random for ever, so they are set free.
         workers: Data loader processes.
+        batch_size: Images a step in place of the schedule's; see :func:`with_batch_size`.
 
     Returns:
         A Config with ``model``, ``train_pipeline`` and ``test_pipeline``, and for a training
@@ -49,6 +54,8 @@ def build_config(
     if "model" not in base:
         raise DetectorError(f"expected a 'model' in {entry.config}, found none; use an mmdetection config file")
     model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
+    if train_images is None:
+        model = plain_model(model)
     set_class_count(model, len(labels))
     strip_pretrained(model)
     if not trained_backbone:
@@ -62,7 +69,8 @@ def build_config(
         "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
     }
     if train_images is not None:
-        parts.update(_training_part(base, entry.schedule, train_images, max_iterations, workers))
+        parts.update(semi_parts(base))
+        parts.update(_training_part(base, entry.schedule, train_images, max_iterations, workers, batch_size))
     return Config(parts)
 
 
@@ -138,14 +146,28 @@ def schedulers(schedule: Schedule, total: int) -> list[dict[str, Any]]:
     return parts
 
 
+def with_batch_size(schedule: Schedule, batch_size: int) -> Schedule:
+    """The same schedule for another batch size: learning rate in proportion, warm-up over as many images.
+
+    The linear rule is the one that schedules are published with: a step of half as many images goes half as far, and
+    there are twice as many, so that the path through the weights stays nearly the same.
+    """
+    share = batch_size / schedule.batch_size
+    warmup = round(schedule.warmup_iterations / share)
+    return replace(schedule, batch_size=batch_size, lr=schedule.lr * share, warmup_iterations=warmup)
+
+
 def _training_part(
-    base: Config, schedule: Schedule, images: int, max_iterations: int | None, workers: int
+    base: Config, schedule: Schedule, images: int, max_iterations: int | None, workers: int, batch_size: int | None
 ) -> dict[str, Any]:
     if images < 1:
         raise DetectorError(f"expected at least one training image, got {images}; annotate images first")
     if "optim_wrapper" not in base:
         raise DetectorError("expected an 'optim_wrapper' in the detector's config file, found none; add one")
     total = schedule.iterations(images, max_iterations)
+    if batch_size is not None:
+        total = math.ceil(total * schedule.batch_size / batch_size)
+        schedule = with_batch_size(schedule, batch_size)
     optim = base["optim_wrapper"].to_dict()
     optim["optimizer"]["lr"] = schedule.lr
     return {

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficulty
-from ppal_backend.detector.probes import Positives, detection_head, find_probe
+from ppal_backend.detector.probes import Positives, attach_probe
 from ppal_backend.detector.probes.base import Restore
 from ppal_backend.errors import CheckpointError
 
@@ -46,9 +46,8 @@ class DifficultyHook(Hook):
             UnsupportedHead: No probe covers the detector's head.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = detection_head(model)
         self.detach()
-        self._restore = find_probe(head).attach(head, self._take)
+        self._restore = attach_probe(model, self._take)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Move the average by what this step's positives said."""

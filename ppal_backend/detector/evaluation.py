@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ppal_backend.detector.data import ImageRecord, read_coco
-from ppal_backend.detector.models import load_detector
+from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.prediction import batch_size_for, predict_batch
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
 from ppal_backend.structures.progress import OnProgress, Progress
@@ -78,6 +78,26 @@ def evaluate(
         return Metrics(None, None, {}, len(records), 0)
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         loaded = load_detector(detector, Path(checkpoint), classes, pick_device(device), zoo_root)
+    return evaluate_loaded(loaded, records, batch_size, on_progress)
+
+
+def evaluate_loaded(
+    loaded: LoadedDetector,
+    records: Sequence[ImageRecord],
+    batch_size: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Metrics:
+    """Evaluate a detector that is in memory and in evaluation mode.
+
+    Args:
+        loaded: The detector; ``loaded.checkpoint.classes`` are its labels in the order of the class indices.
+        records: Annotated images.
+        batch_size: Images at once; None for the zoo's choice.
+        on_progress: Called once a batch.
+
+    Raises:
+        ImageError: An image cannot be read.
+    """
     predictions: list[dict[str, Any]] = []
     size = batch_size_for(loaded, batch_size)
     for start in range(0, len(records), size):
@@ -86,7 +106,7 @@ def evaluate(
             predictions += _predictions(record.image_id, sample.pred_instances)
         if on_progress is not None:
             on_progress(Progress("evaluate", start + len(batch), len(records)))
-    return coco_metrics(records, predictions, classes)
+    return coco_metrics(records, predictions, loaded.checkpoint.classes)
 
 
 def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:

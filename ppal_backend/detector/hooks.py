@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.dist import all_reduce, barrier, is_distributed
 from mmengine.hooks import Hook
 
 from ppal_backend.errors import DetectorError, RoundCancelled
@@ -37,7 +39,7 @@ class LossGuard(Hook):
             DetectorError: The loss is NaN or infinite.
         """
         del data_batch
-        loss = float(outputs["loss"].detach()) if outputs and "loss" in outputs else math.nan
+        loss = _mean_of_processes(float(outputs["loss"].detach()) if outputs and "loss" in outputs else math.nan)
         if not math.isfinite(loss):
             raise DetectorError(
                 f"training diverged: the loss of step {batch_idx + 1} of {runner.max_iters} is {loss}; lower the "
@@ -46,18 +48,43 @@ class LossGuard(Hook):
         self.latest.append(loss)
 
 
+def _mean_of_processes(value: float) -> float:
+    if not is_distributed():
+        return value
+    shared = torch.tensor([value], dtype=torch.float64)
+    all_reduce(shared, op="mean")
+    return float(shared)
+
+
 class ProgressHook(Hook):
-    """Reports steps, and stops the training when asked to, after saving a checkpoint."""
+    """Reports steps, and stops the training when asked to, after saving a checkpoint.
+
+    Args:
+        guard: Knows the loss.
+        on_progress: Told the step, and in words the loss, the latest mAP on held-out images and the time left.
+        should_stop: Polled after every step. With several processes it is enough that one of them is told to stop.
+        latest_map: Gives the latest mAP, or None before the first.
+    """
 
     priority = "LOWEST"
 
     def __init__(
-        self, guard: LossGuard, on_progress: OnProgress | None, should_stop: Callable[[], bool] | None
+        self,
+        guard: LossGuard,
+        on_progress: OnProgress | None,
+        should_stop: Callable[[], bool] | None,
+        latest_map: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._guard = guard
+        self._latest_map = latest_map
+        self._began: tuple[int, float] = (0, 0.0)
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._reported = -math.inf
+
+    def before_train(self, runner: Any) -> None:
+        """Note where and when this stretch of training begins."""
+        self._began = (runner.iter, time.monotonic())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report at most twice a second, and poll ``should_stop`` every step.
@@ -70,12 +97,34 @@ class ProgressHook(Hook):
         now = time.monotonic()
         if self._on_progress is not None and (done == total or now - self._reported >= _REPORT_EVERY_S):
             self._reported = now
-            mean = self._guard.mean
-            self._on_progress(Progress("train", done, total, "" if mean is None else f"loss {mean:.3f}"))
-        if done < total and self._should_stop is not None and self._should_stop():
+            self._on_progress(Progress("train", done, total, self._remark(done, total, now)))
+        if done < total and self._is_to_stop():
             if not (Path(runner.work_dir) / f"iter_{done}.pth").is_file():
                 runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
+            barrier()  # the first process writes: none may tell the caller before it has
             raise RoundCancelled(f"training was asked to stop at step {done} of {total}; it resumes from there")
+
+    def _is_to_stop(self) -> bool:
+        asked = self._should_stop is not None and self._should_stop()
+        return _mean_of_processes(float(asked)) > 0
+
+    def _remark(self, done: int, total: int, now: float) -> str:
+        mean, found = self._guard.mean, self._latest_map()
+        first, since = self._began
+        parts = [] if mean is None else [f"loss {mean:.3f}"]
+        if found is not None:
+            parts.append(f"mAP {found:.3f} on held-out images")
+        if first < done < total:
+            parts.append(time_left((now - since) / (done - first) * (total - done)))
+        return ", ".join(parts)
+
+
+def time_left(seconds: float) -> str:
+    """A duration for people: seconds below a minute and a half, minutes below two hours, else hours and minutes."""
+    if seconds < 90:
+        return f"{round(seconds)} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes} min left" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min left"
 
 
 class PlainCheckpoints(Hook):

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dist import get_world_size, is_distributed
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ppal_backend.detector.data import StreamSampler, TrainingData
+from ppal_backend.detector.semi_data import MixedData, collate
 from ppal_backend.detector.weights import load_checkpoint
 
 LOG_NAME = "train.log"
@@ -39,12 +41,11 @@ class TrainingRunner(Runner):
         return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
-        if self.distributed:
-            return super().wrap_model(model_wrapper_cfg, model)
         placed: torch.nn.Module = model.to(self._device)
-        if any("DeformConv" in type(module).__name__ for module in placed.modules()):
-            return placed  # mmcv's deformable convolutions take the usual order of memory only
-        return placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a sixth faster on CPUs
+        # mmcv's deformable convolutions take the usual order of memory only; for others this is a sixth faster on CPUs
+        if not any("DeformConv" in type(module).__name__ for module in placed.modules()):
+            placed = placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return _shared(placed, self._device) if self.distributed else placed
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """mmengine runs compilers here to learn their versions; nobody reads that."""
@@ -66,6 +67,20 @@ class TrainingRunner(Runner):
         self._initialise(self.model.module if self.distributed else self.model)
 
 
+def _shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model of one of several processes; on CUDA its batch statistics are those of the whole batch."""
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    wrapped: torch.nn.Module = MMDistributedDataParallel(
+        module=model,
+        device_ids=[device.index] if on_cuda else None,
+        broadcast_buffers=False,
+        find_unused_parameters=True,  # a batch without objects leaves parts of some heads alone
+    )
+    return wrapped
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove the time-stamped folder that mmengine makes for itself, unless something was put there."""
     if folder.is_dir() and not any(folder.iterdir()):
@@ -74,7 +89,7 @@ def remove_if_empty(folder: Path) -> None:
 
 def build_runner(
     config: Config,
-    data: TrainingData,
+    data: TrainingData | MixedData,
     model: torch.nn.Module,
     *,
     device: torch.device,
@@ -83,6 +98,7 @@ def build_runner(
     seed: int,
     resume_from: Path | None,
     initialise: Initialise,
+    visualizer: dict[str, Any],
 ) -> TrainingRunner:
     """Put a training together; call it inside :func:`runtime.isolated` of the same ``name``.
 
@@ -96,15 +112,16 @@ def build_runner(
         seed: Seed of initialisation.
         resume_from: Step checkpoint to go on from, already checked, or None.
         initialise: Called with the detector after its random initialisation.
+        visualizer: Configuration of mmengine's visualiser.
     """
     loading = config.train_dataloader
     loader = DataLoader(
         data,
-        batch_size=loading.batch_size,
+        batch_size=loading.batch_size // get_world_size(),
         sampler=StreamSampler(len(data)),
         num_workers=loading.num_workers,
         persistent_workers=loading.persistent_workers,
-        collate_fn=pseudo_collate,
+        collate_fn=collate,
     )
     return TrainingRunner(
         device=device,
@@ -117,10 +134,11 @@ def build_runner(
         param_scheduler=config.param_scheduler.copy() or None,
         default_hooks=_default_hooks(config.train_cfg.max_iters),
         log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": 20},
-        visualizer={"type": "Visualizer", "vis_backends": []},
+        visualizer=visualizer,
         load_from=None if resume_from is None else str(resume_from),
         resume=resume_from is not None,
         randomness={"seed": seed},
+        launcher="pytorch" if is_distributed() else "none",  # the processes have met already
         default_scope="mmdet",
         experiment_name=name,
     )

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from mmengine.visualization import Visualizer
 from ppal_backend.errors import DetectorError
 
 _STDOUT = threading.Lock()
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS asks for it where results are to be repeatable
 _MANAGED = (MMLogger, MessageHub, DefaultScope, Visualizer)
 
 
@@ -58,6 +60,42 @@ def isolated(name: str, log_file: Path | None = None) -> Iterator[None]:
                 gone = managed._instance_dict.pop(key)
                 for handler in getattr(gone, "handlers", ()):
                     handler.close()
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Make torch give the same bits on every run, and put its switches back afterwards.
+
+    On a CPU trainings are repeatable anyway; on CUDA this costs speed, and some operations have no such form.
+
+    Raises:
+        DetectorError: The detector uses an operation that has no deterministic form on this device.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn, workspace = torch.backends.cudnn, os.environ.get(_WORKSPACE)
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    flags = (cudnn.deterministic, cudnn.benchmark)
+    os.environ[_WORKSPACE] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise DetectorError(
+            f"this detector cannot train deterministically here ({str(error).splitlines()[0]}); "
+            f"set deterministic to false or train on a CPU"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            del os.environ[_WORKSPACE]
+        else:
+            os.environ[_WORKSPACE] = workspace
 
 
 @functools.cache

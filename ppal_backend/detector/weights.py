@@ -17,6 +17,8 @@ from ppal_backend.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_STUDENT, _TEACHER = "student.", "teacher."
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without ever running code from it.
@@ -48,7 +50,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Take the weights out of a checkpoint dictionary, as float32.
 
-    Accepts ``{"state_dict": …}``, ``{"model": …}`` and a bare state dict; drops a ``module.`` prefix.
+    Accepts ``{"state_dict": …}``, ``{"model": …}`` and a bare state dict; drops a ``module.`` prefix. Of a student
+    and its teacher, the teacher's weights are taken: it is the one that predicts.
 
     Raises:
         CheckpointError: There are no tensors in it.
@@ -63,6 +66,8 @@ def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.
     }
     if not tensors:
         raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor")
+    if all(name.startswith((_STUDENT, _TEACHER)) for name in tensors):
+        return {name.removeprefix(_TEACHER): value for name, value in tensors.items() if name.startswith(_TEACHER)}
     return tensors
 
 

@@ -17,6 +17,7 @@ ZOO_FILE = "zoo.toml"
 _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone")
 _RECIPES = "recipe"  # the table that holds named schedules
+_INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
 
 
 @dataclass(frozen=True)
@@ -166,21 +167,42 @@ def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
         root: Folder that holds ``zoo.toml``; the packaged zoo when None.
 
     Returns:
-        Entries by name, in the order of the file.
+        Entries by name, in the order of the file; those of the packaged zoo first where the file includes them.
 
     Raises:
-        DetectorError: The file is missing or an entry is not valid; the message names the entry.
+        DetectorError: The file is missing, an entry is not valid or has a name that the packaged zoo has; the message
+            names the entry.
     """
     folder = default_zoo_root() if root is None else Path(root)
+    tables = _tables(folder)
+    packaged: dict[str, ZooEntry] = {}
+    recipes: dict[str, Any] = {}
+    if tables.pop(_INCLUDE, False):
+        packaged, recipes = load_zoo(), _tables(default_zoo_root()).get(_RECIPES, {})
+    recipes = {**recipes, **tables.pop(_RECIPES, {})}
+    taken = names_in(packaged)
+    own = {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
+    if twice := sorted(names_in(own) & taken):
+        raise DetectorError(
+            f"expected names in {folder / ZOO_FILE} that the packaged zoo does not have, got {', '.join(twice)}; "
+            f"rename them"
+        )
+    return {**packaged, **own}
+
+
+def names_in(zoo: Mapping[str, ZooEntry]) -> set[str]:
+    """Every name and alias in a zoo."""
+    return {name for entry in zoo.values() for name in (entry.name, *entry.aliases)}
+
+
+def _tables(folder: Path) -> dict[str, Any]:
     file = folder / ZOO_FILE
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DetectorError(f"expected a model zoo at {file}, found none; give the folder that holds it") from error
     except tomllib.TOMLDecodeError as error:
         raise DetectorError(f"expected valid TOML in {file}: {error}") from error
-    recipes = tables.pop(_RECIPES, {})
-    return {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
 
 
 def find_entry(name: str, root: Path | None = None) -> ZooEntry:

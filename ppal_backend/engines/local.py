@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import ImageError, RoundCancelled
-from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained
+from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
 from ppal_backend.structures.progress import OnProgress
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
 log = logging.getLogger(__name__)
+
+_READ_COUNTS = ("pal", "ppal+pal")  # strategies that read how many boxes before suppression a detection stands for
 
 
 class LocalEngine:
@@ -22,17 +24,25 @@ class LocalEngine:
     Args:
         zoo_root: folder of the model zoo; None for the packaged one.
         threads: CPU threads; None leaves torch's choice.
+        processes: Processes that train one detector together, each with a GPU of its own.
+        tracking: ``tensorboard`` or ``mlflow`` for curves of the trainings; None for neither.
     """
 
-    def __init__(self, zoo_root: Path | None = None, threads: int | None = None) -> None:
-        self._zoo_root = zoo_root
+    def __init__(
+        self,
+        zoo_root: Path | None = None,
+        threads: int | None = None,
+        processes: int = 1,
+        tracking: str | None = None,
+    ) -> None:
+        self._zoo_root, self._processes, self._tracking = zoo_root, processes, tracking
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
 
     def train(
-        self, spec: RoundSpec, labels: tuple[str, ...], train_json: Path, folder: Path,
+        self, spec: RoundSpec, labels: tuple[str, ...], files: TrainingFiles, folder: Path,
         on_progress: OnProgress, should_stop: Callable[[], bool],
     ) -> Trained:  # fmt: skip
         from ppal_backend.detector.training import TrainRequest, train
@@ -40,19 +50,36 @@ class LocalEngine:
         request = TrainRequest(
             detector=spec.detector,
             classes=labels,
-            train_json=train_json,
-            val_json=None,
+            train_json=files.train,
+            val_json=files.held_out,
             work_dir=folder,
             seed=spec.seed,
             device=spec.device,
-            init_weights="random" if spec.init_weights == "random" else None,
+            init_weights=_start(spec),
             max_iterations=spec.max_iterations,
+            difficulty=spec.difficulty,
             zoo_root=self._zoo_root,
+            unlabelled=tuple(files.unlabelled),
+            patience=spec.patience,
+            processes=self._processes,
+            deterministic=spec.deterministic,
+            tracking=self._tracking,
             **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)
         model = ModelRef(spec.detector, str(result.checkpoint), labels, result.difficulty)
-        return Trained(model, {"iterations": result.iterations, "loss": result.final_loss})
+        facts: dict[str, Any] = {"iterations": result.iterations, "loss": result.final_loss}
+        if result.best_step is not None:
+            facts["best_step"] = result.best_step
+        return Trained(model, facts)
+
+    def untrained(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef | None:
+        from ppal_backend.detector.untrained import save_untrained
+
+        path = folder / "untrained.pth"
+        if not save_untrained(spec.detector, labels, path, spec.device, self._zoo_root):
+            return None
+        return ModelRef(spec.detector, str(path), labels)
 
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
         from ppal_backend.detector.evaluation import evaluate
@@ -69,12 +96,26 @@ class LocalEngine:
     ) -> Iterator[Inferred]:  # fmt: skip
         from ppal_backend.detector.inference import PoolImage, PoolInference
 
-        detector = PoolInference(model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root)
+        detector = PoolInference(
+            model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root,
+            count=spec.strategy in _READ_COUNTS, embedding=spec.embedding, levels=spec.levels,
+        )  # fmt: skip
         pool = (PoolImage(entry.image_id, entry.path) for entry in images)
         for result in detector.run_with_features(pool, on_progress=on_progress, on_error=_log_unreadable):
             if should_stop():
                 raise RoundCancelled("stopped during inference; images done so far are kept")
             yield Inferred(result.detections, result.features)
+
+
+def _start(spec: RoundSpec) -> str | None:
+    """Where a training starts from: a checkpoint, ``random``, or None for the zoo's weights."""
+    if spec.init_weights == "random":
+        return "random"
+    if spec.init_weights == "last" and spec.model is not None:
+        if spec.model.detector == spec.detector:
+            return spec.model.checkpoint
+        log.info("%s starts from the zoo's weights: the last version is of %s", spec.detector, spec.model.detector)
+    return None
 
 
 def _log_unreadable(image_id: int, error: ImageError) -> None:

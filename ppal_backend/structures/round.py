@@ -23,7 +23,12 @@ class RoundSpec:
 
     ``strategy_options`` are options of the strategy beside ``delta``; ``difficulty_options`` are ``xi``, ``momentum``
     and ``absent`` of the training (Eq. 1 to 3); ``look_at_labelled`` adds the model's detections on the labelled
-    images to what the strategy sees.
+    images to what the strategy sees. Without ``difficulty`` no class difficulty is followed and every class weighs 1.
+    ``init_weights`` is ``zoo``, ``random`` or ``last``: with ``last`` a training starts from ``model``, where that is
+    of the same detector, and from the zoo's weights otherwise. ``patience`` ends a training after so many evaluations
+    on held-out images that brought nothing; ``deterministic`` asks for the same bits on every run on a GPU too.
+    ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
+    that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
     """
 
     project_id: int
@@ -45,6 +50,12 @@ class RoundSpec:
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     difficulty_options: Mapping[str, Any] = field(default_factory=dict)
     look_at_labelled: bool = False
+    difficulty: bool = True
+    patience: int | None = None
+    deterministic: bool = False
+    embedding: Literal["query", "sampled"] = "query"
+    levels: Literal["provenance", "scale"] = "provenance"
+    cold_start: Literal["typical", "random"] = "random"
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):

@@ -5,6 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ppal_backend.commands.zoo import zoo
+from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.settings import load_settings
 
 runner = CliRunner()
 
@@ -57,3 +59,38 @@ def test_check_reports_what_it_saw():
     report = json.loads(done.stdout)
     assert (report["detector"], report["steps"], report["embedding_shape"][1]) == ("ssd_tiny", 2, 0)
     assert len(report["difficulty"]) == 3
+
+
+def test_the_zoo_in_force_is_the_operators_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    monkeypatch.delenv("PPAL_MODEL_ZOO", raising=False)
+    settings = load_settings()
+    assert (settings.model_zoo, settings.own_zoo) == (None, tmp_path / "zoo")
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "zoo.toml").touch()
+    assert settings.model_zoo == tmp_path / "zoo"  # found without a restart
+    monkeypatch.setenv("PPAL_MODEL_ZOO", str(tmp_path / "elsewhere"))
+    assert load_settings().model_zoo == load_settings().own_zoo == tmp_path / "elsewhere"
+
+
+def test_check_without_difficulty_says_none():
+    done = runner.invoke(zoo, ["check", "ssd_tiny", "--device", "cpu", "--no-difficulty", "--json"])
+    assert json.loads(done.stdout)["difficulty"] is None
+
+
+def test_an_own_detector_is_added_listed_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Through the settings alone: no folder is named, and the file it came from may go."""
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("PPAL_MODEL_ZOO", raising=False)
+    config = tmp_path / "own ssd.py"
+    config.write_text(f"_base_ = [{str(load_zoo()['ssd_tiny'].config)!r}]\n")
+    done = runner.invoke(zoo, ["add", str(config), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert f"its schedule is in {tmp_path / 'data' / 'zoo' / 'zoo.toml'}" in done.stdout
+    config.unlink()
+    listed = json.loads(runner.invoke(zoo, ["list", "--json"]).stdout)
+    assert list(listed)[-1] == "own_ssd" and "dino_r50" in listed
+    shown = json.loads(runner.invoke(zoo, ["show", "own_ssd", "--json"]).stdout)
+    assert (shown["head_family"], shown["input_size"]) == ("anchor", [160, 128])
+    again = runner.invoke(zoo, ["add", str(listed["own_ssd"]["config"]), "--name", "own_ssd"])
+    assert again.exit_code == 1 and "'own_ssd', which the zoo has" in again.stderr.replace("\n", " ")

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,13 +13,22 @@ import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 
+from ppal_backend.acquisition.ccms import similarity_matrix
+from ppal_backend.acquisition.objects import resolve_metric
+from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.benchmarks.detector_loops import scaled_zoo
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
-from ppal_backend.detector.embeddings import image_features, mean_over_image, sample_embeddings
+from ppal_backend.detector.embeddings import image_features, levels_of_size, mean_over_images, sample_embeddings
 from ppal_backend.detector.inference import PoolImage, PoolInference, PoolResult
-from ppal_backend.detector.training import TrainResult
+from ppal_backend.detector.prediction import mixed_precision, read_batches, workers_for
+from ppal_backend.detector.tracers import find_tracer
+from ppal_backend.detector.training import TrainRequest, TrainResult, train
 from ppal_backend.errors import CheckpointError, ImageError
+from ppal_backend.structures import QueryContext
 from ppal_backend.structures.progress import Progress
+from tests.detector.families import build
 from tests.detector.shapes import CLASSES, write_set
+from tests.reference import ccms as reference
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +183,139 @@ def test_an_unreadable_image_is_an_error_or_left_out(
         assert reported == [555, 556]
 
 
+def test_threads_that_read_ahead_change_nothing(
+    engine: PoolInference, trained: TrainResult, zoo_root: Path, images: list[PoolImage], tmp_path: Path
+) -> None:
+    threaded = PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root, workers=3)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"nothing")
+    mixed = [*images[:5], PoolImage(555, broken), *images[5:]]
+    with pytest.raises(ImageError, match="image 555 "):
+        list(threaded.run(mixed, batch_size=2))
+    reported: list[int] = []
+    seen: list[Progress] = []
+    found = list(threaded.run_with_features(mixed, 2, seen.append, lambda image_id, error: reported.append(image_id)))
+    assert reported == [555] and [item.done for item in seen] == [2, 4, 6, 8, 9]
+    plain = list(engine.run_with_features(mixed, 2, on_error=lambda image_id, error: None))
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.detections.image_id == theirs.detections.image_id
+        np.testing.assert_array_equal(ours.detections.boxes_xyxy, theirs.detections.boxes_xyxy)
+        np.testing.assert_array_equal(ours.detections.embeddings, theirs.detections.embeddings)
+        np.testing.assert_array_equal(ours.features["fpn"], theirs.features["fpn"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_stays_a_few_batches_ahead(workers: int) -> None:
+    """However large the pool, three batches at most are in memory, and a stream that is closed reads no more."""
+    started: list[int] = []
+
+    def read(info: dict[str, Any]) -> dict[str, Any]:
+        started.append(info["img_id"])
+        return {"id": info["img_id"]}
+
+    records = [ImageRecord(i, "", 0, 0, ()) for i in range(40)]
+    stream = read_batches(SimpleNamespace(transforms=[read]), records, 4, workers)
+    for number in range(3):
+        batch = next(stream)
+        assert [record.image_id for record, _ in batch] == [item["id"] for _, item in batch]
+        assert [record.image_id for record, _ in batch] == list(range(4 * number, 4 * number + 4))
+        assert len(started) <= 4 * (number + (3 if workers else 1))
+    stream.close()
+    assert len(started) <= 4 * (2 + (3 if workers else 1))
+    rest = list(read_batches(SimpleNamespace(transforms=[read]), records[:10], 4, workers))
+    assert [len(batch) for batch in rest] == [4, 4, 2]
+
+
+def test_choices_of_workers_and_precision() -> None:
+    """Half precision and threads that read ahead are for GPUs; a CPU is left as it is unless it is asked for."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert (workers_for(cpu, None), workers_for(cpu, 3), workers_for(cuda, 0)) == (0, 3, 0)
+    assert 1 <= workers_for(cuda, None) <= 4
+    with pytest.raises(ValueError, match="workers >= 0"):
+        workers_for(cpu, -1)
+    with mixed_precision(cpu, True):
+        assert not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+    assert isinstance(mixed_precision(cuda, False), nullcontext)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch remarks that there is no GPU here
+        chosen = mixed_precision(cuda, True)
+    assert isinstance(chosen, torch.autocast) and (chosen.device, chosen.fast_dtype) == ("cuda", torch.float16)
+
+
+def test_detections_know_how_many_boxes_they_stand_for(
+    trained: TrainResult, zoo_root: Path, images: list[PoolImage], results: list[PoolResult]
+) -> None:
+    counting = PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root, count=True)
+    counted = list(counting.run(images, batch_size=3))
+    for one, result in zip(counted, results, strict=True):
+        assert one.pre_nms_counts is not None and len(one.pre_nms_counts) == len(one)
+        assert result.detections.pre_nms_counts is None
+        np.testing.assert_array_equal(one.boxes_xyxy, result.detections.boxes_xyxy)
+    joined = np.concatenate([np.asarray(one.pre_nms_counts) for one in counted])
+    assert joined.min() >= 1 and joined.max() > 1
+
+
+def with_detector(
+    engine: PoolInference, monkeypatch: pytest.MonkeyPatch, name: str, embedding: str = "query"
+) -> PoolInference:
+    """The same engine with a detector of another family in it."""
+    model = build(name).eval()
+    monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, model=model))
+    monkeypatch.setattr(engine, "_tracer", find_tracer(model))
+    monkeypatch.setattr(engine, "_embedding", embedding)
+    return engine
+
+
+def test_queries_describe_detections_or_the_maps_do(
+    engine: PoolInference, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampled embedding is the mean over the neck's levels of torch's own sample at the centre of the box."""
+    queries = list(with_detector(engine, monkeypatch, "deformable_detr").run(images[:3], batch_size=3))
+    sampled = list(with_detector(engine, monkeypatch, "deformable_detr", "sampled").run(images[:3], batch_size=3))
+    data = engine.model.data_preprocessor(pseudo_collate([packed(engine, image) for image in images[:3]]))
+    with torch.no_grad():
+        levels = engine.model.neck(engine.model.backbone(data["inputs"]))
+    (scale_x, scale_y), (height, width) = data["data_samples"][0].scale_factor, data["inputs"].shape[2:]
+    for by_query, by_map in zip(queries, sampled, strict=True):
+        np.testing.assert_array_equal(by_query.boxes_xyxy, by_map.boxes_xyxy)
+        assert by_query.levels is None and by_map.levels is None
+        assert by_query.embeddings.shape == by_map.embeddings.shape == (25, 32)
+    for index, (x1, y1, x2, y2) in enumerate(sampled[0].boxes_xyxy):
+        point = torch.tensor([[[[(x1 + x2) * scale_x / width - 1, (y1 + y2) * scale_y / height - 1]]]])
+        wanted = [torch.nn.functional.grid_sample(level[:1], point.float(), align_corners=False) for level in levels]
+        np.testing.assert_allclose(sampled[0].embeddings[index], torch.cat(wanted).mean(0).flatten(), atol=1e-4)
+    assert np.abs(queries[0].embeddings - sampled[0].embeddings).max() > 0.1
+
+
+def test_an_unknown_embedding_is_refused(trained: TrainResult, zoo_root: Path) -> None:
+    with pytest.raises(ValueError, match="'query', 'sampled'"):
+        PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root, embedding="pooled")  # type: ignore[arg-type]
+
+
+def test_a_detector_without_a_pyramid_is_compared_by_its_probabilities(
+    train_json: Path, test_json: Path, images: list[PoolImage], tmp_path: Path
+) -> None:
+    """SSD from training to picks: no embeddings, so CCMS takes KL, and equals loops over the probabilities."""
+    root = tmp_path / "zoo"
+    scaled_zoo("ssd_tiny", root, 0.4)
+    request = TrainRequest(
+        "ssd_tiny", CLASSES, train_json, None, tmp_path / "run", device="cpu", init_weights="random",
+        max_iterations=8, zoo_root=root,
+    )  # fmt: skip
+    trained = train(request)
+    found = list(PoolInference("ssd_tiny", trained.checkpoint, CLASSES, "cpu", root).run(images))
+    assert all(item.embeddings.shape == (len(item), 0) and item.softmax for item in found)
+    assert resolve_metric(found, "auto") == "kl"
+    wanted = reference.similarity(found, 0.05, "kl")
+    np.testing.assert_allclose(similarity_matrix(found), wanted, atol=1e-4)
+    assert np.ptp(wanted[np.triu_indices(len(found), 1)]) > 0.01
+    context = QueryContext(found, len(CLASSES), difficulty=np.asarray(trained.difficulty))
+    picks = get_strategy("ppal", delta=2.0).query(context, 3, np.random.default_rng(0)).image_ids
+    assert len(set(picks)) == 3 and set(picks) <= {image.image_id for image in images}
+    others = get_strategy("ppal", delta=2.0, metric="kl").query(context, 3, np.random.default_rng(0)).image_ids
+    assert list(picks) == list(others)
+
+
 def test_an_empty_pool_and_an_empty_image(engine: PoolInference, tmp_path: Path) -> None:
     assert list(engine.run([])) == []
     assert list(engine.run_with_features([])) == []
@@ -196,18 +342,71 @@ def test_a_checkpoint_of_other_classes_is_refused(trained: TrainResult, zoo_root
 
 def test_embeddings_take_height_and_width_in_the_right_order() -> None:
     """A map whose value is its column (or row) number, on an input that is wider than high."""
-    columns = torch.arange(8.0).expand(1, 4, 8)
-    rows = torch.arange(4.0)[:, None].expand(1, 4, 8)
+    columns = torch.arange(8.0).expand(1, 1, 4, 8)
+    rows = torch.arange(4.0)[:, None].expand(1, 1, 4, 8)
     box = torch.tensor([[40.0, 8.0, 48.0, 16.0]])  # centre (44, 12): cell (row 1, column 5) at stride 8
-    level = torch.tensor([0])
-    assert sample_embeddings([columns], box, level, (32, 64)).item() == pytest.approx(5.0)
-    assert sample_embeddings([rows], box, level, (32, 64)).item() == pytest.approx(1.0)
-    assert sample_embeddings([rows], box[:0], level[:0], (32, 64)).shape == (0, 1)
+    first = torch.tensor([0])
+    assert sample_embeddings([columns], first, box, first, (32, 64)).item() == pytest.approx(5.0)
+    assert sample_embeddings([rows], first, box, first, (32, 64)).item() == pytest.approx(1.0)
+    assert sample_embeddings([rows], first[:0], box[:0], first[:0], (32, 64)).shape == (0, 1)
+
+
+def test_embeddings_of_a_batch_equal_torchs_own_samples() -> None:
+    """Each box takes the map of its own image and level; a box without a level takes the mean of all levels."""
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(3, 5, 8 // k, 12 // k, generator=generator) for k in (1, 2)]
+    low = torch.rand(40, 2, generator=generator) * torch.tensor([90.0, 60.0])
+    boxes = torch.cat([low, low + torch.rand(40, 2, generator=generator) * 40], 1)  # some centres past the edge
+    images, own = torch.arange(40) % 3, torch.arange(40) % 3 - 1
+    grid = (boxes[:, :2] + boxes[:, 2:]) / 2 / torch.tensor([96.0, 64.0]) * 2 - 1
+    sampled = sample_embeddings(levels, images, boxes, own, (64, 96))
+    for index in range(40):
+        maps = levels if own[index] < 0 else [levels[own[index]]]
+        points = grid[index][None, None, None]
+        wanted = [torch.nn.functional.grid_sample(m[images[index]][None], points, align_corners=False) for m in maps]
+        np.testing.assert_allclose(sampled[index], torch.stack(wanted).mean(0).flatten(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "level"),
+    [(112, 112, 0), (223, 223, 0), (224, 224, 1), (224, 56, 0), (447, 447, 1), (448, 448, 2), (999, 999, 2), (1, 1, 0)],
+)
+def test_the_level_of_a_box_follows_from_its_size(width: int, height: int, level: int) -> None:
+    """Lin et al. 2017, Eq. 1 by hand: 224 px belong to stride 16, on a pyramid of strides 8, 16 and 32."""
+    maps = [torch.zeros(1, 4, 64 // k, 96 // k) for k in (1, 2, 4)]
+    box = torch.tensor([[10.0, 20.0, 10.0 + width, 20.0 + height]])
+    assert levels_of_size(maps, box, (512, 768)).tolist() == [level]
+
+
+def test_embeddings_may_come_from_the_level_of_the_boxs_size(
+    engine: PoolInference, images: list[PoolImage], results: list[PoolResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On images this small every box belongs to the finest level, whichever level found it."""
+    monkeypatch.setattr(engine, "_levels", "scale")
+    changed = 0
+    for was, now in zip(results, engine.run(images, batch_size=3), strict=True):
+        found = was.detections
+        np.testing.assert_array_equal(now.boxes_xyxy, found.boxes_xyxy)
+        np.testing.assert_array_equal(now.levels, found.levels)
+        assert found.levels is not None and found.embeddings is not None and now.embeddings is not None
+        finest = found.levels == 0
+        np.testing.assert_allclose(now.embeddings[finest], found.embeddings[finest], atol=1e-6)
+        changed += int((np.abs(now.embeddings[~finest] - found.embeddings[~finest]).max(1) > 1e-3).sum())
+    assert changed > 0
+
+
+def test_unknown_levels_are_refused(trained: TrainResult, zoo_root: Path) -> None:
+    with pytest.raises(ValueError, match="'provenance', 'scale'"):
+        PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root, levels="all")  # type: ignore[arg-type]
 
 
 def test_padding_does_not_count_in_image_features() -> None:
-    feature_map = torch.full((2, 4, 4), 9.0)
-    feature_map[:, :2, :3] = 1.0
-    assert mean_over_image(feature_map, (30, 48), (64, 64)).tolist() == [1.0, 1.0]
-    described = image_features([feature_map], [feature_map, feature_map[:1]], (64, 64), (64, 64))
-    assert described["fpn"].shape == (3,) and described["global"][0] == feature_map[0].mean()
+    """Whether the images of a batch have one size or several."""
+    feature_map = torch.full((2, 2, 4, 4), 9.0)
+    feature_map[0, :, :2, :3] = 1.0
+    feature_map[1, :, :3, :2] = 2.0
+    both = mean_over_images(feature_map, [(30, 48), (48, 20)], (64, 64))
+    assert both.tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert mean_over_images(feature_map[:1], [(30, 48)], (64, 64)).tolist() == [[1.0, 1.0]]
+    described = image_features([feature_map], [feature_map, feature_map[:, :1]], [(64, 64)] * 2, (64, 64))
+    assert described["fpn"].shape == (2, 3) and described["global"][1, 0] == feature_map[1, 0].mean()

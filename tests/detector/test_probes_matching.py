@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from ppal_backend.detector.probes import Positives, detection_head, find_probe
+from ppal_backend.detector.probes import Positives, covered_families, detection_head, find_probe
 from tests.detector.families import CLASSES, DETR_LIKE, batch, build
 from tests.detector.test_probes import Row, flat, iou, loss_step, observed, priors_of, q_of, sigmoid, softmax, truths
 
@@ -133,6 +133,11 @@ def test_difficulty_equals_a_matching_done_by_hand(name: str) -> None:
     assert len(expected) >= 6
     assert [row[0] for row in got] == [row[0] for row in expected]
     np.testing.assert_allclose([row[1:] for row in got], [row[1:] for row in expected], atol=1e-5)
+
+
+def test_every_covered_family_is_among_those_compared() -> None:
+    names = ("retinanet", "atss", "ddod", "fcos", "gfl", "rtmdet", "yolox", "dino", "faster_rcnn")
+    assert [find_probe(detection_head(build(name))).family for name in names] == list(covered_families())
 
 
 def test_every_instance_counts_once_in_dino_although_noise_queries_match_too() -> None:

@@ -10,7 +10,7 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 
 from ppal_backend.detector.probes import detection_head
-from ppal_backend.detector.tracers import find_tracer
+from ppal_backend.detector.tracers import base, find_tracer
 from ppal_backend.errors import DetectorError, UnsupportedHead
 from tests.detector.families import CLASSES, DETR_LIKE, FILES, REFUSED, TWO_STAGE, batch, build
 
@@ -163,7 +163,7 @@ def test_embeddings_of_queries_give_the_probabilities_back(name: str) -> None:
     assert len({tuple(s.pred_instances.ppal_embeddings[0].tolist()) for s in predict(model)}) > 1
 
 
-@pytest.mark.parametrize("name", ["yolox", *DETR_LIKE])
+@pytest.mark.parametrize("name", list(FILES))
 def test_the_order_in_a_batch_changes_nothing(name: str) -> None:
     model = ready(name)
     find_tracer(model).attach(model)
@@ -176,6 +176,51 @@ def test_the_order_in_a_batch_changes_nothing(name: str) -> None:
         ours, theirs = mixed[place].pred_instances, straight[original].pred_instances
         np.testing.assert_allclose(ours.ppal_probs, theirs.ppal_probs, atol=1e-5)
         np.testing.assert_allclose(ours.bboxes, theirs.bboxes, atol=1e-3)
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (areas - width * height) if areas > 0 else 0.0
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "yolox"])
+def test_boxes_that_suppression_joined_are_counted(name: str) -> None:
+    """Counted once more in plain loops, from what the head handed to its own suppression."""
+    model = ready(name)
+    head = model.bbox_head
+    original, before = head._bbox_post_process, []
+
+    def remember(results: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        before.append((results.bboxes.tolist(), results.labels.tolist(), cfg.nms.iou_threshold))
+        return original(results, cfg, *args, **kwargs)
+
+    head._bbox_post_process = remember
+    for layer in getattr(head, "multi_level_conv_reg", ()):
+        with torch.no_grad():
+            layer.bias.add_(2.0)  # boxes so large that neighbours overlap
+    find_tracer(model, count=True).attach(model)
+    samples = predict(model)
+    counted = []
+    for sample, (boxes, labels, threshold) in zip(samples, before, strict=True):
+        found = sample.pred_instances[::5]
+        for box, label, count in zip(found.ppal_boxes.tolist(), found.labels, found.ppal_counts, strict=True):
+            near = [overlap(box, other) for other, own in zip(boxes, labels, strict=True) if own == label]
+            assert sum(value > threshold + 1e-4 for value in near) <= count
+            assert count <= max(1, sum(value > threshold - 1e-4 for value in near))
+            counted.append(int(count))
+    assert min(counted) >= 1 and max(counted) >= 2
+
+
+def test_counting_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 9, 9], [50, 50, 60, 60], [0, 0, 10, 10.0]])
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    whole = base.count_supporters(boxes, labels, boxes, labels, 0.85)
+    assert whole.tolist() == [2, 3, 2, 1, 1]  # overlaps 0.9, 0.81 and 0.9 of the first three
+    monkeypatch.setattr(base, "_ROWS_AT_ONCE", 2)
+    assert base.count_supporters(boxes, labels, boxes, labels, 0.85).tolist() == whole.tolist()
+    assert base.count_supporters(boxes[:0], labels[:0], boxes, labels, 0.85).shape == (0,)
 
 
 def test_images_without_detections_carry_empty_fields() -> None:

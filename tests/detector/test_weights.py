@@ -69,6 +69,13 @@ def test_state_dict_is_found_in_its_usual_places() -> None:
         state_dict_of({"meta": 3}, Path("x"))
 
 
+def test_of_a_student_and_its_teacher_the_teacher_counts() -> None:
+    pair = {"student.a": torch.tensor(1.0), "teacher.a": torch.tensor(2.0)}
+    assert {name: value.item() for name, value in state_dict_of({"state_dict": pair}, Path("x")).items()} == {"a": 2.0}
+    both = {**pair, "b": torch.tensor(3.0)}
+    assert set(state_dict_of(both, Path("x"))) == {"student.a", "teacher.a", "b"}
+
+
 def test_class_dependent_layers_keep_their_fresh_values() -> None:
     torch.manual_seed(0)
     source, target = Toy(7), Toy(2)

@@ -14,6 +14,8 @@ NAMES = {
     *("retinanet_r50_fpn", "retinanet_r101", "retinanet_mobilenetv2", "retinanet_swin_t", "faster_rcnn_r50"),
     *("fcos_r50", "atss_r50", "ddod_r50", "ssd300_vgg16", "rtmdet_tiny", "rtmdet_s", "yolox_s", "dino_r50"),
     *("retinanet_tiny", "fcos_tiny", "atss_tiny", "faster_rcnn_tiny", "ssd_tiny"),
+    *("soft_teacher_r50", "soft_teacher_tiny"),
+    *("gfl_tiny", "ddod_tiny", "rtmdet_nano", "yolox_nano", "dino_tiny"),
 }
 ENTRY = """
 [one]
@@ -38,7 +40,7 @@ def test_the_packaged_zoo_is_complete() -> None:
         assert entry.name == name
         assert entry.config.is_file()
         if entry.weights is None:
-            assert entry.from_scratch == name.endswith("_tiny") or name == "retinanet_swin_t"
+            assert entry.from_scratch == name.endswith(("_tiny", "_nano")) or name == "retinanet_swin_t"
         else:
             assert entry.weights.licence and entry.weights.source and len(entry.weights.sha256) >= 8
             if entry.weights.kind == "detector" and entry.weights.url is not None:
@@ -91,6 +93,27 @@ def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     assert find_entry("one", tmp_path).title == "One"
     with pytest.raises(UnknownDetector, match=r"one.*'yolo9000'"):
         find_entry("yolo9000", tmp_path)
+
+
+def test_an_own_zoo_comes_on_top_of_the_packaged_one(tmp_path: Path) -> None:
+    """With its recipes; an own zoo that does not ask for the packaged one stands alone."""
+    own = ENTRY.replace("[one.schedule]\nepochs = 10", "[one.schedule]\nrecipe = 'ppal'")
+    own = own.replace("min_iterations = 20\nmax_iterations = 100\n", "")
+    (tmp_path / "one.py").write_text("")
+    (tmp_path / "zoo.toml").write_text("include_packaged = true\n" + own)
+    assert list(load_zoo(tmp_path)) == [*load_zoo(), "one"]
+    assert find_entry("one", tmp_path).schedule.epochs == 26
+    assert find_entry("retinanet_r50", tmp_path) == find_entry("retinanet_r50")
+    (tmp_path / "zoo.toml").write_text(ENTRY)
+    assert list(load_zoo(tmp_path)) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["atss_r50", "retinanet_r50"])
+def test_an_own_detector_never_hides_a_packaged_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("")
+    (tmp_path / "zoo.toml").write_text("include_packaged = true\n" + ENTRY.replace("[one", f"[{name}"))
+    with pytest.raises(DetectorError, match=f"got {name}; rename"):
+        load_zoo(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,16 @@ import torch
 from ppal_backend.detector.probes.base import Positives, Probe, Restore, Sink
 from ppal_backend.errors import UnsupportedHead
 
-__all__ = ["Positives", "Probe", "Restore", "Sink", "covered_families", "detection_head", "find_probe"]
+__all__ = [
+    "Positives",
+    "Probe",
+    "Restore",
+    "Sink",
+    "attach_probe",
+    "covered_families",
+    "detection_head",
+    "find_probe",
+]
 
 
 def _probes() -> tuple[Probe, ...]:
@@ -42,13 +51,34 @@ def covered_families() -> tuple[str, ...]:
     return tuple(probe.family for probe in _probes())
 
 
+def attach_probe(detector: torch.nn.Module, sink: Sink) -> Restore:
+    """Report the positives of every training step of a detector to ``sink``; the returned function detaches again.
+
+    Of a student and its teacher, the student's positives on labelled images are reported.
+
+    Raises:
+        UnsupportedHead: The detector has no head, or no probe covers it.
+    """
+    from ppal_backend.detector.probes.semi import on_labelled_images
+
+    inner = getattr(detector, "module", detector)
+    head = detection_head(inner)
+    probe = find_probe(head)
+    if hasattr(inner, "student"):
+        return on_labelled_images(inner, sink, lambda gated: probe.attach(head, gated))
+    return probe.attach(head, sink)
+
+
 def detection_head(detector: torch.nn.Module) -> torch.nn.Module:
     """The head whose predictions are a detector's answer: the dense head, or the last RoI box head.
+
+    Of a student and its teacher it is the student's, which trains.
 
     Raises:
         UnsupportedHead: The detector has neither.
     """
     inner = getattr(detector, "module", detector)
+    inner = getattr(inner, "student", inner)
     owner = getattr(inner, "roi_head", inner)
     head = getattr(owner, "bbox_head", None)
     if isinstance(head, torch.nn.ModuleList):
@@ -74,4 +104,7 @@ def find_probe(head: torch.nn.Module) -> Probe:
 
 
 def _advice() -> str:
-    return f"covered families are {', '.join(covered_families())}; choose such a detector or train without difficulty"
+    return (
+        f"covered families are {', '.join(covered_families())}; choose such a detector or train without difficulty "
+        f"(difficulty: false in the project's extra parameters, or PPAL_DIFFICULTY=false; every class then weighs 1)"
+    )

@@ -16,22 +16,27 @@ from ppal_backend.errors import UnsupportedHead
 __all__ = ["Tracer", "find_tracer"]
 
 
-def _tracers() -> tuple[Tracer, ...]:
+def _tracers(count: bool) -> tuple[Tracer, ...]:
     from ppal_backend.detector.tracers.dense import DenseTracer
     from ppal_backend.detector.tracers.detr import DETRTracer
     from ppal_backend.detector.tracers.roi import RoITracer
     from ppal_backend.detector.tracers.yolox import YOLOXTracer
 
-    return (RoITracer(), DenseTracer(), YOLOXTracer(), DETRTracer())
+    return (RoITracer(), DenseTracer(count), YOLOXTracer(count), DETRTracer())
 
 
-def find_tracer(detector: torch.nn.Module) -> Tracer:
+def find_tracer(detector: torch.nn.Module, count: bool = False) -> Tracer:
     """Choose the tracer of a detector.
+
+    Args:
+        detector: Built detector.
+        count: Whether to count the boxes before suppression that each detection stands for, in a fourth field
+            ``ppal_counts``; dense heads and YOLOX only.
 
     Raises:
         UnsupportedHead: No tracer covers it; the message names the covered families.
     """
-    tracers = _tracers()
+    tracers = _tracers(count)
     for tracer in tracers:
         if tracer.covers(detector):
             return tracer

@@ -8,7 +8,7 @@ import torch
 from mmdet.models.utils import filter_scores_and_topk
 
 from ppal_backend.detector.probes.base import Restore, override, provider
-from ppal_backend.detector.tracers.base import EXTRA_FIELDS
+from ppal_backend.detector.tracers.base import traced_suppression
 from ppal_backend.errors import DetectorError
 
 _KNOWN_SELECTION = ("BaseDenseHead", "GFLHead")
@@ -18,6 +18,9 @@ class DenseTracer:
     """Repeats the head's deterministic selection level by level, with the full probabilities."""
 
     family = "dense heads (RetinaNet, SSD, FCOS, ATSS, GFL, RTMDet)"
+
+    def __init__(self, count: bool = False) -> None:
+        self._count = count
 
     def covers(self, detector: Any) -> bool:
         """Detectors with a dense head whose selection per level is mmdet's usual one."""
@@ -43,7 +46,7 @@ class DenseTracer:
             pending.append(self._select(head, cls_score_list, head.test_cfg if cfg is None else cfg))
             return predict(cls_score_list, *args, **kwargs)
 
-        def post_processing(results: Any, *args: Any, **kwargs: Any) -> Any:
+        def post_processing(results: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:
             scores, levels, probabilities = pending.pop()
             if not torch.equal(results.scores, scores):
                 raise DetectorError(
@@ -51,9 +54,9 @@ class DenseTracer:
                     f"it cannot be traced in one pass"
                 )
             values = (results.bboxes.clone(), levels, probabilities)
-            for name, value in zip(EXTRA_FIELDS, values, strict=True):
-                results.set_field(value, name)
-            return post_process(results, *args, **kwargs)
+            return traced_suppression(
+                results, values, cfg, lambda: post_process(results, cfg, *args, **kwargs), self._count
+            )
 
         undo = [
             override(head, "_predict_by_feat_single", predicting),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ppal_backend.detector.probes.base import Restore, override, provider
-from ppal_backend.detector.tracers.base import EXTRA_FIELDS
+from ppal_backend.detector.tracers.base import traced_suppression
 from ppal_backend.errors import DetectorError
 
 
@@ -15,6 +15,9 @@ class YOLOXTracer:
     """Repeats the threshold of ``YOLOXHead``. A score is the class probability times objectness."""
 
     family = "YOLOX"
+
+    def __init__(self, count: bool = False) -> None:
+        self._count = count
 
     def covers(self, detector: Any) -> bool:
         """Detectors whose dense head predicts as ``YOLOXHead`` does."""
@@ -38,7 +41,7 @@ class YOLOXTracer:
             pending[:] = _select(head.cls_out_channels, cls_scores, objectnesses, threshold)
             return predict(cls_scores, bbox_preds, objectnesses, *args, **kwargs)
 
-        def post_processing(results: Any, *args: Any, **kwargs: Any) -> Any:
+        def post_processing(results: Any, cfg: Any, *args: Any, **kwargs: Any) -> Any:
             scores, levels, probabilities = pending.pop(0)
             if not torch.equal(results.scores, scores):
                 raise DetectorError(
@@ -46,9 +49,9 @@ class YOLOXTracer:
                     f"it cannot be traced in one pass"
                 )
             values = (results.bboxes.clone(), levels, probabilities)
-            for name, value in zip(EXTRA_FIELDS, values, strict=True):
-                results.set_field(value, name)
-            return post_process(results, *args, **kwargs)
+            return traced_suppression(
+                results, values, cfg, lambda: post_process(results, cfg, *args, **kwargs), self._count
+            )
 
         undo = (override(head, "predict_by_feat", predicting), override(head, "_bbox_post_process", post_processing))
 

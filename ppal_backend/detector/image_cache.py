@@ -1,0 +1,102 @@
+"""Large photos are decoded once a training and not at every step: what the pipeline shrinks them to is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmdet.registry import TRANSFORMS
+
+from ppal_backend.detector.data import ImageRecord
+from ppal_backend.files import atomic_file
+
+FOLDER = "images"
+_WORTH_IT = 4  # times as many pixels as the pipeline keeps
+_MOST_BYTES = 4 * 2**30
+_LEAVE_FREE = 2 * 2**30
+
+
+def with_image_cache(
+    steps: Sequence[dict[str, Any]], records: Sequence[ImageRecord], folder: Path
+) -> list[dict[str, Any]]:
+    """A training pipeline whose reader keeps shrunk copies of large photos, where that changes nothing else.
+
+    That is so when the first thing done to an image is a resize to a fixed scale: the copy is what this resize
+    makes, so that every later step sees the same pixels and boxes, to the bit. Other pipelines (random scales and
+    crops, several branches) need the photo itself and are returned as they are, and so is one for small images.
+
+    Args:
+        steps: Steps of the pipeline.
+        records: Images of the training.
+        folder: Where copies go, as long as there is room: at most 4 GiB, and never the last 2 GiB of the disk.
+    """
+    plain = [dict(step) for step in steps]
+    kinds = [step["type"] for step in plain[:3]]
+    if kinds != ["LoadImageFromFile", "LoadAnnotations", "Resize"]:
+        return plain
+    scale = plain[2].get("scale")
+    if set(plain[2]) != {"type", "scale", "keep_ratio"} or not plain[2]["keep_ratio"] or scale is None:
+        return plain
+    if not any(_is_large(record.width, record.height, scale) for record in records):
+        return plain
+    reader = {**plain[0], "type": "LoadShrunkImage", "scale": tuple(scale), "folder": str(folder)}
+    return [reader, *plain[1:]]
+
+
+def _is_large(width: int, height: int, scale: Sequence[int]) -> bool:
+    return width * height >= _WORTH_IT * scale[0] * scale[1]
+
+
+@TRANSFORMS.register_module()
+class LoadShrunkImage(LoadImageFromFile):
+    """Reads an image, or the copy of it that an earlier call has shrunk; boxes are scaled along with it.
+
+    Args:
+        scale: Scale of the ``Resize`` that follows.
+        folder: Where copies lie.
+        options: Options of mmcv's own reader.
+    """
+
+    def __init__(self, scale: tuple[int, int], folder: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._scale, self._folder = scale, Path(folder)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Read one image."""
+        width, height = results["width"], results["height"]
+        if not _is_large(width, height, self._scale):
+            return super().transform(results)
+        copy = self._folder / f"{hashlib.sha256(str(results['img_path']).encode()).hexdigest()}.bmp"
+        if copy.is_file():
+            read = super().transform({**results, "img_path": str(copy)})
+            if read is not None:
+                read["img_path"] = results["img_path"]
+                read["instances"] = _scaled(results["instances"], read["img_shape"], (height, width))
+            return read
+        read = super().transform(results)
+        if read is not None and read["img_shape"] == (height, width):
+            self._keep(copy, mmcv.imrescale(read["img"], self._scale))
+        return read
+
+    def _keep(self, copy: Path, image: np.ndarray) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = sum(1 for _ in self._folder.iterdir())
+        if (kept + 1) * image.nbytes > _MOST_BYTES or shutil.disk_usage(self._folder).free < _LEAVE_FREE:
+            return
+        with atomic_file(copy) as file:
+            file.write(cv2.imencode(".bmp", image)[1].tobytes())  # lossless, and read in no time
+
+
+def _scaled(
+    instances: Sequence[dict[str, Any]], shape: tuple[int, int], original: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Boxes on the copy, in the same single precision in which mmdetection's ``Resize`` scales them."""
+    ratios = np.asarray([shape[1] / original[1], shape[0] / original[0]] * 2, np.float32)
+    return [{**item, "bbox": (np.asarray(item["bbox"], np.float32) * ratios).tolist()} for item in instances]
