@@ -1,16 +1,37 @@
-"""The folder of one round: a mark per finished step, and the files the steps leave for each other."""
+"""The folder of one round: a mark per finished step, and the files the steps leave for each other.
+
+A mark holds the SHA-256 of every file that its step left. A round that is taken up again checks them: what is
+damaged is taken away, and its step and those after it are done again.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.files import read_json, write_json
+from ppal_backend.errors import StateError
+from ppal_backend.files import read_json, sha256_of, write_json
 
 log = logging.getLogger(__name__)
+
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "export": ("export/*",),
+    "dataset": ("dataset/*",),
+    "train": ("train/*.json", "train/*.pth"),
+    "evaluate": ("metrics.json",),
+    "infer": ("detections/*.npz", "labelled_detections/*.npz"),
+    "candidates": ("candidates.json",),
+    "query": ("query_set.json",),
+    "publish": ("publish.json",),
+}
+"""What each step leaves, in the order of the steps."""
+
+NEEDED_AFTER_PUBLISHING = ("train", "evaluate", "query")
 
 
 class RoundFolder:
@@ -35,7 +56,54 @@ class RoundFolder:
     def mark_done(self, step: str, seconds: float, facts: dict[str, Any]) -> None:
         """Leave the mark of a step: everything it wrote must be on disk by now."""
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self._mark(step), {"seconds": round(seconds, 3), "finished_at": stamp, "facts": facts})
+        sums = {str(path.relative_to(self.path)): sha256_of(path) for path in self._outputs(step)}
+        mark = {"seconds": round(seconds, 3), "finished_at": stamp, "facts": facts, "sha256": sums}
+        write_json(self._mark(step), mark)
+
+    def repair(self) -> list[str]:
+        """Check what earlier attempts left, before a round is taken up again.
+
+        Returns:
+            The steps whose marks were taken away: they are done again. A training that is done again starts from
+            nothing, an inference keeps its undamaged shards.
+        """
+        for name in ("spec.json", "publish.json"):
+            if (self.path / name).is_file() and not _is_json(self.path / name):
+                log.warning("%s is damaged and left out", self.path / name)
+                (self.path / name).unlink()
+        done = [step for step in OUTPUTS if self.is_done(step)]
+        checked = [s for s in done if s in NEEDED_AFTER_PUBLISHING] if "publish" in done else done
+        for step in checked:
+            damaged = self._damaged(step)
+            if damaged is not None:
+                return self._undo(done[done.index(step) :], damaged)
+        return []
+
+    def _damaged(self, step: str) -> list[Path] | None:
+        """Files of a finished step that are not as it left them; [] when its mark is damaged, None when all is well.
+
+        Marks from before there were checksums tell nothing."""
+        if not _is_json(self._mark(step)):
+            return []
+        sums = read_json(self._mark(step)).get("sha256", {})
+        damaged = [self.path / n for n, wanted in sums.items() if not _has(self.path / n, wanted)]
+        return damaged or None
+
+    def _undo(self, steps: list[str], damaged: list[Path]) -> list[str]:
+        names = ", ".join(str(path.relative_to(self.path)) for path in damaged) or f"steps/{steps[0]}.json"
+        log.error("%s: %s damaged; done again: %s", self.path, names, ", ".join(steps))
+        for step in reversed(steps):
+            self._mark(step).unlink()
+            kept = step == "publish" or (step == "infer" and step == steps[0])
+            for path in damaged if kept else list(self._outputs(step)):
+                path.unlink(missing_ok=True)
+            if step == "train":
+                shutil.rmtree(self.path / "train", ignore_errors=True)
+        return steps
+
+    def _outputs(self, step: str) -> Iterator[Path]:
+        for pattern in OUTPUTS.get(step, ()):
+            yield from (p for p in sorted(self.path.glob(pattern)) if p.is_file() and not p.name.startswith("."))
 
     def facts(self, step: str) -> dict[str, Any]:
         """What a finished step noted."""
@@ -68,3 +136,36 @@ def claim_project_folder(folder: Path, key: str) -> None:
         log.warning("project folder %s belonged to another project; moved to %s", folder, aside)
     if not owner.is_file():
         write_json(owner, {"key": key})
+
+
+def need_intact(checkpoint: Path, version: str) -> None:
+    """Make sure that a version's checkpoint is there, and as its training left it.
+
+    Raises:
+        StateError: it is gone or damaged.
+    """
+    advice = "train again (ppal round PROJECT) or go back to another version (ppal versions PROJECT)"
+    if not checkpoint.is_file():
+        raise StateError(f"expected the checkpoint of version {version} at {checkpoint}, got no file; {advice}")
+    for folder in checkpoint.parents:
+        mark = folder / "steps" / "train.json"
+        if mark.is_file() and _is_json(mark):
+            wanted = read_json(mark).get("sha256", {}).get(str(checkpoint.relative_to(folder)))
+            if wanted is not None and sha256_of(checkpoint) != wanted:
+                raise StateError(
+                    f"expected the checkpoint of version {version} as it was trained (SHA-256 {wanted[:12]}…), got "
+                    f"other content in {checkpoint}: the file is damaged; {advice}"
+                )
+            return
+
+
+def _has(path: Path, wanted: str) -> bool:
+    return path.is_file() and sha256_of(path) == wanted
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except ValueError:
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,33 @@ import numpy as np
 from ppal_backend.files import atomic_file
 from ppal_backend.structures.detections import Detections
 
+log = logging.getLogger(__name__)
+
 _ROWS = ("boxes_xyxy", "scores", "class_indices", "embeddings")
-_OPTIONAL = ("class_probs", "levels")
+_OPTIONAL = ("class_probs", "levels", "pre_nms_counts")
 
 
 class DetectionsWriter:
     """Writes shards of ``shard_size`` images; a shard appears whole or not at all.
 
-    ``done`` holds the image ids that earlier, complete shards already hold: a resumed pass skips them.
+    ``done`` holds the image ids that earlier, complete shards already hold: a resumed pass skips them. A shard that
+    cannot be read is removed, its images are not done.
     """
 
     def __init__(self, folder: Path, shard_size: int = 256) -> None:
         self._folder, self._size = folder, shard_size
         self._rows: list[tuple[Detections, Mapping[str, Any]]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self._next = len(_shards(folder))
-        self.done: set[int] = {d.image_id for d, _ in read_detections(folder)}
+        self.done: set[int] = set()
+        self._next = 0
+        for path in _shards(folder):
+            try:
+                self.done.update(detections.image_id for detections, _ in _read(path))
+            except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+                log.error("%s is damaged (%s); its images are done again", path, error)
+                path.unlink()
+            else:
+                self._next = int(path.stem.removeprefix("shard-")) + 1
 
     def add(self, detections: Detections, features: Mapping[str, Any]) -> None:
         """Add one image."""
@@ -58,16 +71,20 @@ class DetectionsWriter:
 def read_detections(folder: Path) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
     """Detections and image features of every image, in the order they were written."""
     for path in _shards(folder):
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-        features = {n.removeprefix("feature_"): v for n, v in arrays.items() if n.startswith("feature_")}
-        ends = np.cumsum(arrays["counts"])
-        for i, end in enumerate(ends):
-            rows = slice(int(end - arrays["counts"][i]), int(end))
-            of_image: dict[str, Any] = {n: arrays[n][rows] for n in (*_ROWS, *_OPTIONAL) if n in arrays}
-            of_image["softmax"] = bool(arrays["softmax"][i])
-            detections = Detections(int(arrays["image_ids"][i]), **of_image)
-            yield detections, {name: value[i] for name, value in features.items()}
+        yield from _read(path)
+
+
+def _read(path: Path) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+    with np.load(path, allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    features = {n.removeprefix("feature_"): v for n, v in arrays.items() if n.startswith("feature_")}
+    ends = np.cumsum(arrays["counts"])
+    for i, end in enumerate(ends):
+        rows = slice(int(end - arrays["counts"][i]), int(end))
+        of_image: dict[str, Any] = {n: arrays[n][rows] for n in (*_ROWS, *_OPTIONAL) if n in arrays}
+        of_image["softmax"] = bool(arrays["softmax"][i])
+        detections = Detections(int(arrays["image_ids"][i]), **of_image)
+        yield detections, {name: value[i] for name, value in features.items()}
 
 
 def _stack_rows(values: list[np.ndarray]) -> np.ndarray:

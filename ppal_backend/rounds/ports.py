@@ -37,6 +37,19 @@ class PreparedData:
 
 
 @dataclass(frozen=True)
+class TrainingFiles:
+    """What a training reads: COCO files with absolute paths; ``unlabelled`` are the image files of the pool.
+
+    ``held_out`` is what the project's own people labelled and no training sees; a training may choose among its
+    weights by it. It is never what a simulation evaluates on.
+    """
+
+    train: Path
+    held_out: Path | None = None
+    unlabelled: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained detector and what training said about itself."""
 
@@ -79,12 +92,16 @@ class Engine(Protocol):
         self,
         spec: RoundSpec,
         labels: tuple[str, ...],
-        train_json: Path,
+        files: TrainingFiles,
         folder: Path,
         on_progress: OnProgress,
         should_stop: Callable[[], bool],
     ) -> Trained:
         """Train a detector, resuming what ``folder`` holds."""  # fmt: skip
+
+    def untrained(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef | None:
+        """A model that can describe images but detect nothing yet, written to ``folder``; None where that would
+        need a download or take too long."""
 
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
         """COCO metrics of a model on labelled images: ``map``, ``map50``, ``per_class``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,8 @@ from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
-from ppal_backend.rounds.ports import PoolEntry, Ports, QueueEntry
+from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles
+from ppal_backend.rounds.queue import read_queue
 from ppal_backend.rounds.split import holdout_ids
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.query import CandidatePool, QueryContext
@@ -28,11 +30,13 @@ log = logging.getLogger(__name__)
 TRAIN_STEPS = ("export", "dataset", "train", "evaluate", "infer", "candidates", "query", "publish")
 RANK_STEPS = ("export", "dataset", "infer", "candidates", "query", "publish")
 FEWEST_LABELLED = 2
+HELD_OUT = "dataset/held_out.json"
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a finished round achieved. ``model`` is None when the order is random for want of one."""
+    """What a finished round achieved. ``model`` is None when there was none to order the pool by."""
 
     version: str
     model: ModelRef | None
@@ -87,6 +91,8 @@ class _Run:
         held_out = holdout_ids([i.id for i in data.labelled.images], self.spec.holdout_fraction)
         kept = [i.id for i in data.labelled.images if i.id not in held_out]
         data.labelled.subset(kept).write(self.folder / "dataset" / "train.json")
+        if held_out:
+            data.labelled.subset(held_out).write(self.folder / HELD_OUT)
         evaluation = data.labelled.subset(held_out) if data.evaluation is None else data.evaluation
         evaluation.write(self.folder / "dataset" / "val.json")
         self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
@@ -98,6 +104,7 @@ class _Run:
             "held_out_images": len(held_out),
             "pool_images": len(data.pool),
             "unreadable_images": len(data.unreadable),
+            "labelled_per_class": dict(zip(data.labels, data.labelled.class_counts(), strict=True)),
             **dict(data.report),
         }
 
@@ -110,8 +117,10 @@ class _Run:
                 f"{len(train.images)} images with {len(train.annotations)} boxes; annotate more tasks"
             )
         observer = self.ports.observer
+        held_out = self.folder / HELD_OUT
+        files = TrainingFiles(train_json, held_out if held_out.is_file() else None, [e.path for e in self.pool])
         trained = self.ports.engine.train(
-            self.spec, self.labels, train_json, self.folder / "train", observer.progress, observer.should_stop
+            self.spec, self.labels, files, self.folder / "train", observer.progress, observer.should_stop
         )
         self.folder.write("train/model.json", asdict(trained.model))
         return dict(trained.facts)
@@ -124,22 +133,37 @@ class _Run:
 
     def step_infer(self) -> dict[str, Any]:
         model = self.model
+        if model is None:
+            return self._cold_start()
         seen = self._infer("detections", self.pool, model)
-        if self.pool and self.looks_at_labelled and model is not None:
+        if self.pool and self.looks_at_labelled:
             self._infer("labelled_detections", labelled_entries(self.train_set), model)
         return {"images": seen, "unreadable_images": len(self.pool) - seen}
 
-    def _infer(self, name: str, entries: Sequence[PoolEntry], model: ModelRef | None) -> int:
-        """Detections of these images into the folder ``name``; how many could be read."""
+    def _cold_start(self) -> dict[str, Any]:
+        """Before any training: features of the images at best, and no detections."""
+        untrained = None
+        if self.spec.cold_start == "typical" and self.pool:
+            untrained = self.ports.engine.untrained(self.spec, self.labels, self.folder / UNTRAINED)
+        if untrained is None:
+            shutil.rmtree(self.folder / "detections", ignore_errors=True)
+            writer = DetectionsWriter(self.folder / "detections")
+            for entry in self.pool:
+                writer.add(Detections.empty(entry.image_id), {})
+            writer.flush()
+            return {"images": len(self.pool), "unreadable_images": 0, "strategy": "random"}
+        seen = self._infer("detections", self.pool, untrained, keep_boxes=False)
+        shutil.rmtree(self.folder / UNTRAINED)
+        return {"images": seen, "unreadable_images": len(self.pool) - seen, "strategy": "typiclust"}
+
+    def _infer(self, name: str, entries: Sequence[PoolEntry], model: ModelRef, keep_boxes: bool = True) -> int:
+        """What the model says of these images into the folder ``name``; how many could be read."""
         writer = DetectionsWriter(self.folder / name)
         todo = [entry for entry in entries if entry.image_id not in writer.done]
         observer = self.ports.observer
-        if model is None:
-            for entry in todo:
-                writer.add(Detections.empty(entry.image_id), {})
-        else:
-            for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
-                writer.add(item.detections, item.features)
+        for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
+            found = item.detections if keep_boxes else Detections.empty(item.detections.image_id)
+            writer.add(found, item.features)
         writer.flush()
         return sum(1 for _ in read_detections(self.folder / name))
 
@@ -173,13 +197,7 @@ class _Run:
         return {"query_set": len(chosen.image_ids), "queue": len(queue)}
 
     def step_publish(self) -> dict[str, Any]:
-        sizes = {entry.image_id: entry for entry in self.pool}
-        detections = {d.image_id: d for d in self.context.pool}
-        queue = []
-        for task_id in self.queue:
-            entry = sizes.get(task_id)
-            width, height = (entry.width, entry.height) if entry else (0, 0)
-            queue.append(QueueEntry(task_id, detections.get(task_id), width, height))
+        queue = read_queue(self.folder)
         state = self.folder.read("publish.json") if (self.folder / "publish.json").is_file() else None
         version = self.ports.publisher.publish(
             self.spec, self.model, queue, state, lambda new: self.folder.write("publish.json", new)
@@ -229,7 +247,7 @@ class _Run:
     @property
     def strategy(self) -> Any:
         if self.model is None:
-            return get_strategy("random")
+            return get_strategy(self.folder.facts("infer").get("strategy", "random"))
         return get_strategy(self.spec.strategy, **{"delta": self.spec.delta, **self.spec.strategy_options})
 
     @property
@@ -267,9 +285,14 @@ class _Run:
         return QueryContext(
             pool=[d for d, _ in rows],
             num_classes=len(labels),
-            difficulty=None if model is None or model.difficulty is None else np.asarray(model.difficulty),
+            difficulty=None if model is None else _difficulty(model),
             class_counts=None if counts is None else np.asarray(counts),
             labelled=[d for d, _ in marked],
             image_features={name: np.stack([f[name] for _, f in rows]) for name in names},
             labelled_features={name: np.stack([f[name] for _, f in marked]) for name in names if marked},
         )
+
+
+def _difficulty(model: ModelRef) -> np.ndarray:
+    """``[C]`` difficulties; where they were not followed all are 0, which Eq. 4 turns into a weight of 1."""
+    return np.zeros(len(model.labels)) if model.difficulty is None else np.asarray(model.difficulty)

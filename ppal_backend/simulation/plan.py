@@ -111,8 +111,14 @@ class Plan:
             device=device,
             strategy_options=options,
             difficulty_options=dict(variant.difficulty),
+            **variant.inference,
             look_at_labelled=look_at_labelled,
         )
+
+    def start_spec(self, seed: int, device: str) -> RoundSpec:
+        """Parameters of the choice of typical first images, before anything is trained."""
+        spec = self.spec(seed, 0, Variant("random"), device, look_at_labelled=False)
+        return replace(spec, kind="rank", budget=self.start, cold_start="typical")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Engine, Ports
@@ -70,21 +71,44 @@ class Replay:
         self._root, self._plan, self._benchmark, self._engine = root, plan, benchmark, engine
         self._device, self._keep, self._stop = device, keep, stop
 
-    def start_ids(self, seed: int) -> list[int]:
-        """The images that every strategy of this seed begins with, drawn once."""
-        path = seed_folder(self._root, seed) / START
+    def start_ids(self, seed: int, start: str = "random") -> list[int]:
+        """The images that every strategy of this seed (and kind of start) begins with, chosen once."""
+        path = seed_folder(self._root, seed) / (START if start == "random" else f"start-{start}.json")
         if not path.is_file():
-            rng = np.random.default_rng([seed, _START_STREAM])
-            ids = np.array(sorted(self._benchmark.pool.image_ids))
-            write_json(path, [int(i) for i in rng.choice(ids, self._plan.start, replace=False)])
+            write_json(path, self._random_start(seed) if start == "random" else self._typical_start(seed))
         return [int(i) for i in read_json(path)]
+
+    def _random_start(self, seed: int) -> list[int]:
+        rng = np.random.default_rng([seed, _START_STREAM])
+        ids = np.array(sorted(self._benchmark.pool.image_ids))
+        return [int(i) for i in rng.choice(ids, self._plan.start, replace=False)]
+
+    def _typical_start(self, seed: int) -> list[int]:
+        """What a project without labels is asked for first, by the round that serves people."""
+        path = seed_folder(self._root, seed) / "typical"
+        with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
+            folder = RoundFolder(path)
+            result = run_round(
+                self._plan.start_spec(seed, self._device),
+                folder,
+                Ports(
+                    Oracle(self._benchmark, []), self._engine, Discard(), self._reporter(path, seed, "first images", 0)
+                ),
+            )
+            if folder.read("query_set.json")["strategy"] != "typiclust":
+                raise StateError(
+                    f"expected initial weights of {self._plan.detector} to choose typical first images, got none; "
+                    f"fetch them with ppal zoo fetch, or start at random"
+                )
+            RoundPlace(path).slim()
+        return list(result.queue[: self._plan.start])
 
     def first_model(self, seed: int, first_model: str) -> None:
         """Train the first model of a seed and look at the pool with it; shared by the seed's strategies."""
         users = [v for v in self._plan.variants if v.first_model == first_model]
         path = first_model_folder(self._root, seed, first_model)
         with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
-            plain = Variant("random", {}, users[0].difficulty)
+            plain = Variant("random", {}, users[0].difficulty, inference=users[0].inference)
             looks = any(v.looks_at_labelled for v in users)
             if looks and not RoundFolder(path).path.joinpath("labelled_detections").is_dir():
                 (path / "steps" / "infer.json").unlink(missing_ok=True)  # a strategy came that wants more
@@ -92,7 +116,7 @@ class Replay:
                 self._plan.spec(seed, 0, plain, self._device, looks),
                 RoundFolder(path),
                 Ports(
-                    Oracle(self._benchmark, self.start_ids(seed)),
+                    Oracle(self._benchmark, self.start_ids(seed, users[0].start)),
                     self._engine,
                     Discard(),
                     self._reporter(path, seed, "first model", 0),
@@ -113,7 +137,7 @@ class Replay:
     def _round(self, seed: int, variant: Variant, number: int, place: RoundPlace) -> None:
         if number == 0:
             first = first_model_folder(self._root, seed, variant.first_model)
-            adopt_first_model(first, place, self.start_ids(seed))
+            adopt_first_model(first, place, self.start_ids(seed, variant.start))
         last = number == self._plan.rounds
         following = None if last else round_place(self._root, seed, variant.folder, number + 1)
         labelled = place.labelled()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppal_backend.simulation.results import Results
-from ppal_backend.simulation.variants import DIFFICULTY_OPTIONS, Variant
+from ppal_backend.simulation.variants import DIFFICULTY_OPTIONS, INFERENCE_OPTIONS, STARTS, Variant
 
 STAGES: Mapping[str, tuple[str, str]] = {
     "random": ("Random", "Random"),
@@ -27,7 +27,17 @@ STAGES: Mapping[str, tuple[str, str]] = {
     "ppal": ("DCUS", "CCMS"),
 }
 """Stages of the strategies of the paper's Table 1."""
-SWEEPABLE = (*DIFFICULTY_OPTIONS, "alpha", "beta", "delta", "uncertainty", "refine", "unit")
+SWEEPABLE = (
+    *DIFFICULTY_OPTIONS,
+    *INFERENCE_OPTIONS,
+    "start",
+    "alpha",
+    "beta",
+    "delta",
+    "uncertainty",
+    "refine",
+    "unit",
+)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -174,7 +184,8 @@ def sweeps(results: Results) -> dict[str, dict[str, list[tuple[Any, str]]]]:
     for option in SWEEPABLE:
         groups: dict[str, list[tuple[Any, str]]] = {}
         for variant in (results.plan.variant(name) for name in results.names):
-            settings = {"delta": results.plan.delta, **_DEFAULTS, **variant.options, **variant.difficulty}
+            chosen = {**variant.options, **variant.difficulty, **variant.inference, "start": variant.start}
+            settings = {"delta": results.plan.delta, **_DEFAULTS, **chosen}
             groups.setdefault(_without(variant, option), []).append((settings[option], variant.name))
         several = {base: sorted(rows, key=str) for base, rows in groups.items() if len({str(v) for v, _ in rows}) > 1}
         if several:
@@ -220,6 +231,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "xi": 0.6,
     "momentum": 0.99,
     "absent": "keep",
+    "embedding": "query",
+    "levels": "provenance",
     "uncertainty": "entropy",
     "refine": "kmedoids",
     "unit": "images",
@@ -229,8 +242,10 @@ _DEFAULTS: Mapping[str, Any] = {
 def _without(variant: Variant, option: str) -> str:
     options = {k: v for k, v in variant.options.items() if k != option}
     difficulty = {k: v for k, v in variant.difficulty.items() if k != option}
+    inference = {k: v for k, v in variant.inference.items() if k != option}
     budget = None if option == "unit" else variant.budget
-    return Variant(variant.strategy, options, difficulty, variant.match, budget).name
+    start = STARTS[0] if option == "start" else variant.start
+    return Variant(variant.strategy, options, difficulty, variant.match, budget, inference, start).name
 
 
 def _round_headers(results: Results) -> list[str]:

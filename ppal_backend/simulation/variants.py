@@ -12,7 +12,9 @@ from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy, str
 from ppal_backend.errors import SettingsError
 
 DIFFICULTY_OPTIONS = ("xi", "momentum", "absent")
+INFERENCE_OPTIONS = {"embedding": ("query", "sampled"), "levels": ("provenance", "scale")}
 ABSENT = ("keep", "drift")
+STARTS = ("random", "typical")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Variant:
         match: Name of a variant whose number of labelled boxes this one follows round by round; its number of images
             is then whatever that takes.
         budget: Budget of its own, in the strategy's unit; None for the plan's.
+        inference: ``embedding`` and ``levels`` (see ``PoolInference``).
+        start: How the first images are chosen: ``random``, or ``typical`` as before the first training of a project.
 
     Raises:
         SettingsError: An unknown strategy or option, or one out of range.
@@ -36,6 +40,8 @@ class Variant:
     difficulty: Mapping[str, Any] = field(default_factory=dict)
     match: str | None = None
     budget: int | None = None
+    inference: Mapping[str, Any] = field(default_factory=dict)
+    start: str = STARTS[0]
 
     def __post_init__(self) -> None:
         if self.strategy not in strategy_names():
@@ -44,9 +50,13 @@ class Variant:
         try:
             get_strategy(self.strategy, **self.options)
         except (TypeError, ValueError) as error:
-            known = f"and {', '.join((*DIFFICULTY_OPTIONS, 'match', 'budget'))} besides"
+            known = f"and {', '.join((*DIFFICULTY_OPTIONS, *INFERENCE_OPTIONS, 'match', 'budget', 'start'))} besides"
             raise SettingsError(f"strategy {self.strategy!r}: {error} ({known})") from None
         self._check_difficulty()
+        for name, value in (*self.inference.items(), ("start", self.start)):
+            allowed = STARTS if name == "start" else INFERENCE_OPTIONS.get(name, ())
+            if value not in allowed:
+                raise SettingsError(f"strategy {self.strategy!r}: expected {name} one of {allowed}, got {value!r}")
         if self.budget is not None and (not isinstance(self.budget, int) or self.budget < 1):
             raise SettingsError(f"strategy {self.strategy!r}: expected budget >= 1, got {self.budget!r}; correct it")
 
@@ -60,7 +70,9 @@ class Variant:
     @property
     def name(self) -> str:
         """The name in tables and plots; equal settings have equal names."""
-        settings = {**self.options, **self.difficulty}
+        settings = {**self.options, **self.difficulty, **self.inference}
+        if self.start != STARTS[0]:
+            settings["start"] = self.start
         if self.match is not None:
             settings["match"] = self.match
         if self.budget is not None:
@@ -75,8 +87,11 @@ class Variant:
 
     @property
     def first_model(self) -> str:
-        """Variants with the same one share their first model (the weights never depend on it, the difficulty does)."""
-        return ",".join(f"{key}={_text(self.difficulty[key])}" for key in sorted(self.difficulty)) or "default"
+        """Variants with the same one share their first model and what it sees in the pool."""
+        settings = {**self.difficulty, **self.inference}
+        if self.start != STARTS[0]:
+            settings["start"] = self.start
+        return ",".join(f"{key}={_text(settings[key])}" for key in sorted(settings)) or "default"
 
     @property
     def looks_at_labelled(self) -> bool:
@@ -85,8 +100,9 @@ class Variant:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form, also accepted by :func:`parse_variants`."""
-        plain: dict[str, Any] = {"strategy": self.strategy, **self.options, **self.difficulty}
-        return {**plain, **({"match": self.match} if self.match else {}), **_given(budget=self.budget)}
+        plain: dict[str, Any] = {"strategy": self.strategy, **self.options, **self.difficulty, **self.inference}
+        start = None if self.start == STARTS[0] else self.start
+        return {**plain, **_given(match=self.match, budget=self.budget, start=start)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Variant:
@@ -95,8 +111,11 @@ class Variant:
         if "strategy" not in rest:
             raise SettingsError(f"expected 'strategy' in {dict(value)}, got none; name the strategy")
         strategy, match, budget = str(rest.pop("strategy")), rest.pop("match", None), rest.pop("budget", None)
-        difficulty = {key: rest.pop(key) for key in DIFFICULTY_OPTIONS if key in rest}
-        return cls(strategy, rest, difficulty, None if match is None else str(match), budget)
+        difficulty, inference = (
+            {key: rest.pop(key) for key in names if key in rest} for names in (DIFFICULTY_OPTIONS, INFERENCE_OPTIONS)
+        )
+        start = str(rest.pop("start", STARTS[0]))
+        return cls(strategy, rest, difficulty, None if match is None else str(match), budget, inference, start)
 
 
 def parse_variants(given: str | Sequence[Any]) -> tuple[Variant, ...]:

@@ -37,7 +37,7 @@ class FakeWorld:
         self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
         self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
         self.published, self.stop, self.steps = [], False, []
-        self.infer_limit = None
+        self.infer_limit, self.has_weights = None, False
 
     def _call(self, name):
         self.calls.append(name)
@@ -57,10 +57,20 @@ class FakeWorld:
         pool = [PoolEntry(1000 + i, f"/images/{1000 + i}.jpg", 100, 80) for i in range(self.pool_size)]
         return PreparedData(coco, pool, LABELS, {"removed_label_boxes": 0}, self.unreadable)
 
-    def train(self, spec, labels, train_json, folder, on_progress, should_stop):
+    def train(self, spec, labels, files, folder, on_progress, should_stop):
         self._call("train")
         on_progress(Progress("train", 1, 2))
+        folder.mkdir(exist_ok=True)
+        (folder / "model.pth").write_bytes(b"weights of round %d" % spec.number)
         return Trained(ModelRef(spec.detector, str(folder / "model.pth"), labels, (0.2, 0.9)), {"iterations": 2})
+
+    def untrained(self, spec, labels, folder):
+        self._call("untrained")
+        if not self.has_weights:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "untrained.pth").write_bytes(b"initial weights")
+        return ModelRef(spec.detector, str(folder / "untrained.pth"), labels)
 
     def evaluate(self, spec, model, ann_json):
         self._call("evaluate")
@@ -71,7 +81,7 @@ class FakeWorld:
         for n, entry in enumerate(images):
             if self.infer_limit is not None and n >= self.infer_limit:
                 raise Killed("infer")
-            yield Inferred(detections_of(entry.image_id))
+            yield Inferred(detections_of(entry.image_id), {"global": features_of(entry.image_id)})
 
     def publish(self, spec, model, queue, state, on_state):
         self.states.append(state)
@@ -105,6 +115,13 @@ def detections_of(image_id):
         rng.integers(0, 2, n),
         rng.normal(size=(n, 8)).astype(np.float32),
     )
+
+
+def features_of(image_id):
+    """Three kinds of images, of which the first is the most frequent and the last one is scattered."""
+    kind = (0, 0, 0, 1, 1, 2)[image_id % 6]
+    rng = np.random.default_rng(image_id)
+    return (10.0 * np.eye(3)[kind] + (0.01, 0.01, 2.0)[kind] * rng.normal(size=3)).astype(np.float32)
 
 
 def rank_spec(model=None):

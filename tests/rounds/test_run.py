@@ -1,15 +1,23 @@
 """The step line: what it publishes, and that a killed round goes on after its last complete step."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS, run_round
 from ppal_backend.structures.round import ModelRef, RoundSpec
 from tests.rounds.fakes import SPEC, FakeWorld, Killed, rank_spec
+
+TEST_SET = CocoDataset(
+    [CocoImage(501, "/images/501.jpg", 100, 80)],
+    [CocoAnnotation(1, 501, 1, (10.0, 10.0, 20.0, 20.0))],
+    [CocoCategory(1, "cat"), CocoCategory(2, "dog")],
+)
 
 
 def run(world, path, spec=SPEC):
@@ -94,6 +102,44 @@ def test_without_a_model_the_order_is_random_and_repeatable(tmp_path):
     assert run(FakeWorld(), tmp_path / "b", rank_spec()).queue == result.queue
 
 
+@pytest.fixture
+def cold():
+    """A world whose zoo has weights, and a round that looks at the pool with them."""
+    world = FakeWorld()
+    world.has_weights = True
+    return world, replace(rank_spec(), cold_start="typical")
+
+
+def test_a_cold_start_takes_typical_images_of_every_kind_and_publishes_no_boxes(cold, tmp_path):
+    world, spec = cold
+    result = run(world, tmp_path, spec)
+    kinds = [(i - 1000) % 6 for i in result.queue[: spec.budget]]
+    assert {0, 1, 2} & set(kinds) and {3, 4} & set(kinds), "both dense kinds are among the first"
+    stored = json.loads((tmp_path / "query_set.json").read_text())
+    assert stored["strategy"] == "typiclust" and len(result.queue) == world.pool_size
+    assert result.model is None and world.published[0][0] is None
+    assert all(len(entry.detections) == 0 for entry in world.published[0][1])
+    assert not (tmp_path / "untrained").exists()
+
+
+def test_a_cold_start_without_weights_is_random_and_says_so(cold, tmp_path):
+    world, spec = cold
+    world.has_weights = False
+    result = run(world, tmp_path / "a", spec)
+    assert json.loads((tmp_path / "a" / "query_set.json").read_text())["strategy"] == "random"
+    assert result.queue == run(FakeWorld(), tmp_path / "b", rank_spec()).queue
+
+
+def test_a_cold_start_killed_while_it_looks_goes_on(cold, tmp_path):
+    world, spec = cold
+    whole = run(world, tmp_path / "whole", spec)
+    world.infer_limit = 10
+    with pytest.raises(Killed):
+        run(world, tmp_path / "cut", spec)
+    world.infer_limit = None
+    assert run(world, tmp_path / "cut", spec).queue == whole.queue
+
+
 def test_ranking_with_a_model_trains_nothing(tmp_path):
     model = ModelRef("retinanet_tiny", "/m.pth", ("cat", "dog"), (0.1, 0.1))
     world = FakeWorld()
@@ -151,3 +197,49 @@ def test_strategies_that_use_labelled_images_get_the_models_view_of_them(tmp_pat
     run(world, tmp_path, replace(SPEC, strategy=strategy))
     assert world.calls.count("infer") == (2 if strategy == "ppal+labelled" else 1)
     assert (tmp_path / "labelled_detections").exists() == (strategy == "ppal+labelled")
+
+
+def test_held_out_images_reach_the_training_and_only_those(tmp_path):
+    seen = {}
+
+    class World(FakeWorld):
+        def train(self, spec, labels, files, folder, on_progress, should_stop):
+            seen["train"], seen["pool"] = CocoDataset.read(files.train).image_ids, list(files.unlabelled)
+            seen["held_out"] = None if files.held_out is None else CocoDataset.read(files.held_out).image_ids
+            return super().train(spec, labels, files, folder, on_progress, should_stop)
+
+    run(World(), tmp_path / "a")
+    assert seen["held_out"] and not set(seen["held_out"]) & set(seen["train"])
+    assert sorted([*seen["held_out"], *seen["train"]]) == list(range(1, 21))
+    assert seen["pool"] == [f"/images/{i}.jpg" for i in range(1000, 1030)]
+    run(World(), tmp_path / "b", replace(SPEC, holdout_fraction=0.0))
+    assert seen["held_out"] is None
+
+
+def test_what_a_simulation_evaluates_on_never_reaches_the_training(tmp_path):
+    class World(FakeWorld):
+        def prepare(self, folder, on_progress):
+            return replace(super().prepare(folder, on_progress), evaluation=TEST_SET)
+
+        def train(self, spec, labels, files, folder, on_progress, should_stop):
+            assert files.held_out is None
+            return super().train(spec, labels, files, folder, on_progress, should_stop)
+
+    run(World(), tmp_path, replace(SPEC, holdout_fraction=0.0))
+    assert CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids == TEST_SET.image_ids
+
+
+def test_without_difficulty_every_class_weighs_one(tmp_path):
+    """Boxes then add their plain entropy to an image's utility."""
+
+    class World(FakeWorld):
+        def train(self, *arguments):
+            trained = super().train(*arguments)
+            return replace(trained, model=replace(trained.model, difficulty=None))
+
+    run(World(), tmp_path / "off", replace(SPEC, difficulty=False))
+    run(FakeWorld(), tmp_path / "entropy", replace(SPEC, strategy="entropy+ccms"))
+    off, entropy = (
+        dict(RoundFolder(tmp_path / name).read("query_set.json")["utilities"]) for name in ("off", "entropy")
+    )
+    assert off == entropy and max(off.values()) > 0

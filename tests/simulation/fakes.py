@@ -70,6 +70,7 @@ class FakeEngine:
         self.calls = []
         self.kill_at = None  # (call, how many of them to let pass)
         self.fail_on = None  # exception to raise in training
+        self.has_weights = True
 
     def _call(self, name):
         self.calls.append(name)
@@ -79,11 +80,11 @@ class FakeEngine:
                 self.kill_at = None
                 raise Killed(name)
 
-    def train(self, spec, labels, train_json, folder, on_progress, should_stop):
+    def train(self, spec, labels, files, folder, on_progress, should_stop):
         self._call("train")
         if self.fail_on is not None:
             raise self.fail_on
-        train = CocoDataset.read(train_json)
+        train = CocoDataset.read(files.train)
         skill = len([row for row in train.annotations if not row.iscrowd])
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "weights.json", {"skill": skill, "ids": list(train.image_ids)})
@@ -93,6 +94,14 @@ class FakeEngine:
         return Trained(
             ModelRef(spec.detector, str(folder / "weights.json"), labels, difficulty), {"iterations": 2, "loss": 0.5}
         )
+
+    def untrained(self, spec, labels, folder):
+        self._call("untrained")
+        if not self.has_weights:
+            return None
+        folder.mkdir(parents=True)
+        write_json(folder / "weights.json", {"skill": 0, "ids": []})
+        return ModelRef(spec.detector, str(folder / "weights.json"), labels)
 
     def evaluate(self, spec, model, ann_json):
         self._call("evaluate")

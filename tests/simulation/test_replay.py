@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.errors import RoundCancelled, StateError
+from ppal_backend.files import read_json
 from ppal_backend.simulation.layout import first_model_folder, locked, round_place
 from ppal_backend.simulation.oracle import take_boxes
 from ppal_backend.simulation.replay import Replay
@@ -56,6 +57,31 @@ def test_every_strategy_of_a_seed_starts_with_the_same_images_and_the_same_first
     assert len({r["map"] for r in first}) == 1
     difficulties = {v.name: r["difficulty"]["dog"] for v, r in zip(plan.variants, first, strict=True)}
     assert difficulties["ppal:xi=0.2"] != difficulties["ppal"] == difficulties["random"]
+
+
+def test_typical_first_images_are_chosen_once_and_have_a_first_model_of_their_own(tmp_path):
+    engine = FakeEngine()
+    plan = run(tmp_path, "ppal,ppal:start=typical,random:start=typical", engine)
+    for seed in plan.seeds:
+        typical = [labelled(tmp_path, plan, name, seed, 0) for name in ("ppal:start=typical", "random:start=typical")]
+        assert typical[0] == typical[1] != labelled(tmp_path, plan, "ppal", seed, 0)
+        assert len(set(typical[0])) == plan.start
+    assert engine.calls.count("untrained") == 2 and engine.calls.count("train") == 2 * (2 + 3 * plan.rounds)
+    assert not (tmp_path / "seed-0" / "typical" / "detections").exists()
+
+
+def test_typical_first_images_need_initial_weights(tmp_path):
+    engine = FakeEngine()
+    engine.has_weights = False
+    with pytest.raises(StateError, match=r"initial weights of retinanet_tiny.*ppal zoo fetch"):
+        run(tmp_path, "ppal:start=typical", engine)
+
+
+def test_other_levels_have_a_first_look_of_their_own(tmp_path):
+    engine = FakeEngine()
+    plan = run(tmp_path, "ppal,ppal:levels=scale", engine)
+    first = {read_json(first_model_folder(tmp_path, 0, v.first_model) / "spec.json")["levels"] for v in plan.variants}
+    assert first == {"provenance", "scale"}
 
 
 def test_a_round_labels_budget_images_that_were_not_labelled_and_keeps_the_others(finished):

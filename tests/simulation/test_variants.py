@@ -25,7 +25,15 @@ def test_json_says_the_same():
     assert parse_variants('{"strategy": "dcus"}')[0].name == "dcus"
 
 
-@pytest.mark.parametrize("text", ["ppal:delta=2,alpha=0.1,budget=7", "random:match=ppal,ppal", "ppal:absent=drift"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ppal:delta=2,alpha=0.1,budget=7",
+        "random:match=ppal,ppal",
+        "ppal:absent=drift",
+        "ppal:levels=scale,start=typical",
+    ],
+)
 def test_a_variant_survives_the_trip_to_disk(text):
     for variant in parse_variants(text):
         assert Variant.from_dict(variant.as_dict()) == variant
@@ -35,10 +43,12 @@ def test_a_variant_survives_the_trip_to_disk(text):
     ("text", "told"),
     [
         ("ppal,nonsense", "expected a strategy of random, entropy.*got 'nonsense'"),
-        ("ppal:sigma=1", r"expected strategy options among .*\['sigma'\].*xi, momentum, absent, match, budget"),
+        ("ppal:sigma=1", r"expected strategy options among .*\['sigma'\].*xi, momentum, absent, .*match, budget"),
         ("ppal:delta=0.5", "expected delta > 1"),
         ("ppal:xi=2", "expected xi to be a number in"),
         ("ppal:absent=sometimes", "expected absent to be one of"),
+        ("ppal:levels=coarse", "expected levels one of .*'scale'"),
+        ("ppal:start=warm", "expected start one of .*'typical'"),
         ("ppal:delta", "expected option=value"),
         ("ppal,ppal", "expected every strategy once, got ppal again"),
         ("random:match=entropy,ppal", "expected match to name another strategy of the list .ppal."),
@@ -119,6 +129,8 @@ def test_a_spec_carries_the_options_of_its_variant():
     spec = plan.spec(1, 2, plan.variants[0], "cpu", True)
     assert (spec.delta, spec.budget, spec.seed, spec.number) == (2.0, 4, 1, 2)
     assert spec.strategy_options == {"alpha": 0.5} and spec.difficulty_options == {"xi": 0.1}
-    assert spec.holdout_fraction == 0.0 and spec.look_at_labelled
+    assert spec.holdout_fraction == 0.0 and spec.look_at_labelled and spec.levels == "provenance"
+    scaled = make_plan(benchmark(), "ppal:levels=scale")
+    assert scaled.spec(0, 0, scaled.variants[0], "cpu", False).levels == "scale"
     plain = make_plan(benchmark(), "ppal", delta=3.0)
     assert plain.spec(0, 0, plain.variants[0], "cpu", False).delta == 3.0
