@@ -21,10 +21,16 @@ check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
-	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e"
+	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers"
 
 bench: setup ## benchmarks (docs/benchmarks.md tells what they measure)
 	@$(PYTHON_BIN) -m ppal_backend.cli bench all $(ARGS)
+
+gpu-check: ## figures on a GPU (docs/gpu.md); ends at once where there is none
+	@scripts/gpu_check.sh --out gpu-check.json $(ARGS)
+
+audit: setup-backend ## bill of materials in build/, and known vulnerabilities of every pinned version
+	@scripts/audit.sh
 
 setup-backend:
 	@scripts/setup.sh backend
@@ -33,4 +39,4 @@ clean: ## environments, caches and the demo's files; the compiled mmcv wheel sta
 	rm -rf .venv .venv-label-studio demo-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-backend demo test test-all check bench clean
+.PHONY: help setup setup-backend demo test test-all check bench gpu-check audit clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ppal_backend.commands.doctor import connect, doctor
+from ppal_backend.commands.operations import COMMANDS
 from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
 from ppal_backend.commands.simulation import rank, report, simulate
 from ppal_backend.commands.zoo import zoo
@@ -24,6 +27,10 @@ app.add_typer(zoo, name="zoo")
 app.command()(simulate)
 app.command()(report)
 app.command()(rank)
+for operation in COMMANDS:
+    app.command()(operation)
+app.command()(doctor)
+app.command()(connect)
 
 
 @app.command()
@@ -55,12 +62,16 @@ def demo_data(
         console.print(str(generate(out, images=images, seed=seed, glyphs=glyphs)))
 
 
+Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs that train one detector together (PPAL_GPUS)")]
+
+
 @app.command()
-def up() -> None:
+def up(gpus: Gpus = None) -> None:
     """Run the service and the worker together, until Ctrl-C."""
     from ppal_backend.launcher import up as run_up
 
     with errors_in_one_line():
+        _for_children(gpus)
         settings_and_logging()
         run_up()
 
@@ -78,11 +89,13 @@ def serve() -> None:
 @app.command()
 def worker(
     rounds: Annotated[int, typer.Option(min=1, help="projects that may run a round at the same time")] = 1,
+    gpus: Gpus = None,
 ) -> None:
     """Run the worker alone: it handles events and runs rounds."""
     from ppal_backend.worker import run_worker
 
     with errors_in_one_line():
+        _for_children(gpus)
         run_worker(settings_and_logging(), parallel_rounds=rounds)
 
 
@@ -149,11 +162,34 @@ def bench_service() -> None:
     _benchmark("service", "--load")
 
 
+@bench.command("detector")
+def bench_detector(as_json: AsJson = False, quick: bool = False) -> None:
+    """What the difficulty hook adds to a training step, and the one pass to plain inference."""
+    _benchmark("detector", *(["--json"] if as_json else []), *(["--quick"] if quick else []))
+
+
+@bench.command("gpu")
+def bench_gpu(
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="sizes of seconds, no round")] = False,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, or cpu to try the measurement itself")] = "cuda",
+) -> None:
+    """Training, inference, CCMS and a round on a GPU beside plain mmdet; docs/gpu.md."""
+    _benchmark("gpu", "--device", device, *(["--json"] if as_json else []), *(["--quick"] if quick else []))
+
+
 @bench.command("all")
 def bench_all() -> None:
-    """Every benchmark, one after the other."""
+    """Every benchmark that needs no GPU, one after the other."""
     bench_service()
     bench_acquisition()
+    bench_detector()
+
+
+def _for_children(gpus: int | None) -> None:
+    """Rounds run in processes of their own, which read the environment."""
+    if gpus is not None:
+        os.environ["PPAL_GPUS"] = str(gpus)
 
 
 def _benchmark(name: str, *options: str) -> None:

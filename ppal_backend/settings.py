@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ppal_backend.errors import SettingsError
+
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 class ProjectOptions(BaseModel):
@@ -26,7 +30,20 @@ class ProjectOptions(BaseModel):
     score_threshold: float = Field(0.3, ge=0.0, le=1.0, description="pre-annotations below are not shown")
     holdout_fraction: float = Field(0.1, ge=0.0, le=0.5, description="share of annotated tasks to evaluate on")
     max_iterations: int | None = Field(None, ge=1, description="training length; default by data set size")
-    init_weights: Literal["zoo", "random"] = "zoo"
+    init_weights: Literal["zoo", "last", "random"] = Field(
+        "zoo", description="where a training starts: the zoo's weights, the project's last version, or nothing"
+    )
+    difficulty: bool = Field(True, description="follow class difficulty; false: every class weighs 1")
+    patience: int | None = Field(
+        None, ge=1, description="end a training after so many evaluations on held-out images without a better mAP"
+    )
+    deterministic: bool = Field(False, description="the same bits on every run on a GPU too, at some cost in speed")
+    embedding: Literal["query", "sampled"] = Field(
+        "query", description="what describes a detection of DETR's relatives: its query, or the maps at its box"
+    )
+    cold_start: Literal["typical", "random"] = Field(
+        "typical", description="order of a pool that no model has seen; typical needs the zoo's initial weights"
+    )
     from_name: str | None = Field(None, max_length=256, description="the RectangleLabels control to use")
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -46,20 +63,26 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", validation_alias="DEVICE", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     log_level: str = Field("INFO", validation_alias="LOG_LEVEL", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")
+    log_format: Literal["text", "json"] = Field("text", validation_alias="LOG_FORMAT")
     basic_auth_user: str = Field("", validation_alias="BASIC_AUTH_USER")
     basic_auth_pass: SecretStr = Field(SecretStr(""), validation_alias="BASIC_AUTH_PASS")
 
     host: str = "0.0.0.0"
     port: int = Field(9090, ge=0, le=65535)
     public_url: str = ""
-    model_zoo: Path | None = None
+    zoo_dir: Path | None = Field(None, validation_alias="PPAL_MODEL_ZOO", description="the operator's own detectors")
     database_url: str = ""
+    queue_url: SecretStr = SecretStr("")
+    min_free_gib: float = Field(1.0, ge=0.0, description="free disk space that a round needs to go on")
+    keep_artifacts: int = Field(5, ge=1, description="versions per project whose files stay on disk")
     poll_interval_s: float = Field(60.0, ge=1.0)
     keep_versions: int = Field(3, ge=1)
     max_request_mib: int = Field(64, ge=1)
     max_image_megapixels: int = Field(100, ge=1)
     allowed_image_hosts: str = ""
     threads: int | None = Field(None, ge=1)
+    gpus: int = Field(1, ge=1, description="processes that train one detector together, each with a GPU of its own")
+    tracking: Literal["", "tensorboard", "mlflow"] = Field("", description="curves of trainings, in the round's folder")
 
     detector: str = ProjectOptions.model_fields["detector"].default
     strategy: str = ProjectOptions.model_fields["strategy"].default
@@ -67,7 +90,12 @@ class Settings(BaseSettings):
     seed: int = ProjectOptions.model_fields["seed"].default
     holdout_fraction: float = ProjectOptions.model_fields["holdout_fraction"].default
     max_iterations: int | None = None
-    init_weights: Literal["zoo", "random"] = "zoo"
+    init_weights: Literal["zoo", "last", "random"] = "zoo"
+    difficulty: bool = ProjectOptions.model_fields["difficulty"].default
+    patience: int | None = None
+    deterministic: bool = ProjectOptions.model_fields["deterministic"].default
+    embedding: Literal["query", "sampled"] = "query"
+    cold_start: Literal["typical", "random"] = "typical"
     budget: int = Field(
         ProjectOptions.model_fields["budget"].default,
         validation_alias=AliasChoices("START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"),
@@ -83,6 +111,8 @@ class Settings(BaseSettings):
         value = value.strip().rstrip("/")
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL such as http://localhost:8080 (with http:// or https://)")
+        if urlsplit(value).username is not None:
+            raise ValueError("expected a URL without credentials: it is stored and shown; use the settings for them")
         return value
 
     @property
@@ -97,8 +127,27 @@ class Settings(BaseSettings):
 
     @property
     def image_hosts(self) -> frozenset[str]:
-        """Hosts beside Label Studio's own that images may come from; empty: any public one."""
+        """Hosts beside Label Studio's own that images may come from; ``*`` is any with a public address."""
         return frozenset(h.strip().lower() for h in self.allowed_image_hosts.split(",") if h.strip())
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be shown: the token, the password, and passwords within addresses."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        fields = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        texts = [*fields, *(value for value in values if isinstance(value, str))]
+        addresses = [urlsplit(text).password or "" for text in texts if "://" in text]
+        return tuple(secret for secret in (*fields, *addresses) if secret)
+
+    @property
+    def own_zoo(self) -> Path:
+        """Folder of the operator's own detectors, beside the packaged ones; ``ppal zoo add`` writes there."""
+        return (self.zoo_dir or self.model_dir / "zoo").resolve()
+
+    @property
+    def model_zoo(self) -> Path | None:
+        """Folder of the zoo in force: the operator's where there is one, else None for the packaged one."""
+        return self.own_zoo if self.zoo_dir is not None or (self.own_zoo / "zoo.toml").is_file() else None
 
     def project_folder(self, project_id: int) -> Path:
         """Where a project's rounds live."""
@@ -131,7 +180,8 @@ def explain(error: ValidationError) -> str:
 
 def _shown(name: str, value: Any) -> str:
     secret = any(word in name.lower() for word in ("key", "pass", "token"))
-    return "" if secret or isinstance(value, dict) else f", got {str(value)[:80]!r}"
+    shown = _CREDENTIALS.sub("://[credentials]@", str(value))[:80]
+    return "" if secret or isinstance(value, dict) else f", got {shown!r}"
 
 
 def load_settings(**overrides: Any) -> Settings:

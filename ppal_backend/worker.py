@@ -11,9 +11,8 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
-from types import FrameType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.cpu import yield_while_waiting
@@ -21,22 +20,38 @@ from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import (
     LabelStudioAuthError,
     LabelStudioUnavailable,
+    OutOfSpace,
     PPALError,
+    QueueUnavailable,
     RoundCancelled,
+    StateError,
+    StoreUnavailable,
 )
-from ppal_backend.jobs.queue import JobQueue
-from ppal_backend.jobs.supervisor import CRASH_LIMIT, RETRY_AFTER_CRASH_S, Supervisor
+from ppal_backend.heartbeat import Heartbeat
+from ppal_backend.jobs.queue import JobQueue, open_queue
+from ppal_backend.jobs.supervisor import RETRY_AFTER_CRASH_S, Supervisor
 from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
+from ppal_backend.jobs.watch import Watch
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.label_studio.webhook import check_webhook
-from ppal_backend.logs import configure_logging
-from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
+from ppal_backend.logs import configure_logging, log_context
+from ppal_backend.operations.pruning import prune_project
+from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder, need_intact
 from ppal_backend.rounds.ports import Observer, Ports
+from ppal_backend.rounds.space import is_full, need_space
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
-from ppal_backend.store import Lease, ModelVersion, ProjectRecord, RoundRecord, SeenAnnotation, Store, open_store
-from ppal_backend.structures.progress import Progress
+from ppal_backend.store import (
+    CRASH_LIMIT,
+    Lease,
+    ModelVersion,
+    ProjectRecord,
+    RoundRecord,
+    SeenAnnotation,
+    Store,
+    open_store,
+)
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
 if TYPE_CHECKING:
@@ -45,18 +60,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S = 2.0
-HEARTBEAT_S = 2.0
-REPORT_EVERY_S = 1.0
+LATE_S = 5.0
 LONGEST_RETRY_S = 600.0
+SPACE_RETRY_S = 60.0
 
 PortsOf = Callable[[Settings, Store, ProjectRecord, RoundSpec, Observer], Ports]
 
 
-def run_worker(settings: Settings, stop: threading.Event | None = None, parallel_rounds: int = 1) -> None:
-    """Handle jobs until ``stop`` is set or a SIGTERM or SIGINT comes."""
+def run_worker(
+    settings: Settings,
+    stop: threading.Event | None = None,
+    parallel_rounds: int = 1,
+    round_module: str = "ppal_backend.worker",
+) -> None:
+    """Handle jobs until ``stop`` is set or a SIGTERM or SIGINT comes.
+
+    Args:
+        settings: the operator's settings.
+        stop: ends the worker when set.
+        parallel_rounds: projects that may run a round at the same time.
+        round_module: the module whose process runs one round, with the project's id as its argument.
+    """
     stop = stop or threading.Event()
     store = open_store(settings)
-    supervisor = Supervisor(store)
+    heartbeat = Heartbeat(settings.model_dir)
+    supervisor = Supervisor(store, round_module)
     synchronise: Any = None
 
     def on_sync(project_id: int) -> None:
@@ -66,7 +94,7 @@ def run_worker(settings: Settings, stop: threading.Event | None = None, parallel
         supervisor.run(project_id)
         jobs.sync(project_id)
 
-    jobs = JobQueue(settings.jobs_file, on_sync, on_round)
+    jobs = open_queue(settings, on_sync, on_round)
     synchronise = Synchroniser(store, settings, _read_updates(settings, store), jobs.run_round)
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:
@@ -76,23 +104,30 @@ def run_worker(settings: Settings, stop: threading.Event | None = None, parallel
             signal.signal(name, lambda *_: stop.set())
     log.info("worker started; state in %s", settings.model_dir.resolve())
     try:
+        heartbeat.beat()
         while not stop.wait(TICK_S):
+            heartbeat.beat()
             _tick(store, jobs, synchronise)
     finally:
         supervisor.stop()
         for consumer in consumers:
             consumer.stop(graceful=True)
+        heartbeat.end()
         store.close()
         log.info("worker stopped")
 
 
 def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
-    """Find what no job announces: polls that are due, and rounds left behind by a process that died."""
-    for project in store.projects.all():
-        if synchronise.poll_is_due(project.id):
-            jobs.sync(project.id)
-    for project_id in store.rounds.claimable_projects():
-        jobs.run_round(project_id)
+    """Find what no job announces: polls that are due, events and rounds whose job was lost."""
+    try:
+        late = store.events.waiting(LATE_S)
+        for project in store.projects.all():
+            if project.id in late or synchronise.poll_is_due(project.id):
+                jobs.sync(project.id)
+        for project_id in store.rounds.claimable_projects():
+            jobs.run_round(project_id)
+    except (StoreUnavailable, QueueUnavailable) as error:
+        log.warning("nothing is started for now: %s", error)
 
 
 def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None = None) -> bool:
@@ -103,39 +138,71 @@ def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None
         project_id: the project.
         ports_of: what the round is plugged into; Label Studio and the local engine by default.
     """
-    ports_of = ports_of or label_studio_ports
     store = open_store(settings)
-    lease = Lease.mine()
-    record = store.rounds.claim(project_id, lease)
-    if record is None:
-        return False
-    watch = Watch(store, record, lease)
-    watch.start()
+    try:
+        lease = Lease.mine()
+        record = store.rounds.claim(project_id, lease)
+        if record is None:
+            return False
+        watch = Watch(store, record, lease, partial(_need_space, settings, store, project_id))
+        watch.start()
+        try:
+            _attempt(settings, store, record, lease, watch, ports_of or label_studio_ports)
+        finally:
+            watch.stop()
+        return True
+    finally:
+        store.close()
+
+
+def _attempt(
+    settings: Settings, store: Store, record: RoundRecord, lease: Lease, watch: Watch, ports_of: PortsOf
+) -> None:
+    """Run a claimed round to its end, or leave it as its error asks for."""
+    project_id, rounds = record.project_id, store.rounds
     try:
         project = store.projects.get(project_id)
         result = _run(settings, store, project, record, watch, ports_of)
         _record_version(settings, store, project_id, record.number, result)
-        store.rounds.finish(record.id, {**result.metrics, "version": result.version, "seconds": result.seconds})
+        rounds.finish(record.id, {**result.metrics, "version": result.version, "seconds": result.seconds}, lease)
+        prune_project(settings, store, project_id)
     except RoundCancelled as reason:
-        if store.rounds.get(record.id).cancel_asked:
-            store.rounds.cancel(record.id, str(reason))
+        if rounds.get(record.id).cancel_asked:
+            rounds.cancel(record.id, str(reason), lease)
         else:
-            store.rounds.release(record.id)
+            rounds.release(record.id, lease=lease)
+    except StoreUnavailable:
+        raise  # nothing can be told to the store now; once it is back the round is taken up as after a crash
     except (LabelStudioUnavailable, LabelStudioAuthError) as error:
-        delay = min(LONGEST_RETRY_S, 5.0 * 2 ** min(record.attempts - 1, 10))
-        log.warning("round %d of project %d waits %.0f s: %s", record.number, project_id, delay, error)
-        store.rounds.release(record.id, retry_after_s=delay, error=str(error))
+        _wait(store, record, lease, min(LONGEST_RETRY_S, 5.0 * 2 ** min(record.attempts - 1, 10)), str(error))
+    except OutOfSpace as error:
+        _wait(store, record, lease, SPACE_RETRY_S, str(error))
     except PPALError as error:
         log.error("round %d of project %d failed: %s", record.number, project_id, error)
-        store.rounds.fail(record.id, str(error))
+        rounds.fail(record.id, str(error), lease)
     except Exception as error:
+        if is_full(error):
+            told = f"the disk was full in step {watch.step!r} ({error}); free some, the round goes on by itself"
+            store.projects.set_problem(project_id, "disk", told)
+            return _wait(store, record, lease, SPACE_RETRY_S, told)
         log.exception("round %d of project %d broke", record.number, project_id)
         told = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
-        store.rounds.crashed(record.id, told, CRASH_LIMIT, RETRY_AFTER_CRASH_S)
-    finally:
-        watch.stop()
-        store.close()
-    return True
+        rounds.crashed(record.id, told, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
+
+
+def _wait(store: Store, record: RoundRecord, lease: Lease, delay_s: float, error: str) -> None:
+    log.warning("round %d of project %d waits %.0f s: %s", record.number, record.project_id, delay_s, error)
+    store.rounds.release(record.id, delay_s, error, lease)
+
+
+def _need_space(settings: Settings, store: Store, project_id: int, step: str) -> None:
+    """Before each step: enough space, or a round that waits and a problem that people see."""
+    try:
+        need_space(settings.project_folder(project_id), settings.min_free_gib)
+    except OutOfSpace as error:
+        store.projects.set_problem(project_id, "disk", f"step {step!r} waits: {error}")
+        raise
+    store.projects.set_problem(project_id, "disk", "")
 
 
 def _run(
@@ -151,22 +218,23 @@ def _run(
     project_folder = settings.project_folder(project.id)
     claim_project_folder(project_folder, project.key)
     folder = RoundFolder(project_folder / "rounds" / str(record.number))
+    folder.repair()
     spec = _spec(settings, store, project, record, folder)
-    return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
+    with log_context(project=project.id, round=record.number):
+        return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
 
 
 def _spec(
     settings: Settings, store: Store, project: ProjectRecord, record: RoundRecord, folder: RoundFolder
 ) -> RoundSpec:
     """What the round was to do when it first started, or what the options in force say now."""
-    if (folder / "spec.json").is_file():
+    if (folder / "spec.json").is_file():  # repair() has taken away one that cannot be read
         return RoundSpec.from_dict(folder.read("spec.json"))
     options = settings.project_options(project.options)
     current = store.versions.active(project.id, with_model=True)
     model = None
-    if record.kind == "rank" and current is not None:
-        checkpoint = str(settings.model_dir.resolve() / current.checkpoint)
-        model = ModelRef(current.detector, checkpoint, current.labels, current.difficulty)
+    if (record.kind == "rank" or options.init_weights == "last") and current is not None:
+        model = _intact_model(settings, current, record.kind)
     return RoundSpec(
         project_id=project.id,
         project_key=project.key,
@@ -176,6 +244,19 @@ def _spec(
         model=model,
         **options.model_dump(),
     )
+
+
+def _intact_model(settings: Settings, version: ModelVersion, kind: str) -> ModelRef | None:
+    """The version's model. Ranking is impossible with a damaged one; a training starts from the zoo's weights then."""
+    checkpoint = settings.model_dir.resolve() / version.checkpoint
+    try:
+        need_intact(checkpoint, version.version)
+    except StateError as error:
+        if kind == "rank":
+            raise
+        log.warning("training starts from the zoo's weights: %s", error)
+        return None
+    return ModelRef(version.detector, str(checkpoint), version.labels, version.difficulty)
 
 
 def _record_version(settings: Settings, store: Store, project_id: int, number: int, result: RoundResult) -> None:
@@ -193,61 +274,6 @@ def _record_version(settings: Settings, store: Store, project_id: int, number: i
             metrics=result.metrics,
         )
     )
-
-
-class Watch:
-    """Observes one round: reports to the store, keeps the lease alive, and says when to stop.
-
-    The process ends at once when its parent is gone: the next worker takes the round over.
-    """
-
-    def __init__(self, store: Store, record: RoundRecord, lease: Lease) -> None:
-        self._store, self._round, self._lease = store, record, lease
-        self._stop, self._ended = threading.Event(), threading.Event()
-        self._parent, self._reported, self.step = os.getppid(), 0.0, record.step
-
-    def start(self) -> None:
-        """Begin to keep the lease alive; SIGTERM asks the round to stop."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
-        threading.Thread(target=self._keep, name="lease", daemon=True).start()
-
-    def stop(self) -> None:
-        """The round is over."""
-        self._ended.set()
-
-    def exported(self, annotation_ids: Sequence[int]) -> None:
-        if self._round.kind == "rank":
-            return  # nothing was learned from them: they still count towards the next training
-        self._store.ledger.used_by(self._round.project_id, self._round.number, annotation_ids)
-
-    def step_started(self, step: str) -> None:
-        self.step = step
-        self._store.rounds.report(self._round.id, step, {})
-        log.info("round %d of project %d: %s", self._round.number, self._round.project_id, step)
-
-    def progress(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._reported < REPORT_EVERY_S and progress.done < progress.total:
-            return
-        self._reported = now
-        shown = {"done": progress.done, "total": progress.total, "detail": progress.detail}
-        self._store.rounds.report(self._round.id, self.step, shown)
-
-    def should_stop(self) -> bool:
-        return self._stop.is_set()
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stop.set()
-
-    def _keep(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
-            if os.getppid() != self._parent:
-                log.error("the worker is gone; this round process leaves, the round will be resumed")
-                os._exit(1)
-            if not self._store.rounds.renew(self._round.id, self._lease):
-                self._stop.set()
 
 
 def _read_updates(settings: Settings, store: Store) -> Callable[[int, str], list[TaskUpdate]]:
@@ -277,7 +303,7 @@ def label_studio_ports(
     store.projects.set_problem(project.id, "webhook", check_webhook(client, project.id, settings.public_url, token))
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
-        engine=LocalEngine(settings.model_zoo, settings.threads),
+        engine=LocalEngine(settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None),
         publisher=LabelStudioPublisher(client, settings.keep_versions),
         observer=observer,
     )
@@ -286,10 +312,15 @@ def label_studio_ports(
 def main(arguments: Sequence[str]) -> int:
     """Entry of the round process: run the next round of the project named by its id."""
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, settings.secrets)
     yield_while_waiting()
     os.nice(5)  # people's requests come before training
-    run_next_round(settings, int(arguments[0]))
+    try:
+        with log_context(project=int(arguments[0])):
+            run_next_round(settings, int(arguments[0]))
+    except StoreUnavailable as error:
+        log.error("the round of project %s is left for now: %s", arguments[0], error)
+        return 1
     return 0
 
 

@@ -23,18 +23,35 @@ ALLOWED = {
     "engines": GROUND | {"detector", "store", "rounds.ports"},
     "rounds": GROUND | {"acquisition", "datasets"},
     "jobs": GROUND | {"store"},
-    "service": GROUND | {"store", "jobs", "engines", "label_studio", "datasets", "detector.zoo", "acquisition"},
+    "heartbeat": set(),
+    "service": GROUND
+    | {
+        "store",
+        "jobs",
+        "engines",
+        "label_studio",
+        "datasets",
+        "detector.zoo",
+        "acquisition",
+        "heartbeat",
+        "operations",
+        "rounds.artifacts",
+        "rounds.boxes",
+    },
     "demo": GROUND | {"store", "datasets", "rounds", "launcher"},
     "simulation": GROUND | {"rounds", "engines", "detector.zoo", "datasets", "acquisition", "demo"},
-    "worker": GROUND | {"store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth"},
+    "operations": GROUND | {"store", "rounds", "label_studio", "datasets"},
+    "worker": GROUND
+    | {"operations", "store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth", "heartbeat"},
     "launcher": GROUND,
+    "doctor": GROUND | {"store", "jobs", "label_studio", "service.auth", "service.readiness", "detector.environment"},
     "benchmarks": None,  # measures everything; only the command line imports it
     "cli": None,
     "commands": None,
     "__init__": set(),
 }
 ONE_DOOR = {"mmdet": "detector", "mmcv": "detector", "mmengine": "detector", "label_studio_sdk": "label_studio",
-            "sqlalchemy": "store", "huey": "jobs"}  # fmt: skip
+            "sqlalchemy": "store", "alembic": "store", "huey": "jobs"}  # fmt: skip
 PURE = {"acquisition": {"numpy", "torch", "scipy", "kmedoids"}, "structures": {"numpy", "torch"}}
 NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "worker", "launcher",
                  "settings"}  # fmt: skip

@@ -63,3 +63,13 @@ def test_a_secret_setting_is_not_repeated_in_an_error(monkeypatch, run):
 def test_every_command_has_help(run):
     for words in (["--help"], ["demo", "--help"], ["round", "--help"], ["bench", "--help"]):
         assert run(*words).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["up", "worker"])
+def test_gpus_reach_the_processes_that_run_rounds(run, monkeypatch, command):
+    monkeypatch.setenv("PPAL_GPUS", "1")
+    seen = []
+    for name in ("launcher.up", "worker.run_worker"):
+        monkeypatch.setattr(f"ppal_backend.{name}", lambda *_, **__: seen.append(load_settings().gpus))
+    assert run(command, "--gpus", "4").exit_code == 0 and run(command).exit_code == 0
+    assert seen == [4, 4], "without the option the environment stands"

@@ -1,6 +1,7 @@
 """What the environment and extra parameters may say."""
 
 import pytest
+from pydantic import SecretStr
 
 from ppal_backend.errors import SettingsError
 from ppal_backend.settings import load_settings
@@ -49,3 +50,33 @@ def test_wrong_extra_parameters_are_named(tmp_path, extra, told):
 def test_hosts_are_split_and_trimmed(tmp_path):
     settings = load_settings(MODEL_DIR=tmp_path, allowed_image_hosts=" Images.example.com, cdn.example.com ,")
     assert settings.image_hosts == {"images.example.com", "cdn.example.com"}
+
+
+def test_secrets_are_all_that_must_not_be_shown(monkeypatch):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "token-1")
+    monkeypatch.setenv("BASIC_AUTH_PASS", "word-2")
+    settings = load_settings(
+        database_url="postgresql+psycopg://ppal:word-3@db.local/ppal", queue_url=SecretStr("redis://:word-4@redis/0")
+    )
+    assert set(settings.secrets) == {"token-1", "word-2", "word-3", "redis://:word-4@redis/0", "word-4"}
+    assert load_settings(LABEL_STUDIO_API_KEY="", BASIC_AUTH_PASS="").secrets == ()
+
+
+def test_options_of_trainings_come_from_the_environment_and_the_project(monkeypatch, tmp_path):
+    values = {"PPAL_DIFFICULTY": "false", "PPAL_INIT_WEIGHTS": "last", "PPAL_PATIENCE": "2", "PPAL_GPUS": "4"}
+    for name, value in {**values, "PPAL_TRACKING": "mlflow", "PPAL_DETERMINISTIC": "true"}.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(MODEL_DIR=tmp_path)
+    assert (settings.gpus, settings.tracking) == (4, "mlflow")
+    options = settings.project_options({"patience": 3})
+    assert (options.difficulty, options.init_weights, options.patience) == (False, "last", 3)
+    assert options.deterministic and settings.project_options({"difficulty": True}).difficulty
+    with pytest.raises(SettingsError, match="tracking"):
+        load_settings(MODEL_DIR=tmp_path, tracking="wandb")
+
+
+@pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "public_url"])
+def test_an_address_with_credentials_is_refused_without_showing_them(name):
+    with pytest.raises(SettingsError, match="without credentials") as caught:
+        load_settings(**{name: "http://me:word-5@ls.local:8080"})
+    assert "word-5" not in str(caught.value) and "ls.local" in str(caught.value)

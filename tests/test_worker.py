@@ -4,11 +4,17 @@ import time
 
 import pytest
 
-from ppal_backend.errors import DetectorError, LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.errors import (
+    DetectorError,
+    LabelStudioAuthError,
+    LabelStudioUnavailable,
+    QueueUnavailable,
+    StoreUnavailable,
+)
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
-from ppal_backend.store import SeenAnnotation, open_store
-from ppal_backend.worker import run_next_round
+from ppal_backend.store import RoundStore, SeenAnnotation, open_store
+from ppal_backend.worker import _tick, run_next_round
 from tests.rounds.fakes import FakeWorld, Killed
 
 
@@ -119,7 +125,7 @@ def test_a_resumed_round_keeps_the_options_it_started_with(settings, store):
 
 
 def test_a_cancelled_round_stops_and_stays_cancelled(settings, store, monkeypatch):
-    monkeypatch.setattr("ppal_backend.worker.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("ppal_backend.jobs.watch.HEARTBEAT_S", 0.01)
 
     class Cancelled(World):
         def export(self, folder):
@@ -130,6 +136,69 @@ def test_a_cancelled_round_stops_and_stays_cancelled(settings, store, monkeypatc
     store.rounds.request(1, "train", "x")
     run_next_round(settings, 1, Cancelled().ports)
     assert only(store).state == "cancelled"
+
+
+def test_a_paused_round_leaves_what_it_has_and_goes_on_when_resumed(settings, store, monkeypatch):
+    monkeypatch.setattr("ppal_backend.jobs.watch.HEARTBEAT_S", 0.01)
+    from ppal_backend.errors import RoundCancelled
+
+    class Pausing(World):
+        """An engine that leaves as the real one does: when it is told to stop, with a checkpoint on disk."""
+
+        def train(self, spec, labels, files, folder, on_progress, should_stop):
+            if store.projects.get(1).paused or (folder / "checkpoint").exists():
+                return super().train(spec, labels, files, folder, on_progress, should_stop)
+            store.projects.set_paused(1, True)
+            end = time.monotonic() + 10
+            while not should_stop():
+                assert time.monotonic() < end, "nobody told the training to stop"
+                time.sleep(0.01)
+            folder.mkdir(exist_ok=True)
+            (folder / "checkpoint").touch()
+            raise RoundCancelled("a checkpoint is on disk")
+
+    store.rounds.request(1, "train", "x")
+    world = Pausing()
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "running" and store.rounds.claimable_projects() == []
+    assert not run_next_round(settings, 1, world.ports), "it is paused"
+    store.projects.set_paused(1, False)
+    assert store.rounds.claimable_projects() == [1], "it goes on at once"
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "done" and world.calls.count("export") == 1 and world.calls.count("train") == 1
+
+
+def test_a_database_that_was_away_for_a_moment_does_not_fail_the_round(settings, store, monkeypatch):
+    store.rounds.request(1, "train", "x")
+    finish = RoundStore.finish
+
+    def away(self, *arguments):
+        monkeypatch.setattr(RoundStore, "finish", finish)
+        raise StoreUnavailable("it is locked")
+
+    monkeypatch.setattr(RoundStore, "finish", away)
+    world = World()
+    with pytest.raises(StoreUnavailable):
+        run_next_round(settings, 1, world.ports)
+    assert only(store).state == "running", "it is back by now, and the round is as good as done"
+    store.rounds.release(only(store).id)
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "done" and world.calls.count("publish") == 1
+
+
+def test_a_warm_start_from_a_damaged_model_starts_from_the_zoo(settings, store):
+    settings = settings.model_copy(update={"init_weights": "last"})
+    store.rounds.request(1, "train", "x")
+    run_next_round(settings, 1, World().ports)
+    store.rounds.request(1, "train", "x")
+    world = World()
+    run_next_round(settings, 1, world.ports)
+    assert world.spec.model.checkpoint.endswith("rounds/1/train/model.pth")
+    checkpoint = settings.project_folder(1) / "rounds" / "2" / "train" / "model.pth"
+    checkpoint.write_bytes(b"damaged")
+    store.rounds.request(1, "train", "x")
+    run_next_round(settings, 1, world.ports)
+    assert world.spec.model is None and store.rounds.of_project(1)[-1].state == "done"
 
 
 def test_a_rank_round_uses_up_no_annotations(settings, store):
@@ -147,3 +216,58 @@ def test_ranking_new_tasks_uses_the_newest_model(settings, store):
     run_next_round(settings, 1, world.ports)
     assert world.spec.model.checkpoint.endswith("rounds/1/train/model.pth")
     assert world.spec.model.labels == ("cat", "dog") and "train" not in world.calls
+
+
+@pytest.mark.parametrize("start", ["last", "zoo"])
+def test_a_training_starts_from_the_last_version_where_the_project_says_so(settings, store, start):
+    store.projects.connect(1, "1.1", "<View/>", "http://ls", {"init_weights": start, "difficulty": False})
+    for _ in range(2):
+        store.rounds.request(1, "train", "x")
+        world = World()
+        run_next_round(settings, 1, world.ports)
+    begun_from = None if world.spec.model is None else world.spec.model.checkpoint
+    first = str(settings.model_dir.resolve() / "projects/1/rounds/1/train/model.pth")
+    assert begun_from == (first if start == "last" else None)
+    assert (world.spec.init_weights, world.spec.difficulty) == (start, False)
+
+
+class Jobs:
+    """A queue that remembers; ``error`` makes it fail."""
+
+    def __init__(self):
+        self.synced, self.rounds, self.error = [], [], None
+
+    def sync(self, project_id):
+        if self.error is not None:
+            raise self.error
+        self.synced.append(project_id)
+
+    def run_round(self, project_id):
+        self.rounds.append(project_id)
+
+
+class NotDue:
+    def poll_is_due(self, project_id):
+        return False
+
+
+def test_the_tick_finds_what_no_job_announced(settings, store, monkeypatch):
+    monkeypatch.setattr("ppal_backend.worker.LATE_S", 0.0)
+    jobs = Jobs()
+    _tick(store, jobs, NotDue())
+    assert (jobs.synced, jobs.rounds) == ([], [])
+    store.events.add(1, "START_TRAINING", {})
+    store.rounds.request(1, "train", "x")
+    _tick(store, jobs, NotDue())
+    assert (jobs.synced, jobs.rounds) == ([1], [1])
+
+
+def test_a_queue_that_is_away_does_not_end_the_worker(settings, store, monkeypatch):
+    monkeypatch.setattr("ppal_backend.worker.LATE_S", 0.0)
+    store.events.add(1, "START_TRAINING", {})
+    jobs = Jobs()
+    jobs.error = QueueUnavailable("Redis is away")
+    _tick(store, jobs, NotDue())
+    jobs.error = None
+    _tick(store, jobs, NotDue())
+    assert jobs.synced == [1]

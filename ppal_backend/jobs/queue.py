@@ -1,4 +1,4 @@
-"""The job queue: two huey queues in one SQLite file, one for quick work and one for rounds.
+"""The job queue: two huey queues, one for quick work and one for rounds, in one SQLite file or on one Redis.
 
 Jobs carry a project id and nothing else. What is to be done stands in the store, so a job that is lost,
 doubled or late changes nothing: the worker's tick finds what is due.
@@ -6,40 +6,67 @@ doubled or late changes nothing: the worker's tick finds what is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huey import SqliteHuey
+from huey import Huey, RedisHuey, SqliteHuey
 from huey.consumer import Consumer
 
+from ppal_backend.errors import QueueUnavailable, SettingsError
+from ppal_backend.settings import Settings
+
 POLL_DELAY_S = 0.2
+SOCKET_TIMEOUT_S = 10.0
+MOST_SYNCS, MOST_ROUNDS = 1000, 100  # beyond, a job adds nothing: what is due stands in the store
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 Handler = Callable[[int], None]
+
+
+def open_queue(settings: Settings, on_sync: Handler | None = None, on_round: Handler | None = None) -> JobQueue:
+    """The job queue that the settings name."""
+    return JobQueue(settings.queue_url.get_secret_value() or settings.jobs_file, on_sync, on_round)
 
 
 class JobQueue:
     """Enqueues jobs and, in the worker, runs them.
 
     Args:
-        path: the queue's SQLite file; made when missing.
+        place: the queue's SQLite file (made when missing), or a Redis as ``redis://host:port/number``.
         on_sync: handles a project's events and decides on a round (worker only).
         on_round: runs the project's next round (worker only).
+
+    Raises:
+        SettingsError: ``place`` is another kind of address, or redis is not installed.
+        QueueUnavailable: the file is damaged.
     """
 
-    def __init__(self, path: Path, on_sync: Handler | None = None, on_round: Handler | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._light = SqliteHuey("light", filename=str(path), results=False, timeout=30)
-        self._rounds = SqliteHuey("rounds", filename=str(path), results=False, timeout=30)
-        self.sync: Callable[[int], object] = self._light.task(name="sync")(_named(on_sync, "sync"))
+    def __init__(self, place: Path | str, on_sync: Handler | None = None, on_round: Handler | None = None) -> None:
+        self._light, self._rounds = _huey("light", place), _huey("rounds", place)
+        self._sync: Callable[[int], object] = self._light.task(name="sync")(_named(on_sync, "sync"))
         self._round: Callable[[int], object] = self._rounds.task(name="run_round")(_named(on_round, "run_round"))
+
+    def sync(self, project_id: int, /) -> None:
+        """Enqueue: handle the project's events, poll it, decide on a round.
+
+        This and the following ones raise:
+            QueueUnavailable: the queue does not answer; nothing is lost, the worker's tick finds what is due.
+        """
+        with _told():
+            if self._light.pending_count() < MOST_SYNCS:
+                self._sync(project_id)
 
     def run_round(self, project_id: int) -> None:
         """Enqueue the project's next round, unless rounds are waiting anyway (the tick comes back)."""
-        if self._rounds.pending_count() < 100:
-            self._round(project_id)
+        with _told():
+            if self._rounds.pending_count() < MOST_ROUNDS:
+                self._round(project_id)
 
     def pending(self) -> int:
         """Jobs that wait."""
-        return int(self._light.pending_count() + self._rounds.pending_count())
+        with _told():
+            return int(self._light.pending_count() + self._rounds.pending_count())
 
     def consumers(self, parallel_rounds: int = 1) -> list[Consumer]:
         """Consumers to ``start()`` in the worker: quick work never waits behind a round."""
@@ -49,10 +76,47 @@ class JobQueue:
         ]
 
     @staticmethod
-    def _consumer(huey: SqliteHuey, workers: int) -> Consumer:
+    def _consumer(huey: Huey, workers: int) -> Consumer:
         return huey.create_consumer(
             workers=workers, periodic=False, initial_delay=POLL_DELAY_S, max_delay=POLL_DELAY_S, backoff=1.0
         )
+
+
+def _huey(name: str, place: Path | str) -> Huey:
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _told():
+            return SqliteHuey(name, filename=str(place), results=False, timeout=30)
+    if not place.startswith(REDIS_SCHEMES):
+        raise SettingsError("expected PPAL_QUEUE_URL such as redis://host:6379/0, got an address of another kind")
+    try:
+        from redis import ConnectionPool
+    except ImportError:
+        raise SettingsError("PPAL_QUEUE_URL needs the package redis; install ppal-backend[redis]") from None
+    try:
+        pool = ConnectionPool.from_url(place, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S)
+    except ValueError as error:
+        raise SettingsError(f"expected PPAL_QUEUE_URL such as redis://host:6379/0: {error}") from None
+    return RedisHuey(f"ppal_{name}", connection_pool=pool, results=False)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except _errors() as error:
+        raise QueueUnavailable(
+            f"the job queue does not answer ({type(error).__name__}: {error}); check Redis or the disk, or delete a "
+            "damaged jobs.db: it holds nothing but wake-up calls"
+        ) from error
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    try:
+        from redis.exceptions import RedisError
+    except ImportError:
+        return (sqlite3.Error,)
+    return (sqlite3.Error, RedisError)
 
 
 def _named(handler: Handler | None, name: str) -> Handler:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 
-from ppal_backend.store import Store
+import psutil
+
+from ppal_backend.store import CRASH_LIMIT, Lease, Store
 
 log = logging.getLogger(__name__)
 
-CRASH_LIMIT = 4
 RETRY_AFTER_CRASH_S = 5.0
 STOP_WAIT_S = 60.0
 
@@ -34,11 +35,12 @@ class Supervisor:
                 return
             child = subprocess.Popen([sys.executable, "-m", self._module, str(project_id)])
             self._children[project_id] = child
+        lease = _lease_of(child)
         code = child.wait()
         with self._lock:
             self._children.pop(project_id, None)
-        if code != 0 and not self._stopping:
-            self._crashed(project_id, code)
+        if code != 0 and lease is not None and not self._stopping:
+            self._crashed(project_id, code, lease)
 
     def stop(self) -> None:
         """Ask running rounds to save what they have and leave; kill those that do not."""
@@ -55,11 +57,19 @@ class Supervisor:
                 child.kill()
                 child.wait()
 
-    def _crashed(self, project_id: int, code: int) -> None:
+    def _crashed(self, project_id: int, code: int, lease: Lease) -> None:
         record = self._store.rounds.running(project_id)
-        if record is None:
-            return
+        if record is None or not self._store.rounds.holds(record.id, lease):
+            return  # it let go of the round before it ended, or somebody else has taken it over by now
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         error = f"the process of round {record.number} ended early ({cause}) in step {record.step or 'start'!r}"
-        again = self._store.rounds.crashed(record.id, error, CRASH_LIMIT, RETRY_AFTER_CRASH_S)
+        again = self._store.rounds.crashed(record.id, error, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
         log.error("%s; %s", error, "it will be resumed" if again else f"given up after {CRASH_LIMIT} times")
+
+
+def _lease_of(child: subprocess.Popen[bytes]) -> Lease | None:
+    """What the child holds its round under; None when it has ended already, then nothing is known of its round."""
+    try:
+        return Lease.of(child.pid)
+    except psutil.NoSuchProcess:
+        return None

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ppal_backend.errors import LabelStudioError
+from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.settings import Settings
 from ppal_backend.store import EventRecord, ProjectRecord, SeenAnnotation, Store
 
 log = logging.getLogger(__name__)
 
 BEFORE_EXPORT_ENDS = ("", "export")
+EVENT_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Synchroniser:
         """Handle what is pending; whether tasks were imported."""
         new_tasks = False
         for event in self._store.events.pending(project.id):
+            tries = self._store.events.begin(event.id)
+            if tries > EVENT_TRIES:  # one that ends the process or breaks in a way nobody foresaw must not block others
+                log.error("event %d (%s) parked: its handling never ended", event.id, event.action)
+                self._store.events.settle(event.id, f"its handling was begun {EVENT_TRIES} times and never ended")
+                continue
             try:
                 self._apply(project, event)
             except (KeyError, TypeError, ValueError) as error:
@@ -91,7 +97,7 @@ class Synchroniser:
         self._next_poll[project.id] = time.monotonic() + self._settings.poll_interval_s
         try:
             updates = self._updates(project.id, project.polled_until)
-        except LabelStudioError as error:
+        except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)
             self._store.projects.set_problem(project.id, "poll", str(error))
             return

@@ -2,13 +2,16 @@
 
 from ppal_backend.store.database import Database
 from ppal_backend.store.events import EventRecord, EventStore
+from ppal_backend.store.lease import Lease
 from ppal_backend.store.ledger import AnnotationLedger, SeenAnnotation
 from ppal_backend.store.projects import ProjectRecord, ProjectStore
-from ppal_backend.store.rounds import Lease, RoundRecord, RoundStore
-from ppal_backend.store.store import Store, open_store
+from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundStore
+from ppal_backend.store.store import Store, database_file, open_store
 from ppal_backend.store.versions import ModelVersion, VersionStore
 
 __all__ = [
+    "CRASH_LIMIT",
+    "LEASE_S",
     "AnnotationLedger",
     "Database",
     "EventRecord",
@@ -22,5 +25,6 @@ __all__ = [
     "SeenAnnotation",
     "Store",
     "VersionStore",
+    "database_file",
     "open_store",
 ]

@@ -2,52 +2,123 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, StaticPool, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ppal_backend.store.tables import Base
+from ppal_backend.errors import SettingsError, StoreUnavailable
+from ppal_backend.store.migrate import migrate
+from ppal_backend.store.tables import now
 
-BUSY_TIMEOUT_S = 30
+__all__ = ["Database", "IntegrityError"]
+
+BUSY_TIMEOUT_S = 30.0
 
 
 class Database:
-    """The state database behind a SQLAlchemy URL; tables are made when they are missing."""
+    """The state database behind a SQLAlchemy URL, at the schema of this release.
 
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        if sqlite and parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        arguments = {"timeout": BUSY_TIMEOUT_S} if sqlite else {}
-        self.engine = create_engine(url, connect_args=arguments, pool_pre_ping=not sqlite)
-        if sqlite:
-            event.listen(self.engine, "connect", _tune_sqlite)
-            event.listen(self.engine, "begin", _begin_immediate)
-        Base.metadata.create_all(self.engine)
+    Args:
+        url: ``sqlite:///FILE``, ``sqlite://`` (in memory, for one process) or ``postgresql://…``.
+        busy_timeout_s: how long a writer waits for another one under SQLite.
+
+    Raises:
+        SettingsError: the URL is none, or its driver is not installed.
+        StoreUnavailable: the database does not answer, or is locked.
+        StateError: a newer release has used it.
+    """
+
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        parsed = _parsed(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.name = parsed.render_as_string(hide_password=True)
+        in_memory = self.is_sqlite and parsed.database in (None, "", ":memory:")
+        if self.is_sqlite and not in_memory:
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        self.engine = _engine(parsed, self.is_sqlite, in_memory, busy_timeout_s)
+        # In memory there is one connection for all threads: they take turns.
+        self._turn: AbstractContextManager[Any] = threading.RLock() if in_memory else nullcontext()
+        with self._told():
+            migrate(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end of the block, or rolls back when it raises."""
-        with self._sessions.begin() as session:
+        """A session that commits at the end of the block, or rolls back when it raises.
+
+        Raises:
+            StoreUnavailable: the database is locked, full or down; nothing of the block is stored.
+        """
+        with self._told(), self._turn, self._sessions.begin() as session:
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session for reads only: under SQLite it sees one snapshot and waits for no writer."""
-        with self._sessions() as session:
+        """A session for reads only: under SQLite it sees one snapshot and waits for no writer.
+
+        Raises:
+            StoreUnavailable: the database is locked or down.
+        """
+        with self._told(), self._turn, self._sessions() as session:
             session.connection(execution_options={"readonly": True})
             yield session
+
+    def now(self, session: Session) -> datetime:
+        """The time by which leases run: the database server's, so that workers' clocks need not agree."""
+        if self.is_sqlite:
+            return now()
+        told: datetime = session.execute(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'")).scalar_one()
+        return told
 
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            reason = " ".join(str(error.orig).split())[:200]
+            raise StoreUnavailable(
+                f"expected the state database {self.name} to answer, got: {reason}; it is tried again, check that it "
+                "is up and that its disk is not full"
+            ) from error
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError("expected PPAL_DATABASE_URL such as postgresql://user:password@host/name") from None
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in ("postgresql", "postgres") else parsed
+
+
+def _engine(url: URL, is_sqlite: bool, in_memory: bool, busy_timeout_s: float) -> Engine:
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if is_sqlite:
+        options = {"connect_args": {"timeout": busy_timeout_s}}
+    if in_memory:
+        options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+    try:
+        engine = create_engine(url, **options)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise SettingsError(
+            f"expected a driver for the database {url.drivername!r}, got: {error}; for PostgreSQL install "
+            "ppal-backend[postgres] and write the URL as postgresql://user:password@host/name"
+        ) from None
+    if is_sqlite:
+        event.listen(engine, "connect", _tune_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+    return engine
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from ppal_backend.store.database import Database
-from ppal_backend.store.tables import EventRow
+from ppal_backend.store.tables import EventRow, now
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,24 @@ class EventStore:
         )
         with self._database.reading() as session:
             return [EventRecord(r.id, r.project_id, r.action, dict(r.body)) for r in session.scalars(query)]
+
+    def begin(self, event_id: int) -> int:
+        """Note that an event's handling begins; how often it has begun by now. More than once tells that an
+        earlier handling ended neither well nor with a reason."""
+        with self._database.transaction() as session:
+            row = session.get(EventRow, event_id)
+            if row is None:
+                return 1
+            row.attempts += 1
+            return row.attempts
+
+    def waiting(self, longer_than_s: float) -> list[int]:
+        """Projects with an event that has been pending for a while: the job that told of it was lost."""
+        time = now()
+        late = or_(EventRow.received_at <= time - timedelta(seconds=longer_than_s), EventRow.received_at > time)
+        query = select(EventRow.project_id).where(EventRow.state == "pending", late).distinct()
+        with self._database.reading() as session:
+            return sorted(p for p in session.scalars(query) if p is not None)
 
     def settle(self, event_id: int, reason: str = "") -> None:
         """Mark an event done or, with a reason, parked."""

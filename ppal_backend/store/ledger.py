@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
 
-from ppal_backend.store.database import Database
+from ppal_backend.store.database import Database, IntegrityError
 from ppal_backend.store.tables import AnnotationRow
 
 
@@ -51,8 +51,14 @@ class AnnotationLedger:
         seen = {a.annotation_id: a for a in annotations}
         if not seen:
             return
+        try:
+            self._see(project_id, seen)
+        except IntegrityError:  # another worker saw one of them first: now they are all known
+            self._see(project_id, seen)
+
+    def _see(self, project_id: int, seen: Mapping[int, SeenAnnotation]) -> None:
         with self._database.transaction() as session:
-            for chunk in _chunks(list(seen), 500):
+            for chunk in _chunks(sorted(seen), 500):  # the same order everywhere, or workers could wait in a circle
                 known = session.scalars(
                     select(AnnotationRow).where(
                         AnnotationRow.project_id == project_id, AnnotationRow.annotation_id.in_(chunk)
@@ -90,6 +96,16 @@ class AnnotationLedger:
                     )
                     .values(round_number=round_number)
                 )
+
+    def put_off(self, project_id: int, round_number: int) -> None:
+        """Somebody cancelled this round: the annotations that asked for it do not ask again. Every round's export
+        holds all annotations, so the next training uses them all the same."""
+        with self._database.transaction() as session:
+            session.execute(
+                update(AnnotationRow)
+                .where(AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None))
+                .values(round_number=round_number)
+            )
 
     def new_count(self, project_id: int) -> int:
         """Usable annotations that no round has exported yet."""

@@ -25,6 +25,7 @@ class ProjectRecord:
     polled_until: str
     polled_at: datetime | None
     problems: dict[str, str]
+    paused: bool = False
 
 
 class ProjectStore:
@@ -93,6 +94,17 @@ class ProjectStore:
                 others = {name: text for name, text in row.problems.items() if name != topic}
                 row.problems = {**others, topic: problem} if problem else others
 
+    def set_paused(self, project_id: int, paused: bool) -> bool:
+        """Hold a project's rounds, or let them go on; whether that changes anything.
+
+        Raises:
+            StateError: it never connected.
+        """
+        if self.get(project_id).paused == paused:
+            return False
+        self._update(project_id, paused=paused)
+        return True
+
     def _update(self, project_id: int, **values: Any) -> None:
         with self._database.transaction() as session:
             row = session.get(ProjectRow, project_id)
@@ -111,4 +123,5 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.polled_until,
         row.polled_at,
         dict(row.problems),
+        row.paused,
     )

@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-import psutil
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
 
 from ppal_backend.errors import StateError
-from ppal_backend.store.database import Database
+from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.lease import Lease
 from ppal_backend.store.tables import ProjectRow, RoundRow, now
 
+log = logging.getLogger(__name__)
+
 LEASE_S = 60.0
+CRASH_LIMIT = 4
+FARTHEST_S = 900.0  # nothing is put off for longer: a time beyond it was written before the clock was set back
 KINDS = ("train", "rank")
 OPEN_STATES = ("pending", "running")
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Who holds a round: host, process and its start time, so that a reused process id is told apart."""
-
-    host: str
-    pid: int
-    started: float
-
-    @classmethod
-    def mine(cls) -> Lease:
-        """The lease of the calling process."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.pid}:{self.started:.2f}"
-
-    @classmethod
-    def parse(cls, text: str) -> Lease:
-        host, pid, started = text.rsplit(":", 2)
-        return cls(host, int(pid), float(started))
-
-    def is_dead_here(self) -> bool:
-        """True when it belongs to a process of this host that has ended; False when nobody can tell."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 0.1
-        except psutil.NoSuchProcess:
-            return True
 
 
 @dataclass(frozen=True)
@@ -96,12 +67,12 @@ class RoundStore:
 
     def _request(self, project_id: int, kind: str, reason: str) -> RoundRecord:
         with self._database.transaction() as session:
-            row = session.scalar(_of(project_id, "pending"))
+            row = session.scalar(_of(project_id, "pending").with_for_update())
             if row is not None:
                 if kind == "train" and row.kind == "rank":
                     row.kind, row.reason = kind, reason
                 return _record(row)
-            project = session.get(ProjectRow, project_id)
+            project = session.get(ProjectRow, project_id, with_for_update=True)
             if project is None:
                 raise StateError(f"project {project_id} is not connected to this backend")
             row = RoundRow(project_id=project_id, number=project.next_round, kind=kind, reason=reason)
@@ -110,68 +81,117 @@ class RoundStore:
             session.flush()
             return _record(row)
 
-    def claim(self, project_id: int, lease: Lease, lease_s: float = LEASE_S) -> RoundRecord | None:
+    def claim(
+        self, project_id: int, lease: Lease, lease_s: float = LEASE_S, crash_limit: int = CRASH_LIMIT
+    ) -> RoundRecord | None:
         """Take the project's next round: an interrupted one first, else the pending one that is due.
 
-        Returns None when there is nothing to do or another live process holds the running round.
+        Taking a round from a process that died without a word counts as a crash of the round; one that has crashed
+        ``crash_limit`` times in the same step is given up as failed.
+
+        Returns None when there is nothing to do, the project is paused, or another live process holds the round.
         """
+        try:
+            return self._claim(project_id, lease, lease_s, crash_limit)
+        except IntegrityError:  # another worker was first
+            return None
+
+    def _claim(self, project_id: int, lease: Lease, lease_s: float, crash_limit: int) -> RoundRecord | None:
         with self._database.transaction() as session:
-            row = session.scalar(_of(project_id, "running"))
-            if row is not None and not _is_free(row):
+            project = session.get(ProjectRow, project_id)
+            if project is None or project.paused:
+                return None
+            row = session.scalar(_of(project_id, "running").with_for_update())
+            time = self._database.now(session)
+            if row is not None and not _is_free(row, time):
+                return None
+            if (
+                row is not None
+                and row.lease_owner
+                and _gave_up(row, f"its process {row.lease_owner} died", crash_limit)
+            ):
                 return None
             if row is None:
-                row = session.scalar(_of(project_id, "pending").where(RoundRow.not_before <= now()))
-            if row is None:
+                row = session.scalar(_of(project_id, "pending").with_for_update())
+            if row is None or not _is_due(row.not_before, time):
                 return None
             row.state, row.attempts = "running", row.attempts + 1
             row.started_at = row.started_at or now()
-            row.lease_owner, row.lease_until = str(lease), now() + timedelta(seconds=lease_s)
+            row.lease_owner, row.lease_until = str(lease), time + timedelta(seconds=lease_s)
             session.flush()
             return _record(row)
 
     def renew(self, round_id: int, lease: Lease, lease_s: float = LEASE_S) -> bool:
-        """Prolong the lease. False when it is no longer ours, or somebody asked to cancel."""
+        """Prolong the lease. False when the round is to be left: the lease is no longer ours, or somebody asked to
+        cancel the round or to pause its project."""
         with self._database.transaction() as session:
             row = session.get(RoundRow, round_id)
-            if row is None or row.lease_owner != str(lease) or row.state != "running" or row.cancel_asked:
+            if row is None or not _holds(row, lease) or row.cancel_asked:
                 return False
-            row.lease_until = now() + timedelta(seconds=lease_s)
+            project = session.get(ProjectRow, row.project_id)
+            if project is None or project.paused:
+                return False
+            row.lease_until = self._database.now(session) + timedelta(seconds=lease_s)
             return True
 
-    def report(self, round_id: int, step: str, progress: dict[str, Any]) -> None:
-        """Keep where the round is, for people to see."""
-        self._update(round_id, step=step, progress=progress)
+    def holds(self, round_id: int, lease: Lease) -> bool:
+        """Whether a running round is (still) held under this lease."""
+        with self._database.reading() as session:
+            row = session.get(RoundRow, round_id)
+            return row is not None and _holds(row, lease)
 
-    def finish(self, round_id: int, metrics: dict[str, Any]) -> None:
-        """The round is complete."""
-        self._update(round_id, state="done", metrics=metrics, finished_at=now(), **_NO_LEASE)
+    def is_taken(self, round_id: int, lease: Lease) -> bool:
+        """Whether a running round is held under another lease than this one by now."""
+        with self._database.reading() as session:
+            row = session.get(RoundRow, round_id)
+            return row is not None and row.state == "running" and row.lease_owner not in ("", str(lease))
 
-    def fail(self, round_id: int, error: str) -> None:
-        """The round cannot be completed; ``error`` tells people why."""
-        self._update(round_id, state="failed", error=error, finished_at=now(), **_NO_LEASE)
+    def report(self, round_id: int, step: str, progress: dict[str, Any], lease: Lease | None = None) -> bool:
+        """Keep where the round is, for people to see. A new step forgets the crashes of the one before.
 
-    def cancel(self, round_id: int, reason: str) -> None:
-        """Somebody stopped the round for good."""
-        self._update(round_id, state="cancelled", error=reason, finished_at=now(), **_NO_LEASE)
-
-    def release(self, round_id: int, retry_after_s: float = 0.0, error: str = "") -> None:
-        """Let go of a running round so that it is resumed later, by anybody."""
-        later = now() + timedelta(seconds=retry_after_s)
-        self._update(round_id, error=error, lease_owner="", lease_until=later)
-
-    def crashed(self, round_id: int, error: str, limit: int, retry_after_s: float) -> bool:
-        """The process running the round died. True when the round will be tried again, False when it has
-        died ``limit`` times and is given up as failed."""
+        This and the following ones do nothing and say False when a ``lease`` is given that the round is no longer
+        held under: whoever lost a round changes nothing of it any more.
+        """
         with self._database.transaction() as session:
             row = session.get(RoundRow, round_id)
-            if row is None or row.state != "running":
+            if row is None or (lease is not None and not _holds(row, lease)):
                 return False
-            row.crashes, row.error, row.lease_owner = row.crashes + 1, error, ""
-            row.lease_until = now() + timedelta(seconds=retry_after_s)
-            if row.crashes < limit:
-                return True
-            row.state, row.finished_at, row.lease_until = "failed", now(), None
-            return False
+            if row.step != step:
+                row.crashes = 0
+            row.step, row.progress = step, progress
+            return True
+
+    def finish(self, round_id: int, metrics: dict[str, Any], lease: Lease | None = None) -> bool:
+        """The round is complete."""
+        return self._end(round_id, lease, state="done", metrics=metrics, error="")
+
+    def fail(self, round_id: int, error: str, lease: Lease | None = None) -> bool:
+        """The round cannot be completed; ``error`` tells people why."""
+        return self._end(round_id, lease, state="failed", error=error)
+
+    def cancel(self, round_id: int, reason: str, lease: Lease | None = None) -> bool:
+        """Somebody stopped the round for good."""
+        return self._end(round_id, lease, state="cancelled", error=reason)
+
+    def release(self, round_id: int, retry_after_s: float = 0.0, error: str = "", lease: Lease | None = None) -> bool:
+        """Let go of a running round so that it is resumed later, by anybody."""
+        with self._database.transaction() as session:
+            row = session.get(RoundRow, round_id)
+            if row is None or (lease is not None and not _holds(row, lease)):
+                return False
+            row.error, row.lease_owner = error, ""
+            row.lease_until = self._database.now(session) + timedelta(seconds=retry_after_s)
+            return True
+
+    def crashed(self, round_id: int, error: str, limit: int, retry_after_s: float, lease: Lease | None = None) -> bool:
+        """The process running the round died. True when the round will be tried again, False when it has
+        died ``limit`` times in one step and is given up as failed, or is not running under ``lease``."""
+        with self._database.transaction() as session:
+            row = session.get(RoundRow, round_id)
+            if row is None or row.state != "running" or (lease is not None and not _holds(row, lease)):
+                return False
+            row.lease_until = self._database.now(session) + timedelta(seconds=retry_after_s)
+            return not _gave_up(row, error, limit)
 
     def running(self, project_id: int) -> RoundRecord | None:
         """The running round of a project."""
@@ -179,26 +199,40 @@ class RoundStore:
             row = session.scalar(_of(project_id, "running"))
             return None if row is None else _record(row)
 
+    def is_held(self, project_id: int) -> bool:
+        """Whether a live process runs a round of the project."""
+        with self._database.reading() as session:
+            row = session.scalar(_of(project_id, "running"))
+            return row is not None and bool(row.lease_owner) and not _is_free(row, self._database.now(session))
+
     def ask_cancel(self, round_id: int) -> None:
-        """Ask the process that runs a round to stop it; a pending round is cancelled at once."""
+        """Ask the process that runs a round to stop it; a round that no process runs is cancelled at once.
+
+        Raises:
+            StateError: the round has ended.
+        """
         with self._database.transaction() as session:
             row = session.get(RoundRow, round_id)
             if row is None or row.state not in OPEN_STATES:
                 raise StateError(f"round {round_id} is not pending or running")
             row.cancel_asked = True
-            if row.state == "pending":
-                row.state, row.finished_at, row.error = "cancelled", now(), "cancelled before it started"
+            nobody = row.state == "pending" or not row.lease_owner or _is_free(row, self._database.now(session))
+            if nobody:
+                when = "before it started" if row.state == "pending" else f"in step {row.step or 'start'!r}"
+                row.state, row.error = "cancelled", f"cancelled {when}"
+                row.finished_at, row.lease_owner, row.lease_until = now(), "", None
 
     def claimable_projects(self) -> list[int]:
         """Projects with a round that could be claimed now."""
+        query = select(RoundRow).join(ProjectRow).where(RoundRow.state.in_(OPEN_STATES), ProjectRow.paused.is_(False))
         with self._database.reading() as session:
-            rows = session.scalars(select(RoundRow).where(RoundRow.state.in_(OPEN_STATES)))
+            time = self._database.now(session)
             running: dict[int, bool] = {}
             due: set[int] = set()
-            for row in rows:
+            for row in session.scalars(query):
                 if row.state == "running":
-                    running[row.project_id] = _is_free(row)
-                elif row.not_before <= now():
+                    running[row.project_id] = _is_free(row, time)
+                elif _is_due(row.not_before, time):
                     due.add(row.project_id)
         return sorted(p for p in due | set(running) if running.get(p, True))
 
@@ -232,27 +266,48 @@ class RoundStore:
         with self._database.reading() as session:
             return dict(session.execute(query).tuples().all())
 
-    def _update(self, round_id: int, **values: Any) -> None:
+    def _end(self, round_id: int, lease: Lease | None, **values: Any) -> bool:
         with self._database.transaction() as session:
-            row: RoundRow | None = session.get(RoundRow, round_id)
+            row = session.get(RoundRow, round_id)
             if row is None:
                 raise StateError(f"there is no round {round_id}")
-            for name, value in values.items():
+            if lease is not None and not _holds(row, lease):
+                return False
+            for name, value in {**values, "finished_at": now(), "lease_owner": "", "lease_until": None}.items():
                 setattr(row, name, value)
-
-
-_NO_LEASE: dict[str, Any] = {"lease_owner": "", "lease_until": None}
+            return True
 
 
 def _of(project_id: int, state: str) -> Any:
     return select(RoundRow).where(RoundRow.project_id == project_id, RoundRow.state == state)
 
 
-def _is_free(row: RoundRow) -> bool:
-    """Whether the lease on a running round has ended: run out, let go, or its process died on this host."""
-    if row.lease_until is None or row.lease_until <= now():
-        return True
-    return bool(row.lease_owner) and Lease.parse(row.lease_owner).is_dead_here()
+def _holds(row: RoundRow, lease: Lease) -> bool:
+    return row.state == "running" and row.lease_owner == str(lease)
+
+
+def _is_free(row: RoundRow, time: datetime) -> bool:
+    """Whether the lease on a running round has ended. On this host the process table tells, whatever the clock
+    says; of another host's process only that it has not prolonged its lease."""
+    owner = Lease.parse(row.lease_owner) if row.lease_owner else None
+    if owner is not None and owner.is_here:
+        return owner.is_dead_here()
+    return row.lease_until is None or _is_due(row.lease_until, time)
+
+
+def _is_due(when: datetime, time: datetime) -> bool:
+    return when <= time or when > time + timedelta(seconds=FARTHEST_S)
+
+
+def _gave_up(row: RoundRow, error: str, limit: int) -> bool:
+    """Count a crash; whether it was one too many."""
+    row.crashes, row.error, row.lease_owner = row.crashes + 1, error, ""
+    if row.crashes < limit:
+        return False
+    row.state, row.finished_at, row.lease_until = "failed", now(), None
+    row.error = f"{error}; given up after {row.crashes} times in step {row.step or 'start'!r}"
+    log.error("round %d of project %d: %s", row.number, row.project_id, row.error)
+    return True
 
 
 def _record(row: RoundRow) -> RoundRecord:

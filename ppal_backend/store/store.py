@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
 from ppal_backend.settings import Settings
 from ppal_backend.store.database import Database
 from ppal_backend.store.events import EventStore
@@ -30,3 +34,10 @@ class Store:
 def open_store(settings: Settings) -> Store:
     """The store that the settings name; made when it does not exist."""
     return Store(Database(settings.state_url))
+
+
+def database_file(url: str) -> Path | None:
+    """The file of a SQLite database; None for another kind of database."""
+    parsed = make_url(url)
+    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if on_disk else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -30,6 +30,7 @@ class ProjectRow(Base):
     polled_at: Mapped[datetime | None]
     next_round: Mapped[int] = mapped_column(default=1)
     problems: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    paused: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class EventRow(Base):
@@ -41,6 +42,7 @@ class EventRow(Base):
     received_at: Mapped[datetime] = mapped_column(default=now)
     state: Mapped[str] = mapped_column(default="pending", index=True)  # pending | done | parked
     reason: Mapped[str] = mapped_column(Text, default="")
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")  # how often its handling was begun
 
 
 class AnnotationRow(Base):

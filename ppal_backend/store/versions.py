@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import VersionRow
 
@@ -48,12 +49,28 @@ class VersionStore:
             row.metrics, row.active = version.metrics, True
 
     def active(self, project_id: int, with_model: bool = False) -> ModelVersion | None:
-        """The active version, or with ``with_model`` the newest one that has a checkpoint."""
+        """The active version, or with ``with_model`` the newest one up to it that has a checkpoint: after a
+        rollback the versions that were rolled back do not predict any more."""
         query = select(VersionRow).where(VersionRow.project_id == project_id)
-        query = query.where(VersionRow.checkpoint != "") if with_model else query.where(VersionRow.active)
         with self._database.reading() as session:
-            row = session.scalar(query.order_by(VersionRow.active.desc(), VersionRow.id.desc()).limit(1))
+            row = session.scalar(query.where(VersionRow.active))
+            if row is not None and with_model and not row.checkpoint:
+                older = query.where(VersionRow.checkpoint != "", VersionRow.id < row.id)
+                row = session.scalar(older.order_by(VersionRow.id.desc()).limit(1))
             return None if row is None else _record(row)
+
+    def get(self, project_id: int, version: str) -> ModelVersion:
+        """A version of a project by its name.
+
+        Raises:
+            StateError: the project has no such version; the text names those it has.
+        """
+        versions = self.of_project(project_id)
+        for found in versions:
+            if found.version == version:
+                return found
+        known = ", ".join(v.version for v in versions[-10:]) or "none yet"
+        raise StateError(f"expected a version of project {project_id}, got {version!r}; it has: {known}")
 
     def of_project(self, project_id: int) -> list[ModelVersion]:
         """A project's versions, oldest first."""

@@ -5,7 +5,10 @@ import time
 
 import pytest
 
-from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.errors import QueueUnavailable, SettingsError
+from ppal_backend.jobs.queue import JobQueue, open_queue
+from ppal_backend.settings import load_settings
+from tests.servers import redis_server
 
 
 def wait_for(condition, timeout_s=10.0):
@@ -15,27 +18,45 @@ def wait_for(condition, timeout_s=10.0):
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def redis():
+    with redis_server() as (url, _):
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
+def place(request, tmp_path):
+    """Where a queue lies; every test runs over every kind."""
+    if request.param == "sqlite":
+        return tmp_path / "jobs.db"
+    from redis import Redis
+
+    url = request.getfixturevalue("redis")
+    Redis.from_url(url).flushall()
+    return url
+
+
 @pytest.fixture
-def running(tmp_path):
+def running(place):
     synced, rounds, hold = [], [], threading.Event()
 
     def on_round(project_id):
         hold.wait(10)
         rounds.append(project_id)
 
-    queue = JobQueue(tmp_path / "jobs.db", synced.append, on_round)
+    queue = JobQueue(place, synced.append, on_round)
     consumers = queue.consumers()
     for consumer in consumers:
         consumer.start()
-    yield tmp_path, synced, rounds, hold
+    yield place, synced, rounds, hold
     hold.set()
     for consumer in consumers:
         consumer.stop(graceful=True)
 
 
 def test_quick_jobs_overtake_a_long_round(running):
-    folder, synced, rounds, hold = running
-    producer = JobQueue(folder / "jobs.db")
+    place, synced, rounds, hold = running
+    producer = JobQueue(place)
     producer.run_round(7)
     for project_id in (1, 2, 3):
         producer.sync(project_id)
@@ -45,10 +66,10 @@ def test_quick_jobs_overtake_a_long_round(running):
     wait_for(lambda: rounds == [7])
 
 
-def test_jobs_wait_on_disk_for_a_worker(tmp_path):
-    JobQueue(tmp_path / "jobs.db").sync(5)
+def test_jobs_wait_for_a_worker(place):
+    JobQueue(place).sync(5)
     got = []
-    queue = JobQueue(tmp_path / "jobs.db", got.append, got.append)
+    queue = JobQueue(place, got.append, got.append)
     assert queue.pending() == 1
     consumer = queue.consumers()[0]
     consumer.start()
@@ -56,3 +77,46 @@ def test_jobs_wait_on_disk_for_a_worker(tmp_path):
         wait_for(lambda: got == [5])
     finally:
         consumer.stop(graceful=True)
+
+
+def test_each_job_goes_to_one_of_several_workers(place):
+    got = []
+    queues = [JobQueue(place, got.append, got.append) for _ in range(2)]
+    consumers = [consumer for queue in queues for consumer in queue.consumers()]
+    for consumer in consumers:
+        consumer.start()
+    try:
+        for project_id in range(20):
+            JobQueue(place).sync(project_id)
+        wait_for(lambda: len(got) >= 20)
+        wait_for(lambda: queues[0].pending() == 0)
+        assert sorted(got) == list(range(20))
+    finally:
+        for consumer in consumers:
+            consumer.stop(graceful=True)
+
+
+def test_waiting_jobs_do_not_pile_up(place, monkeypatch):
+    monkeypatch.setattr("ppal_backend.jobs.queue.MOST_ROUNDS", 10)
+    monkeypatch.setattr("ppal_backend.jobs.queue.MOST_SYNCS", 20)
+    queue = JobQueue(place)
+    for _ in range(30):
+        queue.run_round(1)
+        queue.sync(1)
+    assert queue.pending() == 30
+
+
+def test_a_queue_that_does_not_answer_says_so(tmp_path):
+    with pytest.raises(QueueUnavailable, match="does not answer"):
+        JobQueue("redis://127.0.0.1:1/0").sync(1)
+    (tmp_path / "jobs.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(QueueUnavailable, match="not a database"):
+        JobQueue(tmp_path / "jobs.db").sync(1)
+
+
+def test_the_settings_name_the_queue(tmp_path):
+    open_queue(load_settings(MODEL_DIR=tmp_path)).sync(3)
+    assert JobQueue(tmp_path / "jobs.db").pending() == 1
+    for url in ("amqp://somewhere", "redis://host:notaport/0"):
+        with pytest.raises(SettingsError, match="expected PPAL_QUEUE_URL such as redis"):
+            open_queue(load_settings(MODEL_DIR=tmp_path, queue_url=url))

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 
-import psutil
 import pytest
 
 from ppal_backend.errors import StateError
@@ -63,7 +62,7 @@ def test_concurrent_claims_give_the_round_to_one(store, project):
 
 def test_a_round_of_a_dead_process_is_taken_over_at_once(store, project):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    dead = Lease(ME.host, child.pid, psutil.Process(child.pid).create_time())
+    dead = Lease.of(child.pid)
     store.rounds.request(project, "train", "x")
     assert store.rounds.claim(project, dead).attempts == 1
     assert store.rounds.claim(project, ME) is None, "taken while its process lived"
@@ -125,3 +124,59 @@ def test_a_request_for_an_unknown_project_says_so(store):
         store.rounds.request(9, "train", "x")
     with pytest.raises(ValueError, match="expected kind"):
         store.rounds.request(9, "guess", "x")
+
+
+def test_a_process_that_dies_without_a_word_counts_as_a_crash_of_the_step(store, project):
+    store.rounds.request(project, "train", "x")
+    for crashes in (0, 1, 2):
+        record = store.rounds.claim(project, Lease(ME.host, ME.pid, -float(crashes)), crash_limit=3)
+        assert record.crashes == crashes
+        store.rounds.report(record.id, "train", {})
+    assert store.rounds.claim(project, ME, crash_limit=3) is None
+    record = store.rounds.get(record.id)
+    assert record.state == "failed" and "given up after 3 times in step 'train'" in record.error
+
+
+def test_a_round_that_gets_further_is_not_given_up_for_old_crashes(store, project):
+    store.rounds.request(project, "train", "x")
+    for step in ("export", "train", "infer", "publish"):
+        record = store.rounds.claim(project, Lease(ME.host, ME.pid, -float(len(step))), crash_limit=2)
+        store.rounds.report(record.id, step, {})
+    assert store.rounds.get(record.id).state == "running"
+
+
+def test_whoever_lost_a_round_changes_nothing_of_it(store, project):
+    store.rounds.request(project, "train", "x")
+    record = store.rounds.claim(project, STRANGER, lease_s=-1)
+    store.rounds.claim(project, ME)
+    assert store.rounds.holds(record.id, ME) and not store.rounds.holds(record.id, STRANGER)
+    rounds = store.rounds
+    assert not rounds.report(record.id, "publish", {}, STRANGER) and not rounds.finish(record.id, {}, STRANGER)
+    assert not rounds.fail(record.id, "x", STRANGER) and not rounds.cancel(record.id, "x", STRANGER)
+    assert not rounds.release(record.id, 60, "x", STRANGER)
+    assert not rounds.crashed(record.id, "x", limit=1, retry_after_s=60, lease=STRANGER)
+    assert rounds.renew(record.id, ME) and rounds.get(record.id).error == f"its process {STRANGER} died"
+    assert rounds.finish(record.id, {"map": 0.1}, ME) and rounds.get(record.id).state == "done"
+
+
+def test_a_paused_project_keeps_its_round_and_starts_none(store, project):
+    store.rounds.request(project, "train", "x")
+    record = store.rounds.claim(project, ME)
+    assert store.projects.set_paused(project, True) and not store.projects.set_paused(project, True)
+    assert not store.rounds.renew(record.id, ME), "the running round must notice"
+    store.rounds.release(record.id)
+    assert store.rounds.claimable_projects() == [] and store.rounds.claim(project, ME) is None
+    store.projects.set_paused(project, False)
+    assert store.rounds.claimable_projects() == [project]
+    assert store.rounds.claim(project, ME).number == 1
+
+
+def test_cancel_ends_a_round_that_waits_and_one_whose_process_died(store, project):
+    for lease, retry_after_s in ((ME, 600), (Lease(ME.host, ME.pid, -1.0), None)):
+        store.rounds.request(project, "train", "x")
+        record = store.rounds.claim(project, lease)
+        if retry_after_s is not None:
+            store.rounds.release(record.id, retry_after_s, "Label Studio is down")
+        store.rounds.ask_cancel(record.id)
+        assert store.rounds.get(record.id).state == "cancelled", "nobody is there to stop it"
+        assert store.rounds.running(project) is None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ppal_backend.errors import StateError
+from ppal_backend.errors import SettingsError, StateError, StoreUnavailable
 from ppal_backend.store import Database, ModelVersion, SeenAnnotation, Store
 
 VERSION = ModelVersion(1, "ppal-r1-a", 1, "retinanet_tiny", "projects/1/m.pth", ("a", "b"), (0.5, 1.0), {"map": 0.3})
@@ -45,6 +45,15 @@ def test_events_leave_the_inbox_once_and_in_order(store, project):
     assert store.events.counts() == {"pending": 2, "done": 1, "parked": 1}
 
 
+def test_events_tell_how_often_they_were_begun_and_since_when_they_wait(store, project):
+    event = store.events.add(project, "ANNOTATION_CREATED", {})
+    store.events.add(None, "ANNOTATION_CREATED", {})
+    assert [store.events.begin(event), store.events.begin(event)] == [1, 2]
+    assert store.events.waiting(longer_than_s=0) == [project] and store.events.waiting(longer_than_s=60) == []
+    store.events.settle(event)
+    assert store.events.waiting(longer_than_s=0) == []
+
+
 def test_an_event_survives_a_kill_right_after_it_was_stored(tmp_path):
     url = f"sqlite:///{tmp_path}/ppal.db"
     code = (
@@ -79,6 +88,27 @@ def test_exported_annotations_no_longer_count_even_if_no_event_came(store, proje
     assert store.ledger.new_count(project) == 1, "a late duplicate made an old annotation new again"
 
 
+def test_annotations_of_a_cancelled_round_do_not_ask_again(store, project):
+    store.ledger.see(project, [SeenAnnotation(i, i) for i in (1, 2, 3)])
+    store.ledger.put_off(project, 4)
+    assert store.ledger.new_count(project) == 0
+    store.ledger.see(project, [SeenAnnotation(4, 4)])
+    assert store.ledger.new_count(project) == 1
+
+
+def test_a_version_that_was_rolled_back_does_not_predict_any_more(store, project):
+    random_order = replace(VERSION, version="ppal-r0-z", checkpoint="", round_number=0)
+    for version in (random_order, VERSION, replace(VERSION, version="ppal-r2-b", round_number=2)):
+        store.versions.activate(version)
+    store.versions.activate(VERSION)
+    assert store.versions.active(project, with_model=True).version == "ppal-r1-a"
+    store.versions.activate(random_order)
+    assert store.versions.active(project, with_model=True) is None
+    assert store.versions.get(project, "ppal-r2-b").round_number == 2
+    with pytest.raises(StateError, match="got 'ppal-r9-x'; it has: ppal-r0-z, ppal-r1-a, ppal-r2-b"):
+        store.versions.get(project, "ppal-r9-x")
+
+
 def test_one_version_is_active_and_activation_is_idempotent(store, project):
     store.versions.activate(VERSION)
     store.versions.activate(replace(VERSION, version="ppal-r2-b", checkpoint="", round_number=2))
@@ -92,7 +122,18 @@ def test_one_version_is_active_and_activation_is_idempotent(store, project):
     assert store.versions.names() == ["ppal-r2-b", "ppal-r1-a"]
 
 
+def test_a_database_that_does_not_answer_says_so_without_its_password():
+    with pytest.raises(StoreUnavailable, match=r"ppal:\*\*\*@127.0.0.1:1/x\?connect_timeout=1 to answer") as told:
+        Database("postgresql://ppal:s3cret@127.0.0.1:1/x?connect_timeout=1")
+    assert "s3cret" not in str(told.value)
+    for url, wanted in (("no url", "expected PPAL_DATABASE_URL such as"), ("foodb://x/y", "a driver for the database")):
+        with pytest.raises(SettingsError, match=wanted):
+            Database(url)
+
+
 def test_a_reader_does_not_wait_for_a_writer(store, project):
+    if store.database.name == "sqlite://":
+        return  # one connection: everybody takes turns
     with store.database.transaction() as session:
         session.connection()
         assert store.projects.get(project).id == project

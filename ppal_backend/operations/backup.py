@@ -1,0 +1,172 @@
+"""A backup is one tar file: the state database, what the active versions need, and a manifest with checksums.
+
+Images, exports and detections are not in it: Label Studio has the images and annotations, a round makes the rest
+again. Neither are secrets: the token and passwords stand in the environment alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version as release_of
+from pathlib import Path
+from typing import Any
+
+from ppal_backend.errors import StateError
+from ppal_backend.files import atomic_file, sha256_of
+from ppal_backend.settings import Settings
+from ppal_backend.store import Store, database_file, open_store
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+DATABASE = "ppal.db"
+FORMAT = 1
+SMALL = ("spec.json", "metrics.json", "query_set.json", "steps/*.json", "train/*.json", "dataset/labels.json")
+
+
+def back_up(settings: Settings, store: Store, target: Path) -> dict[str, Any]:
+    """Write a backup; service and worker may go on meanwhile.
+
+    Returns:
+        The manifest. Its ``database`` is null for a PostgreSQL, which ``pg_dump`` backs up.
+
+    Raises:
+        StateError: ``target`` exists.
+    """
+    if target.exists():
+        raise StateError(f"expected a new file to back up to, got {target}, which exists; choose another name")
+    root = settings.model_dir.resolve()
+    with tempfile.TemporaryDirectory(dir=_made(root), prefix=".backup-") as scratch:
+        files = {str(path.relative_to(root)): path for path in _files(settings, store)}
+        source = database_file(settings.state_url)
+        if source is not None:
+            files[DATABASE] = _copy_database(source, Path(scratch) / DATABASE)
+        manifest = {
+            "format": FORMAT,
+            "release": release_of("ppal-backend"),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "database": None if source is None else DATABASE,
+            "sha256": {name: sha256_of(path) for name, path in sorted(files.items())},
+        }
+        with atomic_file(target) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            _add_manifest(archive, manifest)
+            for name in sorted(files):
+                archive.add(files[name], arcname=name, recursive=False)
+    return manifest
+
+
+def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, Any]:
+    """Put a backup into the data folder. What is there is moved to ``replaced-…`` within it, not deleted.
+
+    Raises:
+        StateError: ``source`` is no backup or damaged, there is data and not ``force``, or a round is running.
+    """
+    root = _made(settings.model_dir.resolve())
+    occupied = [path for path in root.iterdir() if not path.name.startswith((".", "replaced-"))]
+    if occupied and not force:
+        raise StateError(
+            f"expected an empty data folder to restore to, got {root} with {len(occupied)} entries; use "
+            "--force to move them aside"
+        )
+    if occupied:
+        _refuse_while_running(settings)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as scratch:
+        manifest = _unpack(source, Path(scratch))
+        database = _place_of_database(settings, manifest)
+        if occupied:
+            aside = root / f"replaced-{int(time.time())}"
+            aside.mkdir()
+            for path in occupied:
+                path.rename(aside / path.name)
+            log.warning("what was in %s is now in %s", root, aside)
+        for path in Path(scratch).iterdir():
+            if path.name != MANIFEST:
+                path.rename(database if database is not None and path.name == DATABASE else root / path.name)
+    open_store(settings).close()  # brings an older schema up to date, or says that it is too new
+    return manifest
+
+
+def _files(settings: Settings, store: Store) -> Iterator[Path]:
+    """What the active versions need, and each project's claim to its folder."""
+    root = settings.model_dir.resolve()
+    for project in store.projects.all():
+        folder = settings.project_folder(project.id)
+        yield from (p for p in [folder / "project.json"] if p.is_file())
+        active = (store.versions.active(project.id), store.versions.active(project.id, with_model=True))
+        numbers = {v.round_number for v in active if v is not None}
+        checkpoints = {root / v.checkpoint for v in active if v is not None and v.checkpoint}
+        numbers |= {int(c.parent.parent.name) for c in checkpoints if c.parent.parent.name.isdigit()}
+        for number in sorted(numbers):
+            for pattern in SMALL:
+                yield from (p for p in (folder / "rounds" / str(number)).glob(pattern) if not p.name.startswith("."))
+        yield from (c for c in checkpoints if c.is_file())
+
+
+def _copy_database(source: Path, target: Path) -> Path:
+    """A consistent copy while others write."""
+    with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(target)) as copy:
+        live.backup(copy)
+        copy.execute("PRAGMA journal_mode=DELETE")  # one file, no log beside it
+    return target
+
+
+def _add_manifest(archive: tarfile.TarFile, manifest: dict[str, Any]) -> None:
+    data = json.dumps(manifest, indent=1).encode()
+    info = tarfile.TarInfo(MANIFEST)
+    info.size, info.mtime = len(data), int(time.time())
+    archive.addfile(info, io.BytesIO(data))
+
+
+def _unpack(source: Path, folder: Path) -> dict[str, Any]:
+    try:
+        with tarfile.open(source, mode="r:") as archive:
+            archive.extractall(folder, filter="data")
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sums = dict(manifest["sha256"])
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"expected a backup made by ppal backup, got {source}: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise StateError(f"expected a backup of format {FORMAT}, got {manifest.get('format')!r}; use a newer release")
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    wrong = sorted(found ^ set(sums)) or [n for n, wanted in sums.items() if sha256_of(folder / n) != wanted]
+    if wrong:
+        raise StateError(f"the backup {source} is damaged: {', '.join(wrong[:3])}; nothing was changed")
+    return dict(manifest)
+
+
+def _place_of_database(settings: Settings, manifest: dict[str, Any]) -> Path | None:
+    if manifest.get("database") is None:
+        return None
+    place = database_file(settings.state_url)
+    if place is None:
+        raise StateError(
+            "the backup holds a SQLite database, but PPAL_DATABASE_URL names another kind; unset it to restore"
+        )
+    if place.parent != settings.model_dir.resolve() and place.exists():
+        raise StateError(f"expected no database at {place} yet, got one; move it away, then restore")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _refuse_while_running(settings: Settings) -> None:
+    source = database_file(settings.state_url)
+    if source is not None and not source.is_file():
+        return
+    with contextlib.closing(open_store(settings)) as store:
+        busy = [p.id for p in store.projects.all() if store.rounds.is_held(p.id)]
+    if busy:
+        raise StateError(f"a round of project {busy[0]} is running; stop the worker and the service, then restore")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

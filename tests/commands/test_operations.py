@@ -1,0 +1,89 @@
+"""The operators' commands through the command line: what they say, and what they leave."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ppal_backend.cli import app
+from ppal_backend.settings import load_settings
+from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, open_store
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = open_store(load_settings(MODEL_DIR=tmp_path / "data"))
+    store.projects.connect(7, "7.1", "<View/>", "http://ls", {})
+    yield store
+    store.close()
+
+
+def test_versions_are_listed_with_what_can_be_gone_back_to(run, store):
+    store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "", ("a",), None, {"map": 0.25}))
+    store.versions.activate(ModelVersion(7, "ppal-r2-b", 2, "", "", (), None, {}))
+    shown = json.loads(run("versions", 7, "--json").stdout)
+    assert [(v["version"], v["active"], v["files"]) for v in shown] == [
+        ("ppal-r1-a", False, False),
+        ("ppal-r2-b", True, False),
+    ]
+    lines = run("versions", 7).stdout.splitlines()
+    (first,) = [line for line in lines if "ppal-r1-a" in line]
+    assert "0.250" in first and "removed" in first and "yes" not in first
+    unknown = run("versions", 8)
+    assert unknown.exit_code == 1 and "project 8 is not connected" in unknown.stderr
+
+
+def test_rollback_without_a_token_says_what_is_missing(run, store):
+    done = run("rollback", 7, "ppal-r1-a")
+    assert done.exit_code == 1 and "LABEL_STUDIO_API_KEY" in done.stderr
+
+
+def test_cancel_ends_what_is_open_and_its_annotations_do_not_ask_again(run, store):
+    store.ledger.see(7, [SeenAnnotation(i, i) for i in range(5)])
+    store.rounds.request(7, "train", "x")
+    running = store.rounds.claim(7, Lease.mine())
+    store.rounds.request(7, "train", "y")
+    done = run("cancel", 7)
+    assert done.exit_code == 0
+    assert "round 1 is being stopped" in done.stdout and "round 2 is cancelled" in done.stdout
+    assert store.rounds.get(running.id).cancel_asked and store.ledger.new_count(7) == 0
+    store.rounds.cancel(running.id, "stopped")
+    nothing = run("cancel", 7)
+    assert nothing.exit_code == 1 and "no open round" in nothing.stderr
+
+
+def test_cancelling_a_ranking_uses_up_no_annotations(run, store):
+    store.ledger.see(7, [SeenAnnotation(1, 1)])
+    store.rounds.request(7, "rank", "x")
+    run("cancel", 7)
+    assert store.ledger.new_count(7) == 1 and store.rounds.of_project(7)[0].state == "cancelled"
+
+
+def test_pause_is_seen_and_taken_back(run, store):
+    assert "now paused" in run("pause", 7).stdout and "already paused" in run("pause", 7).stdout
+    assert store.projects.get(7).paused and "ppal resume 7" in run("status", 7).stdout
+    assert "goes on" in run("resume", 7).stdout and "was not paused" in run("resume", 7).stdout
+    assert not store.projects.get(7).paused and store.projects.get(7).problems == {}
+    assert run("pause", 8).exit_code == 1
+
+
+def test_backup_and_restore_go_through_the_command_line(run, store, tmp_path, monkeypatch):
+    assert run("backup", tmp_path / "b.tar").exit_code == 0
+    refused = run("restore", tmp_path / "b.tar")
+    assert refused.exit_code == 1 and "--force" in refused.stderr
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
+    assert "restored 1 files" in run("restore", tmp_path / "b.tar").stdout
+    restored = open_store(load_settings(MODEL_DIR=tmp_path / "new"))
+    assert restored.projects.get(7).key == "7.1"
+    restored.close()
+
+
+def test_prune_tells_how_much(run, store):
+    assert "would free 0.0 MiB" in run("prune", "--dry-run").stdout and "freed 0.0 MiB" in run("prune", 7).stdout

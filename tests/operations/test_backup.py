@@ -1,0 +1,121 @@
+"""A backup brings everything back, holds no secret, and neither it nor a restore can destroy anything."""
+
+import json
+import tarfile
+
+import pytest
+from sqlalchemy import text
+
+from ppal_backend.errors import StateError
+from ppal_backend.operations.backup import back_up, restore
+from ppal_backend.operations.rollback import roll_back
+from ppal_backend.settings import load_settings
+from ppal_backend.store import Lease, SeenAnnotation, open_store
+
+TOKEN, PASSWORD = "f00dfeed" * 5, "correct horse battery"
+
+
+@pytest.fixture
+def place(make_place):
+    return make_place(LABEL_STUDIO_API_KEY=TOKEN, BASIC_AUTH_USER="op", BASIC_AUTH_PASS=PASSWORD)
+
+
+def elsewhere(tmp_path):
+    return load_settings(MODEL_DIR=tmp_path / "new")
+
+
+def test_state_and_active_model_come_back(place, tmp_path):
+    place.round()
+    place.round()
+    place.store.ledger.see(1, [SeenAnnotation(99, 5)])
+    roll_back(place.settings, place.store, place.client, 1, place.versions()[0])
+    with place.store.database.transaction() as session:  # a writer at work does not hold it up or get half into it
+        session.execute(text("UPDATE projects SET url = 'half'"))
+        manifest = back_up(place.settings, place.store, tmp_path / "b.tar")
+    settings = elsewhere(tmp_path)
+    assert restore(settings, tmp_path / "b.tar") == manifest
+    store = open_store(settings)
+    assert store.versions.active(1).version == place.versions()[0] and store.projects.get(1).url != "half"
+    assert [r.state for r in store.rounds.of_project(1)] == ["done", "done"] and store.ledger.new_count(1) == 1
+    store.close()
+    checkpoint = settings.model_dir / "projects/1/rounds/1/train/model.pth"
+    assert checkpoint.read_bytes() == b"weights of round 1"
+    assert not (settings.model_dir / "projects/1/rounds/2/train").exists(), "only what the active version needs"
+    assert (settings.model_dir / "projects/1/project.json").read_text() == '{\n "key": "1.1"\n}'
+
+
+def test_no_secret_is_in_it(place, tmp_path):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    content = (tmp_path / "b.tar").read_bytes()
+    assert TOKEN.encode() not in content and PASSWORD.encode() not in content and b"http://ls.test" in content
+
+
+def test_data_is_only_replaced_on_demand_and_then_moved_aside(place, tmp_path):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    with pytest.raises(StateError, match="which exists"):
+        back_up(place.settings, place.store, tmp_path / "b.tar")
+    place.round()
+    with pytest.raises(StateError, match="use --force"):
+        restore(place.settings, tmp_path / "b.tar")
+    place.store.rounds.request(1, "train", "x")
+    record = place.store.rounds.claim(1, Lease.mine())
+    with pytest.raises(StateError, match="a round of project 1 is running"):
+        restore(place.settings, tmp_path / "b.tar", force=True)
+    place.store.rounds.release(record.id)
+    place.store.close()
+    restore(place.settings, tmp_path / "b.tar", force=True)
+    store = open_store(place.settings)
+    assert len(store.rounds.of_project(1)) == 1
+    store.close()
+    (aside,) = place.settings.model_dir.glob("replaced-*")
+    assert (aside / "ppal.db").is_file() and (aside / "projects/1/rounds/2/train/model.pth").is_file()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "extra", "newer"])
+def test_a_damaged_backup_is_refused_before_anything_changes(place, tmp_path, damage):
+    place.round()
+    good, bad = tmp_path / "b.tar", tmp_path / "bad.tar"
+    back_up(place.settings, place.store, good)
+    content = good.read_bytes()
+    if damage == "cut":
+        bad.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        bad.write_bytes(content.replace(b"weights of round 1", b"weights of round 2"))
+    elif damage == "foreign":
+        bad.write_bytes(b"not a tar at all")
+    else:
+        _repack(good, bad, damage)
+    settings = elsewhere(tmp_path)
+    with pytest.raises(StateError, match=r"damaged|made by ppal backup|use a newer release"):
+        restore(settings, bad)
+    assert list(settings.model_dir.iterdir()) == []
+
+
+def _repack(good, bad, damage):
+    import io
+
+    with tarfile.open(good) as source, tarfile.open(bad, "w") as target:
+        for member in source.getmembers():
+            data = source.extractfile(member).read()
+            if member.name == "manifest.json" and damage == "newer":
+                data = json.dumps({**json.loads(data), "format": 2}).encode()
+                member.size = len(data)
+            target.addfile(member, io.BytesIO(data))
+        if damage == "extra":
+            member = tarfile.TarInfo("projects/1/evil.pth")
+            member.size = 4
+            target.addfile(member, io.BytesIO(b"evil"))
+
+
+def test_a_path_out_of_the_folder_is_refused(place, tmp_path):
+    import io
+
+    with tarfile.open(tmp_path / "bad.tar", "w") as target:
+        member = tarfile.TarInfo("../escaped")
+        member.size = 4
+        target.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(StateError, match="made by ppal backup"):
+        restore(elsewhere(tmp_path), tmp_path / "bad.tar")
+    assert not (tmp_path / "escaped").exists()

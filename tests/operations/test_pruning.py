@@ -1,0 +1,86 @@
+"""Retention: what goes, and above all what never goes."""
+
+import pytest
+
+from ppal_backend.operations.pruning import prune_project
+from ppal_backend.operations.rollback import roll_back
+from ppal_backend.store import Lease
+
+
+def whole(place):
+    """Rounds whose files are all there."""
+    names = ("detections", "dataset", "export", "train")
+    folders = (place.folder(r.number) for r in place.store.rounds.of_project(1))
+    return [int(f.name) for f in folders if any((f / n).exists() for n in names)]
+
+
+@pytest.fixture
+def place(make_place):
+    return make_place(keep_artifacts=2)
+
+
+def test_every_round_prunes_and_the_last_versions_stay(place):
+    for _ in range(4):
+        place.round()
+    assert whole(place) == [3, 4]
+    old = place.folder(1)
+    assert sorted(p.name for p in old.iterdir()) == [
+        "metrics.json", "publish.json", "query_set.json", "spec.json", "steps"]  # fmt: skip
+    assert (place.folder(3) / "detections").is_dir() and (place.folder(3) / "train" / "model.pth").is_file()
+
+
+def test_the_active_version_stays_however_old_it_is(make_place):
+    place = make_place(keep_artifacts=5)
+    place.round("rank")
+    place.round()
+    place.round()
+    roll_back(place.settings, place.store, place.client, 1, place.versions()[0])
+    settings = place.settings.model_copy(update={"keep_artifacts": 1})
+    assert [p.round_number for p in prune_project(settings, place.store, 1)] == [2]
+    assert whole(place) == [1, 3]
+
+
+def test_the_model_behind_rankings_stays_while_they_rank_with_it(place):
+    place.round()
+    for _ in range(4):
+        place.round("rank")
+    assert (place.folder(1) / "train" / "model.pth").is_file(), "the active version ranks with it"
+    assert not (place.folder(1) / "detections").exists() and not (place.folder(2) / "detections").exists()
+    place.round()
+    place.round()
+    assert not (place.folder(1) / "train").exists()
+
+
+def test_what_an_open_round_needs_stays(place):
+    place.round()
+    place.store.rounds.request(1, "rank", "x")
+    place.world.kill_in = "infer"
+    with pytest.raises(BaseException, match="infer"):
+        place.run()
+    record = place.store.rounds.running(1)
+    for number in range(3, 6):  # meanwhile other versions come, as after a restore or by another worker
+        from dataclasses import replace
+
+        version = place.store.versions.active(1)
+        name = f"ppal-r{number}-x"
+        place.store.versions.activate(replace(version, version=name, round_number=number, checkpoint=""))
+    prune_project(place.settings, place.store, 1)
+    assert (place.folder(1) / "train" / "model.pth").is_file() and (place.folder(2) / "dataset").is_dir()
+    place.store.rounds.release(record.id)
+    place.run()
+    assert place.store.rounds.get(record.id).state == "done"
+    assert not place.store.rounds.claim(1, Lease.mine())
+
+
+def test_a_dry_run_tells_and_removes_nothing(make_place):
+    place = make_place(keep_artifacts=5)
+    for _ in range(3):
+        place.round()
+    settings = place.settings.model_copy(update={"keep_artifacts": 1})
+    told = prune_project(settings, place.store, 1, dry_run=True)
+    assert [p.round_number for p in told] == [1, 2] and whole(place) == [1, 2, 3]
+    on_disk = sum(f.stat().st_size for f in place.folder(1).rglob("*") if f.is_file())
+    assert prune_project(settings, place.store, 1) == told and whole(place) == [3]
+    left = sum(f.stat().st_size for f in place.folder(1).rglob("*") if f.is_file())
+    assert on_disk - left == told[0].size_bytes > 0
+    assert prune_project(settings, place.store, 1) == []

@@ -1,0 +1,98 @@
+"""Going back: the queue of the version again, its model again, and clear words where that is impossible."""
+
+import shutil
+
+import pytest
+
+from ppal_backend.errors import StateError
+from ppal_backend.operations.rollback import has_artifacts, roll_back
+
+
+def back(place, version):
+    return roll_back(place.settings, place.store, place.client, 1, version)
+
+
+def test_a_version_that_label_studio_still_holds_is_active_again_without_an_import(place):
+    place.round("rank")
+    place.round()
+    place.world.pool_size = 20  # another order than before
+    place.round()
+    first, second, third = place.versions()
+    queue_of_second = place.label_studio.served()[:0] or [
+        p["task"] for p in place.label_studio.predictions if p["model_version"] == second
+    ]
+    requests = len(place.label_studio.requests)
+    done = back(place, second)
+    assert (done.version, done.predictions, done.published_again) == (second, 30, False)
+    assert place.label_studio.served() == queue_of_second and len(queue_of_second) == 30
+    assert place.store.versions.active(1).version == second
+    assert place.store.versions.active(1, with_model=True).checkpoint == "projects/1/rounds/2/train/model.pth"
+    sent = place.label_studio.requests[requests:]
+    assert [r.method for r in sent if r.method != "GET"] == ["PATCH"]
+    assert back(place, second).version == second, "doing it twice is harmless"
+    assert back(place, third).version == third and place.store.versions.active(1).version == third
+    assert back(place, first).version == first
+    assert place.store.versions.active(1, with_model=True) is None, "the first order had no model"
+
+
+def test_a_ranking_after_a_rollback_uses_the_model_gone_back_to(place):
+    place.round()
+    place.round()
+    back(place, place.versions()[0])
+    place.round("rank")
+    spec = (place.folder(3) / "spec.json").read_text()
+    assert "rounds/1/train/model.pth" in spec
+
+
+def test_a_version_gone_from_label_studio_is_published_again_from_its_files(make_place):
+    place = make_place(keep_versions=1)
+    place.round()
+    first_queue = place.label_studio.served()
+    boxes = {p["task"]: p["result"] for p in place.label_studio.predictions}
+    place.round()
+    place.round()
+    first = place.versions()[0]
+    assert first not in place.label_studio.counts()
+    done = back(place, first)
+    assert done.published_again and done.version != first and done.version.startswith("ppal-r1-")
+    assert place.label_studio.served() == first_queue
+    now = {p["task"]: p for p in place.label_studio.predictions if p["model_version"] == done.version}
+    assert any(boxes.values())
+    for task, result in boxes.items():
+        assert [r["value"] for r in now[task]["result"]] == [r["value"] for r in result]
+    active = place.store.versions.active(1)
+    assert (active.version, active.checkpoint) == (done.version, "projects/1/rounds/1/train/model.pth")
+
+
+def test_what_cannot_be_gone_back_to_is_told_and_changes_nothing(make_place):
+    place = make_place(keep_versions=1)
+    place.round()
+    place.round()
+    place.round()
+    first, second, third = place.versions()
+    with pytest.raises(StateError, match="project 9 is not connected"):
+        roll_back(place.settings, place.store, place.client, 9, first)
+    with pytest.raises(StateError, match=f"got 'v9'; it has: {first}, {second}, {third}"):
+        back(place, "v9")
+    shutil.rmtree(place.folder(1) / "detections")
+    assert not has_artifacts(place.settings, place.store.versions.get(1, first))
+    with pytest.raises(StateError, match="they were removed"):
+        back(place, first)
+    (place.folder(2) / "train" / "model.pth").write_bytes(b"something else")
+    with pytest.raises(StateError, match="the file is damaged"):
+        back(place, second)
+    (place.folder(2) / "train" / "model.pth").unlink()
+    with pytest.raises(StateError, match="got no file"):
+        back(place, second)
+    assert place.label_studio.project["model_version"] == third == place.store.versions.active(1).version
+
+
+def test_a_round_that_is_publishing_is_not_crossed(place):
+    from ppal_backend.store import Lease
+
+    place.round()
+    place.store.rounds.request(1, "train", "x")
+    record = place.store.rounds.claim(1, Lease.mine())
+    place.store.rounds.report(record.id, "publish", {})
+    with pytest.raises(StateError, match="round 2 of project 1 is publishing right now"):
+        back(place, place.versions()[0])
