@@ -1,10 +1,15 @@
-# The backend (service and worker). Build for a GPU with:
-#   docker build --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 --build-arg FORCE_CUDA=1 -t ppal:gpu .
+# The backend: service and worker. Without a GPU:
+#   docker build -t ppal-backend:cpu .
+# With CUDA (the toolkit of BASE must be of the same CUDA version as the torch of TORCH_INDEX_URL):
+#   docker build -t ppal-backend:gpu --build-arg FORCE_CUDA=1 \
+#     --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 --build-arg RUNTIME_BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 \
+#     --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cu128 .
 ARG BASE=python:3.11-slim-bookworm
+ARG RUNTIME_BASE=${BASE}
 
 FROM ${BASE} AS build
 ARG FORCE_CUDA=0
-ARG TORCH_INDEX_URL=
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PPAL_DEV=0 PPAL_CACHE=/tmp/ppal-cache \
     FORCE_CUDA=${FORCE_CUDA} TORCH_INDEX_URL=${TORCH_INDEX_URL}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -17,12 +22,15 @@ WORKDIR /opt/ppal
 COPY pyproject.toml README.md LICENSE requirements.txt ./
 COPY scripts/setup.sh scripts/versions.env scripts/
 COPY ppal_backend/__init__.py ppal_backend/__init__.py
-RUN scripts/setup.sh backend && rm -rf /tmp/ppal-cache
+RUN scripts/setup.sh backend \
+    && rm -rf /tmp/ppal-cache \
+    && find .venv -name __pycache__ -type d -prune -exec rm -rf {} +
 COPY ppal_backend ppal_backend
 COPY model_zoo model_zoo
 
-FROM ${BASE}
-ENV DEBIAN_FRONTEND=noninteractive PATH=/opt/ppal/.venv/bin:$PATH PYTHONUNBUFFERED=1 MODEL_DIR=/data
+FROM ${RUNTIME_BASE} AS runtime
+ENV DEBIAN_FRONTEND=noninteractive PATH=/opt/ppal/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    MODEL_DIR=/data PPAL_CACHE=/data/cache
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -35,6 +43,7 @@ WORKDIR /opt/ppal
 USER 10001
 VOLUME /data
 EXPOSE 9090
+STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=3s --start-period=30s \
     CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9090/health', timeout=2)"]
 CMD ["ppal", "up"]

@@ -44,37 +44,38 @@ class HostRules:
     """What the operator allows.
 
     Args:
-        allowed_hosts: Host names, ``host:port`` or ``.suffix`` for all hosts below a domain; these may lie in
-            private networks too. None: any host with a public address. Empty: none but Label Studio.
+        allowed_hosts: Host names or ``host:port``, which may lie in private networks too; ``.suffix`` for all hosts
+            below a domain and ``*`` for all hosts there are, as long as their addresses are public (who may make
+            names below a domain could point one at a private network). None: the same as ``*``. Empty: none but
+            Label Studio.
     """
 
     def __init__(self, allowed_hosts: Collection[str] | None = None) -> None:
-        self._allowed = (
-            None if allowed_hosts is None else frozenset(h.strip().lower() for h in allowed_hosts if h.strip())
-        )
+        hosts = ["*"] if allowed_hosts is None else [h.strip().lower() for h in allowed_hosts if h.strip()]
+        self._names = frozenset(hosts)
+        self._any = "*" in self._names
 
     def named(self, host: str, port: int) -> bool:
-        """Tell whether the operator named this host."""
+        """Tell whether the operator named exactly this host."""
         host = host.lower().rstrip(".")
-        names = {host, f"{host}:{port}", f"[{host}]:{port}"}
-        parts = host.split(".")
-        names |= {"." + ".".join(parts[i:]) for i in range(1, len(parts))}
-        return bool(self._allowed and names & self._allowed)
+        return bool(self._names & {host, f"{host}:{port}", f"[{host}]:{port}"})
 
     def check_name(self, host: str, port: int) -> None:
         """Refuse a host by name, before anything is resolved.
 
         Raises:
-            ImageError: There is a list of hosts and this one is not on it.
+            ImageError: It is not on the operator's list.
         """
-        if self._allowed is not None and not self.named(host, port):
-            raise ImageError(f"expected an image from an allowed host, got {host!r}; {_ADVICE}")
+        parts = host.lower().rstrip(".").split(".")
+        suffixes = {"." + ".".join(parts[i:]) for i in range(1, len(parts))}
+        if not (self._any or self.named(host, port) or self._names & suffixes):
+            raise ImageError(f"expected an image from Label Studio or an allowed host, got {host!r}; {_ADVICE}")
 
     def check_address(self, host: str, port: int, address: str) -> None:
         """Refuse an address in a private, loopback, link-local or reserved network.
 
         Raises:
-            ImageError: The address is not public and the operator did not name the host.
+            ImageError: The address is not public and the operator did not name the host itself.
         """
         if not self.named(host, port) and not is_public(address):
             raise ImageError(

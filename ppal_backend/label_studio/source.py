@@ -43,7 +43,7 @@ def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:
     """The verified images of one Label Studio, shared by the worker and the service."""
     return ImageCache(
         settings.model_dir.resolve() / "images",
-        ImageSource(client, settings.image_hosts or None),
+        ImageSource(client, settings.image_hosts),
         max_pixels=settings.max_image_megapixels * 1_000_000,
         namespace=client.url,
     )

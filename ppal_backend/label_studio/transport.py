@@ -21,6 +21,7 @@ T = TypeVar("T")
 WRITE_TIMEOUT_S = 300.0
 _MAX_DELAY_S = 30.0
 _SHOWN_BODY = 400
+BLOCKED = ("reserved network address", "URL provided was not allowed")
 
 
 class NotFound(LabelStudioError):
@@ -192,6 +193,11 @@ class Transport:
 
     def _error(self, status: int, reason: str, what: str) -> LabelStudioError:
         reason = self.auth.redact(reason)[:_SHOWN_BODY]
+        if status == 403 and any(phrase in reason for phrase in BLOCKED):
+            return Rejected(
+                f"Label Studio refuses this address for {what} ({reason}); start Label Studio with "
+                "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false (both are needed)"
+            )
         if status in (401, 403):
             word = "a personal access token" if self.auth.kind == "pat" else "a legacy token"
             return LabelStudioAuthError(

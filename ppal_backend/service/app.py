@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import Flask
+from flask import Flask, Response
 
 from ppal_backend.service import auth, problems
+from ppal_backend.service.dashboard import views as dashboard
 from ppal_backend.service.notifier import Jobs
 from ppal_backend.service.protocol import EXTENSION, routes
 from ppal_backend.service.runtime import ImagesOf, Predictor, build_runtime
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def create_app(
@@ -48,8 +50,20 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_mib * MIB
     problems.install(app)
     auth.install(app, settings)
+    app.after_request(_with_safe_headers)
     app.extensions[EXTENSION] = build_runtime(settings, store, jobs, predictor, client, images)
     app.register_blueprint(routes)
+    dashboard.install(app, app.extensions[EXTENSION])
     if not settings.label_studio_api_key.get_secret_value():
         log.warning("LABEL_STUDIO_API_KEY is not set: projects cannot connect until it is")
+    if not auth.is_on(settings) and settings.host not in LOOPBACK:
+        log.warning("BASIC_AUTH_USER is not set: whoever reaches %s:%d may use it", settings.host, settings.port)
     return app
+
+
+def _with_safe_headers(response: Response) -> Response:
+    """Browsers neither guess types nor run anything; a page that needs more sets its own policy."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -10,13 +10,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 from ppal_backend.logs import configure_logging
 from ppal_backend.service.protocol import EXTENSION
 from ppal_backend.service.runtime import MOST_PREDICTING
 from ppal_backend.settings import load_settings
 
+
+class RootLogger(Logger):
+    """gunicorn's messages through the root logger: in its format, and with secrets blanked."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set levels, no handlers."""
+        self.error_log.setLevel(self.LOG_LEVELS[cfg.loglevel])
+        self.error_log.propagate = True
+
+
 _settings = load_settings()
-configure_logging(_settings.log_level)  # before the fork: the serving process inherits it
+# Before the fork: the serving process inherits it.
+configure_logging(_settings.log_level, _settings.log_format, _settings.secrets)
 
 bind = f"{_settings.host}:{_settings.port}"
 worker_class = "gthread"
@@ -29,6 +42,7 @@ keepalive = 5
 backlog = 256
 limit_request_line = 8190
 accesslog = None
+logger_class = RootLogger
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a heartbeat file on a slow disk may block
 loglevel = _settings.log_level.lower()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable, QueueUnavailable
+from ppal_backend.heartbeat import heartbeat_age_s
 from ppal_backend.service.events import ACTIONS
-from ppal_backend.store import Store
+from ppal_backend.service.gpu import gpu_memory
+from ppal_backend.settings import Settings
+from ppal_backend.store import ProjectRecord, Store
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 ROUND_STATES = ("pending", "running", "done", "failed", "cancelled")
@@ -19,12 +28,25 @@ EVENT_STATES = ("pending", "done", "parked")
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 
 
-class Metrics:
-    """Counters of this process, and the state database's counts at the time of a scrape."""
+class Queue(Protocol):
+    """The job queue, as far as it is measured."""
 
-    def __init__(self, store: Store) -> None:
+    def pending(self) -> int:
+        """Jobs that wait."""
+
+
+class Metrics:
+    """Counters of this process, and the state of database, queue and machine at the time of a scrape.
+
+    Args:
+        store: the state.
+        settings: where its files lie; without them nothing is told of disk and worker.
+        queue: the job queue; without it nothing is told of its length.
+    """
+
+    def __init__(self, store: Store, settings: Settings | None = None, queue: Queue | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_StateCollector(store))
+        self._registry.register(_StateCollector(store, settings, queue))
         self._webhooks = Counter("ppal_webhooks", "Webhooks received, by action.", ["action"], registry=self._registry)
         self._predict = Histogram(
             "ppal_predict_seconds", "Time to answer /predict.", buckets=SECONDS, registry=self._registry
@@ -63,8 +85,8 @@ class Metrics:
 
 
 class _StateCollector(Collector):
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, settings: Settings | None, queue: Queue | None) -> None:
+        self._store, self._settings, self._queue = store, settings, queue
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Names without a database access, so that registering costs none."""
@@ -75,12 +97,70 @@ class _StateCollector(Collector):
         yield _gauge("ppal_rounds", "Rounds, by state.", rounds)
         events = {state: 0 for state in EVENT_STATES} | self._store.events.counts()
         yield _gauge("ppal_events", "Events, by state.", events)
-        projects = GaugeMetricFamily("ppal_projects", "Connected projects.", value=len(self._store.projects.all()))
-        yield projects
+        projects = self._store.projects.all()
+        yield GaugeMetricFamily("ppal_projects", "Connected projects.", value=len(projects))
+        yield from self._of_projects(projects)
+        yield from self._of_machine()
+
+    def _of_projects(self, projects: Sequence[ProjectRecord]) -> Iterator[GaugeMetricFamily]:
+        new = _labelled("ppal_new_annotations", "Annotations that no training has used yet.", "project")
+        quality = _labelled("ppal_map", "mAP of the version in force on held-out images.", "project")
+        steps = _labelled("ppal_round_step_seconds", "Steps of the last complete round.", "project", "step")
+        running = _labelled("ppal_round_running_seconds", "Age of the running round.", "project", "step")
+        troubles = _labelled("ppal_problems", "What hinders a project now: 1 for each topic.", "project", "topic")
+        for project in projects:
+            name = str(project.id)
+            new.add_metric([name], self._store.ledger.new_count(project.id))
+            version = self._store.versions.active(project.id)
+            if version is not None and version.metrics.get("map") is not None:
+                quality.add_metric([name], float(version.metrics["map"]))
+            for step, seconds in self._last_steps(project.id).items():
+                steps.add_metric([name, step], seconds)
+            record = self._store.rounds.running(project.id)
+            if record is not None and record.started_at is not None:
+                age = datetime.now(UTC).replace(tzinfo=None) - record.started_at
+                running.add_metric([name, record.step], age.total_seconds())
+            for topic in project.problems:
+                troubles.add_metric([name, topic], 1)
+        yield from (new, quality, steps, running, troubles)
+
+    def _last_steps(self, project_id: int) -> dict[str, float]:
+        done = [r for r in self._store.rounds.of_project(project_id) if r.state == "done"]
+        return dict(done[-1].metrics.get("seconds") or {}) if done else {}
+
+    def _of_queue(self) -> Iterator[GaugeMetricFamily]:
+        if self._queue is None:
+            return
+        try:
+            pending = self._queue.pending()
+        except QueueUnavailable as error:  # its metric is missing then, the others are not
+            log.warning("%s", error)
+        else:
+            yield GaugeMetricFamily("ppal_jobs_pending", "Jobs that wait in the queue.", value=pending)
+
+    def _of_machine(self) -> Iterator[GaugeMetricFamily]:
+        yield from self._of_queue()
+        if self._settings is not None:
+            age_s = heartbeat_age_s(self._settings.model_dir)
+            if age_s is not None:
+                text = "Since any worker's last sign of life."
+                yield GaugeMetricFamily("ppal_worker_heartbeat_age_seconds", text, value=age_s)
+            free = shutil.disk_usage(self._settings.model_dir).free
+            yield GaugeMetricFamily("ppal_disk_free_bytes", "Free space for MODEL_DIR.", value=free)
+        used = _labelled("ppal_gpu_memory_used_bytes", "GPU memory in use by all processes.", "gpu")
+        total = _labelled("ppal_gpu_memory_total_bytes", "GPU memory there is.", "gpu")
+        for gpu in gpu_memory():
+            used.add_metric([str(gpu.index)], gpu.used)
+            total.add_metric([str(gpu.index)], gpu.total)
+        yield from (used, total)
 
 
 def _gauge(name: str, text: str, values: dict[str, int]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=["state"])
+    family = _labelled(name, text, "state")
     for state, count in values.items():
         family.add_metric([state], count)
     return family
+
+
+def _labelled(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=list(labels))

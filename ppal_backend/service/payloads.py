@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from ppal_backend.service.events import clean_text, project_of
 from ppal_backend.service.problems import RequestError
@@ -43,10 +44,14 @@ def read_json(request: Request) -> dict[str, Any]:
 
     Raises:
         RequestError: another content type, broken JSON, or not an object.
+        RequestEntityTooLarge: more bytes than are accepted.
     """
     if not request.is_json:
         raise RequestError("expected the content type application/json", status=415)
-    value = loads(request.get_data(cache=False), "the request body")
+    body = request.get_data(cache=False)
+    if request.content_length is None and len(body) == request.max_content_length:
+        raise RequestEntityTooLarge  # sent in chunks, and cut off where it got too long
+    value = loads(body, "the request body")
     if not isinstance(value, dict):
         raise RequestError(f"expected the request body to be a JSON object, got {type(value).__name__}")
     return value

@@ -9,7 +9,14 @@ from typing import Any
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PPALError, StateError
+from ppal_backend.errors import (
+    LabelStudioError,
+    LabelStudioUnavailable,
+    PPALError,
+    QueueUnavailable,
+    StateError,
+    StoreUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +54,7 @@ def status_of(error: PPALError) -> int:
     """The HTTP status that tells a caller what kind of error it met."""
     if isinstance(error, RequestError):
         return error.status
-    if isinstance(error, LabelStudioUnavailable):
+    if isinstance(error, LabelStudioUnavailable | StoreUnavailable | QueueUnavailable):
         return 503
     if isinstance(error, LabelStudioError):
         return 424

@@ -6,7 +6,8 @@ import logging
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
-from ppal_backend.service import auth, events, metrics, payloads
+from ppal_backend.logs import log_context
+from ppal_backend.service import auth, events, metrics, payloads, readiness
 from ppal_backend.service.backend import PPALBackend
 from ppal_backend.service.problems import RequestError
 from ppal_backend.service.runtime import Runtime
@@ -31,14 +32,12 @@ def health() -> dict[str, str]:
 
 
 @routes.get("/ready")
-def ready() -> dict[str, str]:
-    """Ready to serve: the state database answers (else the answer is 503)."""
-    try:
-        runtime().store.events.counts()
-    except Exception:
-        log.exception("not ready: the state database does not answer")
-        raise RequestError("the state database does not answer; see the backend's log", status=503) from None
-    return {"status": "READY"}
+def ready() -> tuple[Response, int]:
+    """Ready to serve: 200, or 503 with what the database, the worker or the disk lacks."""
+    found = readiness.problems(runtime().settings, runtime().store)
+    well = not any(found.values())
+    checks = {name: problem or "ok" for name, problem in found.items()}
+    return jsonify(status="READY" if well else "NOT READY", checks=checks), 200 if well else 503
 
 
 @routes.post("/setup")
@@ -46,7 +45,8 @@ def setup() -> dict[str, str]:
     """Connect a project; Label Studio calls this whenever it looks at the connection."""
     body = payloads.setup_body(payloads.read_json(request))
     model = PPALBackend(project_id=str(body.project_id), runtime=runtime())
-    return {"model_version": model.connect(body)}
+    with log_context(project=body.project_id):
+        return {"model_version": model.connect(body)}
 
 
 @routes.post("/predict")
@@ -59,7 +59,8 @@ def predict() -> Response:
         # An error rather than empty results: Label Studio would keep those and not ask again.
         raise RequestError("too many predictions are under way; try again later", status=503)
     try:
-        results = model.predict(body.tasks, context=body.context)
+        with log_context(project=body.project_id):
+            results = model.predict(body.tasks, context=body.context)
     finally:
         slots.release()
     return jsonify(results=results, model_version=model.model_version)
@@ -75,7 +76,8 @@ def webhook() -> tuple[Response, int]:
     if isinstance(event, events.Ignored):
         return jsonify(status="ignored", reason=event.reason), 200
     auth.check_webhook_project(event.project_id)
-    answer = PPALBackend(project_id=str(event.project_id), runtime=runtime()).fit(event.action, fields)
+    with log_context(project=event.project_id):
+        answer = PPALBackend(project_id=str(event.project_id), runtime=runtime()).fit(event.action, fields)
     return jsonify(answer), 201 if answer["status"] == "stored" else 200
 
 

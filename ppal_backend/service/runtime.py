@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from ppal_backend.engines.live import LiveModel, LiveOptions, LivePredictor
-from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.service.metrics import Metrics
 from ppal_backend.service.notifier import Jobs, Notifier
 from ppal_backend.settings import Settings, load_settings
@@ -93,13 +93,14 @@ def build_runtime(
     """
     store = store or open_store(settings)
     options = LiveOptions(settings.device, settings.model_zoo, settings.threads)
+    jobs = jobs or open_queue(settings)
     return Runtime(
         settings=settings,
         store=store,
-        notifier=Notifier(jobs or JobQueue(settings.jobs_file)),
+        notifier=Notifier(jobs),
         predictor=predictor or LivePredictor(options),
         images=images or Images(settings, client),
-        metrics=Metrics(store),
+        metrics=Metrics(store, settings, jobs if isinstance(jobs, JobQueue) else None),
         fetchers=ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch"),
         predict_slots=threading.BoundedSemaphore(MOST_PREDICTING),
     )

@@ -200,11 +200,23 @@ def test_another_port_of_label_studios_host_is_another_host(own, other):
 def test_list_of_hosts(own, other):
     other.answers["/a"] = (200, {}, b"x")
     names = {"a.cdn.test": ["127.0.0.1"]}
-    for allowed in (["a.cdn.test"], [".cdn.test"], [f"a.cdn.test:{other.port}"]):
+    for allowed in (["a.cdn.test"], [f"a.cdn.test:{other.port}"], ["*", "a.cdn.test"]):
         assert read(source(own, allowed, names), f"http://a.cdn.test:{other.port}/a") == b"x"
     for allowed in ([], ["cdn.test"], ["a.cdn.test:1"]):
         with pytest.raises(ImageError, match="PPAL_ALLOWED_IMAGE_HOSTS"):
             read(source(own, allowed, names), f"http://a.cdn.test:{other.port}/a")
+    assert len(other.asked) == 3
+
+
+@pytest.mark.parametrize("entry", [".cdn.test", "*"])
+def test_a_pattern_allows_names_but_no_private_network(own, other, entry):
+    """Whoever may make names below an allowed domain could point one at a machine of ours."""
+    rules = HostRules([entry])
+    rules.check_name("a.cdn.test", 80)
+    rules.check_address("a.cdn.test", 80, "93.184.216.34")
+    with pytest.raises(ImageError, match="private network"):
+        read(source(own, [entry], {"a.cdn.test": ["127.0.0.1"]}), f"http://a.cdn.test:{other.port}/a")
+    assert other.asked == []
 
 
 def test_endless_redirects_end(own):

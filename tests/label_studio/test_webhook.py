@@ -44,3 +44,10 @@ def test_without_an_address_the_hook_that_label_studio_made_is_enough():
 
 def test_with_credentials_and_without_an_address_the_gap_is_told():
     assert "set PPAL_PUBLIC_URL" in check_webhook(Client(["http://127.0.0.1:9090/webhook"]), 7, "", "7.abc")
+
+
+def test_a_hook_that_carries_the_token_needs_no_address():
+    client = Client(["http://127.0.0.1:9090/webhook"])
+    client.hooks[0]["headers"] = {"Authorization": "Bearer 7.abc"}
+    assert check_webhook(client, 7, "", "7.abc") == ""
+    assert "sends no credentials" in check_webhook(client, 7, "", "7.other")

@@ -1,12 +1,22 @@
 """Routes for operators, and errors that tell outsiders nothing."""
 
+import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
+import pynvml
 import pytest
+from pydantic import SecretStr
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, StateError
+from ppal_backend.heartbeat import Heartbeat
+from ppal_backend.jobs.queue import JobQueue, open_queue
+from ppal_backend.service.app import create_app
+from ppal_backend.service.gpu import GpuMemory, gpu_memory
 from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.store import Lease, SeenAnnotation
 from tests.service.conftest import activate, annotation_payload, predict_payload, setup_payload, task
 
 
@@ -17,15 +27,45 @@ def test_health_touches_nothing(client, app, path):
     assert (answer.status_code, answer.json) == (200, {"status": "UP", "model_class": "PPALBackend"})
 
 
-def test_ready(client):
-    assert client.get("/ready").json == {"status": "READY"}
-
-
-def test_not_ready_without_its_database(client, store, monkeypatch):
-    monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
+def test_ready_while_database_worker_and_disk_are_well(client, settings):
+    Heartbeat(settings.model_dir).beat()
     answer = client.get("/ready")
-    assert answer.status_code == 503
-    assert answer.json == {"error": "the state database does not answer; see the backend's log"}
+    assert (answer.status_code, answer.json) == (
+        200,
+        {"status": "READY", "checks": {"database": "ok", "worker": "ok", "disk": "ok"}},
+    )
+
+
+def not_ready(client, check):
+    answer = client.get("/ready")
+    assert (answer.status_code, answer.json["status"]) == (503, "NOT READY")
+    assert [name for name, text in answer.json["checks"].items() if text != "ok"] == [check]
+    return answer.json["checks"][check]
+
+
+def test_not_ready_without_its_database(client, settings, store, monkeypatch):
+    Heartbeat(settings.model_dir).beat()
+    monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
+    assert not_ready(client, "database") == "the state database does not answer; see the backend's log"
+
+
+def test_not_ready_without_a_worker(client, settings):
+    assert "start ppal worker" in not_ready(client, "worker")
+    beat = Heartbeat(settings.model_dir)
+    beat.beat()
+    (file,) = (settings.model_dir / "workers").iterdir()
+    for age_s in (45, -3600):  # long ago, and in the future after a clock was set back
+        os.utime(file, (time.time() - age_s,) * 2)
+        assert "no sign of life" in not_ready(client, "worker").replace("has shown a", "no")
+    beat.beat()
+    assert client.get("/ready").status_code == 200
+    beat.end()
+    assert "start ppal worker" in not_ready(client, "worker")
+
+
+def test_not_ready_without_space(make_app, settings):
+    Heartbeat(settings.model_dir).beat()
+    assert "GiB are free" in not_ready(make_app(min_free_gib=2.0**40).test_client(), "disk")
 
 
 def test_versions_newest_first(client, connected, store):
@@ -63,6 +103,69 @@ def test_metrics_count_what_happened(client, connected, store, images):
     assert seen['ppal_predictions_total{outcome="not_fetched"}'] == 2
     assert seen['ppal_label_studio_errors_total{kind="unavailable"}'] == 1
     assert seen['ppal_label_studio_errors_total{kind="auth"}'] == 1
+
+
+def test_metrics_tell_of_projects_and_the_machine(make_app, connected, store, settings, monkeypatch):
+    monkeypatch.setattr("ppal_backend.service.metrics.gpu_memory", lambda: [GpuMemory(0, 3, 10)])
+    queue = JobQueue(settings.jobs_file)
+    queue.sync(7)
+    queue.sync(7)
+    activate(store)
+    first = store.rounds.request(7, "train", "test")
+    store.rounds.claim(7, Lease.mine())
+    store.rounds.finish(first.id, {"map": 0.5, "seconds": {"export": 1.5, "train": 60.0}})
+    store.rounds.request(7, "train", "test")
+    store.rounds.claim(7, Lease.mine())
+    store.ledger.see(7, [SeenAnnotation(1, 2, True), SeenAnnotation(2, 3, True)])
+    store.projects.set_problem(7, "webhook", "gone")
+    Heartbeat(settings.model_dir).beat()
+    client = create_app(settings, store=store, jobs=queue).test_client()
+    seen = samples(client)
+    assert seen['ppal_map{project="7"}'] == 0.5
+    assert seen['ppal_round_step_seconds{project="7",step="train"}'] == 60.0
+    assert seen['ppal_round_step_seconds{project="7",step="export"}'] == 1.5
+    assert 0 <= seen['ppal_round_running_seconds{project="7",step=""}'] < 60
+    assert seen['ppal_new_annotations{project="7"}'] == 2
+    assert seen['ppal_problems{project="7",topic="webhook"}'] == 1
+    assert seen["ppal_jobs_pending"] == 2
+    assert 0 <= seen["ppal_worker_heartbeat_age_seconds"] < 60
+    assert seen["ppal_disk_free_bytes"] > 0
+    assert seen['ppal_gpu_memory_used_bytes{gpu="0"}'] == 3
+    assert seen['ppal_gpu_memory_total_bytes{gpu="0"}'] == 10
+
+
+def test_metrics_without_the_queue_that_is_down(settings, store):
+    queue = open_queue(settings.model_copy(update={"queue_url": SecretStr("redis://127.0.0.1:9/0")}))
+    seen = samples(create_app(settings, store=store, jobs=queue).test_client())
+    assert "ppal_jobs_pending" not in seen and "ppal_projects" in seen
+
+
+def test_gpu_memory_without_a_driver_and_with_one_that_hangs():
+    class Nvml:
+        def nvmlInit(self):
+            pass
+
+        def nvmlDeviceGetCount(self):
+            return 1
+
+        def nvmlDeviceGetHandleByIndex(self, index):
+            return index
+
+        def nvmlDeviceGetMemoryInfo(self, handle):
+            return SimpleNamespace(used=5, total=9)
+
+        def nvmlShutdown(self):
+            pass
+
+    assert gpu_memory(Nvml()) == [GpuMemory(0, 5, 9)]
+    for name in ("nvmlInit", "nvmlDeviceGetMemoryInfo"):
+        broken = Nvml()
+
+        def fail(*_):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+        setattr(broken, name, fail)
+        assert gpu_memory(broken) == []
 
 
 def test_two_apps_count_apart(make_app):

@@ -52,8 +52,9 @@ def test_the_right_credentials_open_everything(guarded):
     assert guarded.post("/setup", json=setup_payload(), headers=headers).status_code == 200
     assert guarded.post("/predict", json=predict_payload(task(5)), headers=headers).status_code == 200
     assert guarded.post("/webhook", json=annotation_payload(), headers=headers).status_code == 201
-    for path in ("/", "/ready", "/versions", "/metrics"):
+    for path in ("/", "/versions", "/metrics"):
         assert guarded.get(path, headers=headers).status_code == 200
+    assert guarded.get("/ready", headers=headers).json["checks"]["database"] == "ok"
 
 
 WRONG = {

@@ -1,0 +1,76 @@
+"""``ppal doctor`` and ``ppal connect``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ppal_backend.commands.shared import AsJson, console, errors_in_one_line
+from ppal_backend.doctor.finding import Finding
+from ppal_backend.logs import configure_logging
+from ppal_backend.settings import Settings, load_settings
+
+_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]failed[/]"}
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check Label Studio, the connected projects and this machine; exit code 1 when something failed."""
+    from ppal_backend.doctor.run import diagnose
+    from ppal_backend.store import open_store
+
+    with errors_in_one_line():
+        settings = _settings()
+        store = open_store(settings)
+        found = []
+        for finding in diagnose(settings, store):
+            found.append(finding)
+            if not as_json:
+                _show(finding)
+        store.close()
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=1) + "\n")
+    if any(finding.state == "failed" for finding in found):
+        raise typer.Exit(1)
+
+
+def connect(
+    url: Annotated[str, typer.Argument(help="Label Studio's address, such as http://localhost:8080")],
+    project: Annotated[int, typer.Option(help="project id: the number in its address")],
+    backend: Annotated[str, typer.Option(help="the backend as Label Studio reaches it; PPAL_PUBLIC_URL without")] = "",
+    extra_params: Annotated[str, typer.Option(help="the project's own options: '{\"budget\": 100}'")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Connect a project: the model connection, its webhook with credentials, and the sampling."""
+    from ppal_backend.doctor.connecting import connect_project
+    from ppal_backend.label_studio.source import connect as open_client
+
+    with errors_in_one_line():
+        settings = _settings().model_copy(update={"label_studio_url": url.rstrip("/")})
+        address = backend or settings.public_url or f"http://localhost:{settings.port}"
+        with open_client(settings) as client:
+            steps = connect_project(client, settings, project, address, extra_params)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(step) for step in steps], indent=1) + "\n")
+        return
+    for step in steps:
+        console.print(f"{step.what}: [bold]{step.done}[/] {escape(step.detail)}", highlight=False, soft_wrap=True)
+    console.print(f"Project {project} is connected. Press Label All Tasks in Label Studio.", highlight=False)
+
+
+def _settings() -> Settings:
+    """The settings; of the log only errors, since what is wrong is told as a finding."""
+    settings = load_settings()
+    configure_logging("ERROR", settings.log_format, settings.secrets)
+    return settings
+
+
+def _show(finding: Finding) -> None:
+    seen = escape(f"{finding.check}: {finding.seen}")
+    console.print(f"{_MARKS[finding.state]} {seen}", highlight=False, soft_wrap=True)
+    if finding.advice:
+        console.print(f"   -> {finding.advice}", highlight=False, soft_wrap=True, markup=False)

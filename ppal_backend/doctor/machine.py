@@ -1,0 +1,91 @@
+"""Checks of this machine: settings, database, worker, disk, the detector's stack, and the service itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+
+from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
+from ppal_backend.errors import DetectorError, QueueUnavailable, SettingsError
+from ppal_backend.jobs.queue import open_queue
+from ppal_backend.service import auth, readiness
+from ppal_backend.settings import Settings
+from ppal_backend.store import Store
+
+HEALTH_TIMEOUT_S = 3.0
+
+
+def credentials(settings: Settings) -> Finding:
+    """Whether callers must identify themselves."""
+    try:
+        if auth.is_on(settings):
+            return ok("credentials", "callers must know BASIC_AUTH_USER and BASIC_AUTH_PASS")
+    except SettingsError as error:
+        return split("credentials", str(error))
+    return warning(
+        "credentials",
+        "anybody who reaches this backend may use it",
+        "set BASIC_AUTH_USER and BASIC_AUTH_PASS unless only Label Studio can reach it",
+    )
+
+
+def state(settings: Settings, store: Store) -> list[Finding]:
+    """Database, worker and disk, as ``/ready`` sees them; and events that could not be used."""
+    found = [
+        split(name, problem) if problem else ok(name, _WELL[name])
+        for name, problem in readiness.problems(settings, store).items()
+    ]
+    parked = 0 if any(f.check == "database" and f.state != "ok" for f in found) else store.events.counts().get("parked")
+    if parked:
+        found.append(
+            warning("events", f"{parked} events could not be used and were parked", "the worker's log has the reasons")
+        )
+    return found
+
+
+def queue(settings: Settings) -> Finding:
+    """Whether the job queue answers."""
+    try:
+        waiting = open_queue(settings).pending()
+    except SettingsError as error:
+        return failed("queue", str(error), "correct PPAL_QUEUE_URL, or leave it empty for a queue in MODEL_DIR")
+    except QueueUnavailable as error:
+        return failed("queue", str(error), "check that Redis is up and PPAL_QUEUE_URL is right; events wait meanwhile")
+    return ok("queue", f"answers, {waiting} jobs wait")
+
+
+_WELL = {"database": "answers", "worker": "has shown a sign of life", "disk": "has room"}
+
+
+def detector_stack(settings: Settings) -> Finding:
+    """torch, the device and mmcv's operators."""
+    try:
+        from ppal_backend.detector.environment import check_environment
+
+        found = check_environment(settings.device)
+    except ImportError as error:
+        return failed("detector", f"the detector's packages cannot be imported ({error})", "run make setup")
+    except DetectorError as error:
+        return split("detector", str(error))
+    seen = f"torch {found.torch}, mmcv's operators run on {found.device} ({found.device_name})"
+    if settings.device == "auto" and found.device == "cpu":
+        return warning("detector", seen, "training on real images wants a GPU; DEVICE=cpu says that this is meant")
+    return ok("detector", seen)
+
+
+def service(settings: Settings, get: Callable[..., httpx.Response] = httpx.get) -> Finding:
+    """Whether the service answers, at the address that Label Studio uses if that is known."""
+    url = (settings.public_url or f"http://127.0.0.1:{settings.port}") + "/health"
+    try:
+        answer = get(url, timeout=HEALTH_TIMEOUT_S)
+        well = answer.status_code == 200 and answer.json().get("model_class") == "PPALBackend"
+    except (httpx.HTTPError, ValueError, AttributeError) as error:
+        return failed(
+            "service", f"nothing answers at {url} ({type(error).__name__})", "start ppal up, or correct PPAL_PUBLIC_URL"
+        )
+    if not well:
+        return failed(
+            "service", f"something else answers at {url} (status {answer.status_code})", "correct PPAL_PUBLIC_URL"
+        )
+    return ok("service", f"answers at {url}")

@@ -1,0 +1,139 @@
+"""Checks of one connected project: connection, webhook, sampling, model version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ppal_backend.doctor.address import SWITCHES, usable_host
+from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
+from ppal_backend.errors import LabelStudioError
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.connection import backends
+from ppal_backend.label_studio.queue import SAMPLING
+from ppal_backend.label_studio.transport import NotFound
+from ppal_backend.label_studio.webhook import EVENTS_PATH, webhook_problem
+from ppal_backend.service.auth import webhook_token
+from ppal_backend.settings import Settings
+from ppal_backend.store import ProjectRecord, Store
+
+
+def project(settings: Settings, store: Store, client: LabelStudioClient, record: ProjectRecord) -> list[Finding]:
+    """Everything about one project; a Label Studio that does not answer ends it early."""
+    name = f"project {record.id}"
+    try:
+        described = client.project(record.id)
+        connections = backends(client, record.id)
+        return [
+            *_connection(settings, name, connections),
+            _webhook(settings, client, record, name, connections),
+            _sampling(name, described),
+            _model_version(store, record, name, described, connections),
+            *_state(store, record, name),
+        ]
+    except NotFound:
+        return [failed(name, "Label Studio has no such project (or this token may not see it)", "connect it again")]
+    except LabelStudioError as error:
+        return [split(name, str(error))]
+
+
+def ours(settings: Settings, connections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The connections that lead to this backend; all of them when its address is not known."""
+    if not settings.public_url:
+        return connections
+    return [row for row in connections if str(row.get("url", "")).rstrip("/") == settings.public_url]
+
+
+def _connection(settings: Settings, name: str, connections: list[dict[str, Any]]) -> Iterator[Finding]:
+    check = f"{name}: connection"
+    rows = ours(settings, connections)
+    if not rows:
+        others = ", ".join(sorted(str(row.get("url")) for row in connections)) or "none"
+        advice = "run ppal connect, or add the backend under Settings > Model"
+        yield failed(check, f"no model connection to this backend (there: {others})", advice)
+        return
+    if len(rows) > 1:
+        advice = "delete all but one under Settings > Model: every attempt to connect that was refused leaves one"
+        yield warning(check, f"{len(rows)} connections to this backend", advice)
+    row = rows[0]
+    host_problem = usable_host(str(row.get("url", "")))
+    if host_problem:
+        yield failed(check, host_problem, "connect it again under a name with a dot, or by its IP address")
+    elif webhook_token(settings, 1) and row.get("auth_method") != "BASIC_AUTH" and "@" not in str(row.get("url")):
+        yield failed(
+            check,
+            "Label Studio sends this backend no credentials",
+            "run ppal connect, or edit the connection: Basic auth",
+        )
+    elif row.get("state") != "CO":
+        reason = " ".join(str(row.get("error_message") or row.get("readable_state") or row.get("state")).split())
+        yield failed(check, f"Label Studio cannot use it: {reason[:300]}", _advice_on(reason))
+    elif len(rows) == 1:
+        yield ok(check, f"connected at {row.get('url')}")
+
+
+def _advice_on(reason: str) -> str:
+    if "reserved network" in reason or "not allowed" in reason:
+        return SWITCHES
+    return "see that the service runs where Label Studio reaches it, then save the connection again"
+
+
+def _webhook(
+    settings: Settings, client: LabelStudioClient, record: ProjectRecord, name: str, connections: list[dict[str, Any]]
+) -> Finding:
+    check = f"{name}: webhook"
+    hooks = client.webhooks(record.id)
+    problem = webhook_problem(hooks, settings.public_url, webhook_token(settings, record.id))
+    if not problem:
+        return ok(check, "present and with what this backend asks for")
+    here = settings.public_url + EVENTS_PATH
+    if not any(str(hook["url"]).rstrip("/").endswith(here) for hook in hooks) and ours(settings, connections):
+        return failed(
+            check,
+            "the model is connected but there is no webhook: only the poll notices annotations",
+            f"if the backend is in a private network, {SWITCHES}; then run ppal connect",
+        )
+    return split(check, problem)
+
+
+def _sampling(name: str, described: dict[str, Any]) -> Finding:
+    check, sampling = f"{name}: sampling", described.get("sampling")
+    if sampling == SAMPLING:
+        return ok(check, SAMPLING)
+    return failed(
+        check,
+        f"task sampling is {sampling!r}, so tasks do not come in rank order",
+        "run ppal connect (or publish a round): it sets uncertainty sampling, which the settings page cannot",
+    )
+
+
+def _model_version(
+    store: Store, record: ProjectRecord, name: str, described: dict[str, Any], connections: list[dict[str, Any]]
+) -> Finding:
+    check, shown = f"{name}: model version", described.get("model_version") or ""
+    active = store.versions.active(record.id)
+    if active is None:
+        return warning(
+            check, "no round is complete yet", "ppal status says how far it is; tasks come unordered until then"
+        )
+    if shown == active.version:
+        return ok(check, shown)
+    again = f"run ppal round {record.id} --rank, which publishes the queue again"
+    if not shown:
+        seen = "the project shows no predictions, so tasks come in random order"
+        return failed(check, seen, f"switch on Use predictions to prelabel tasks under Annotation, then {again}")
+    if any(shown == row.get("title") for row in connections):
+        seen = "the project shows the live model, so every next task waits for a prediction and comes unordered"
+        return failed(check, seen, again)
+    return failed(check, f"the project shows {shown!r}, not the version in force {active.version!r}", again)
+
+
+def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
+    for topic, text in record.problems.items():
+        if topic != "webhook":  # looked at above, as it is now
+            yield split(f"{name}: {topic}", text)
+    rounds = store.rounds.of_project(record.id)
+    if rounds and rounds[-1].state == "failed":
+        yield failed(
+            f"{name}: round {rounds[-1].number}", rounds[-1].error, "mend what it says, then ppal round starts another"
+        )

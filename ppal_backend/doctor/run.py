@@ -1,0 +1,63 @@
+"""All checks, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ppal_backend.doctor import label_studio, machine
+from ppal_backend.doctor.address import address
+from ppal_backend.doctor.finding import Finding, failed, split
+from ppal_backend.doctor.project import project
+from ppal_backend.errors import LabelStudioError, SettingsError
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.source import connect
+from ppal_backend.settings import Settings
+from ppal_backend.store import Store
+
+ClientOf = Callable[[Settings, str], LabelStudioClient]
+
+
+def diagnose(settings: Settings, store: Store, client_of: ClientOf = connect) -> Iterator[Finding]:
+    """Every finding, as soon as it is made. Nothing is changed anywhere.
+
+    Args:
+        settings: the operator's settings.
+        store: the state.
+        client_of: a client for Label Studio at an address.
+    """
+    known = machine.credentials(settings)
+    yield known
+    if known.state == "failed":
+        return  # with such settings the backend does not start either
+    yield from machine.state(settings, store)
+    yield machine.queue(settings)
+    yield machine.detector_stack(settings)
+    yield machine.service(settings)
+    yield address(settings.public_url)
+    projects = store.projects.all()
+    if not projects:
+        yield failed("projects", "no project is connected", "run ppal connect, or connect under Settings > Model")
+    urls = {settings.label_studio_url} if settings.label_studio_url else {p.url for p in projects}
+    for url in sorted(urls) or [""]:
+        yield from _label_studio(settings, store, url, client_of)
+
+
+def _label_studio(settings: Settings, store: Store, url: str, client_of: ClientOf) -> Iterator[Finding]:
+    try:
+        client = client_of(settings, url)
+    except (SettingsError, LabelStudioError) as error:
+        yield split("settings" if isinstance(error, SettingsError) else "token", str(error))
+        return
+    with client:
+        there = label_studio.reachable(client)
+        yield there
+        if there.state == "failed":
+            return
+        known = label_studio.token(client)
+        yield known
+        if known.state == "failed":
+            return
+        yield label_studio.clock(client)
+        for record in store.projects.all():
+            if settings.label_studio_url or record.url == url:
+                yield from project(settings, store, client, record)

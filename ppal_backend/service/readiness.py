@@ -1,0 +1,50 @@
+"""Whether the backend can do its work now: database, worker, disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+from ppal_backend.heartbeat import ALIVE_WITHIN_S, heartbeat_age_s
+from ppal_backend.settings import Settings
+from ppal_backend.store import Store
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+
+def problems(settings: Settings, store: Store) -> dict[str, str]:
+    """What hinders it: one entry for each check, empty where all is well."""
+    return {"database": database(store), "worker": worker(settings), "disk": disk(settings)}
+
+
+def database(store: Store) -> str:
+    """Whether the state database answers."""
+    try:
+        store.events.counts()
+    except Exception:
+        log.exception("not ready: the state database does not answer")
+        return "the state database does not answer; see the backend's log"
+    return ""
+
+
+def worker(settings: Settings) -> str:
+    """Whether a worker has shown a sign of life."""
+    age_s = heartbeat_age_s(settings.model_dir)
+    if age_s is None:
+        return "no worker runs on this MODEL_DIR; start ppal worker, or ppal up for both"
+    if age_s > ALIVE_WITHIN_S:
+        return f"no worker has shown a sign of life for {age_s:.0f} s; look at its log and start it again"
+    return ""
+
+
+def disk(settings: Settings) -> str:
+    """Whether there is room for a round's files."""
+    folder = settings.model_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free_gib = shutil.disk_usage(folder).free / GIB
+    if free_gib < settings.min_free_gib:
+        return f"only {free_gib:.2f} GiB are free for MODEL_DIR; make room, a round needs {settings.min_free_gib:g} GiB"
+    return ""

@@ -1,0 +1,40 @@
+"""The app of the service tests, and a hostile rest of the world."""
+
+import pytest
+
+from tests.label_studio.test_image_source import Site
+from tests.service.conftest import (  # noqa: F401
+    app,
+    client,
+    connected,
+    images,
+    jobs,
+    make_app,
+    predictor,
+    settings,
+    store,
+)
+
+
+@pytest.fixture
+def label_studio_site():
+    site = Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def internal_site():
+    """A web server in the private network that nobody outside may reach through us."""
+    site = Site()
+    site.answers["/latest/meta-data/"] = (200, {}, b"secret of the machine")
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def healthy_worker(settings):  # noqa: F811
+    """A worker that has just shown a sign of life."""
+    from ppal_backend.heartbeat import Heartbeat
+
+    Heartbeat(settings.model_dir).beat()
