@@ -25,6 +25,7 @@ from ppal_backend.detector.difficulty_hook import DifficultyHook
 from ppal_backend.detector.models import build_model, build_pipeline
 from ppal_backend.detector.probes import detection_head
 from ppal_backend.detector.probes.base import Restore, override
+from ppal_backend.detector.runner import in_fastest_layout
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 
 CLASSES = ("square", "disc", "bar")
@@ -123,7 +124,7 @@ class Trainer:
         torch.manual_seed(0)
         self.model = build_model(self.config)
         self.model.init_weights()
-        self.model.to(device).train().to(memory_format=torch.channels_last)
+        self.model = in_fastest_layout(self.model.to(device).train())
         kind = {"type": "AmpOptimWrapper", "loss_scale": "dynamic"} if amp else {}
         self._optimiser = build_optim_wrapper(self.model, ConfigDict({**self.config.optim_wrapper, **kind}))
         self.data = TrainingData(self.records, build_pipeline(self.config.train_pipeline), CLASSES, seed=0)

@@ -41,10 +41,7 @@ class TrainingRunner(Runner):
         return built
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: torch.nn.Module) -> torch.nn.Module:
-        placed: torch.nn.Module = model.to(self._device)
-        # mmcv's deformable convolutions take the usual order of memory only; for others this is a sixth faster on CPUs
-        if not any("DeformConv" in type(module).__name__ for module in placed.modules()):
-            placed = placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed = in_fastest_layout(model.to(self._device))
         return _shared(placed, self._device) if self.distributed else placed
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
@@ -65,6 +62,17 @@ class TrainingRunner(Runner):
     def _init_model_weights(self) -> None:
         super()._init_model_weights()
         self._initialise(self.model.module if self.distributed else self.model)
+
+
+def in_fastest_layout(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with channels last in memory, a sixth faster on CPUs, where its operators allow that.
+
+    Those of mmcv do not: its deformable convolutions refuse this layout, and RoIAlign silently takes it for the usual
+    one.
+    """
+    if any(kind.__module__.startswith("mmcv.ops") for module in model.modules() for kind in type(module).__mro__):
+        return model
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

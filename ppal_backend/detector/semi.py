@@ -11,11 +11,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.engine.hooks import MeanTeacherHook
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from ppal_backend.detector.runtime import quiet_stdout
 from ppal_backend.errors import DetectorError
+
+with quiet_stdout():  # mmdetection tells which data sets it cannot import
+    from mmdet.engine.hooks import MeanTeacherHook
 
 logger = logging.getLogger(__name__)
 
