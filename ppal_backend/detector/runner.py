@@ -72,7 +72,7 @@ def in_fastest_layout(model: torch.nn.Module) -> torch.nn.Module:
     """
     if any(kind.__module__.startswith("mmcv.ops") for module in model.modules() for kind in type(module).__mro__):
         return model
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

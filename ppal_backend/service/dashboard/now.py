@@ -1,0 +1,89 @@
+"""The round at work: where its step line is, and how long it may still take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from ppal_backend.rounds.artifacts import OUTPUTS
+from ppal_backend.service.dashboard.round_files import Mark
+from ppal_backend.store import RoundRecord
+
+ONLY_TRAINING = ("train", "evaluate")
+IN_WORDS = {
+    "export": "Read the annotations",
+    "dataset": "Fetch and check the images",
+    "train": "Train",
+    "evaluate": "Measure on held-out images",
+    "infer": "Look at the pool",
+    "candidates": "Choose candidates",
+    "query": "Choose and order the query set",
+    "publish": "Publish the queue",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a round: ``done``, ``running`` or ``waiting``; how far it is; seconds taken or left, None where
+    nobody can tell."""
+
+    name: str
+    text: str
+    state: str
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+    seconds: float | None = None
+    left_s: float | None = None
+
+
+def steps_of(kind: str) -> tuple[str, ...]:
+    """The steps of a round, in order."""
+    return tuple(step for step in OUTPUTS if kind == "train" or step not in ONLY_TRAINING)
+
+
+def step_line(record: RoundRecord, marks: Mapping[str, Mark], usual: Mapping[str, float], now: datetime) -> list[Step]:
+    """Every step of a round that is pending or running.
+
+    Args:
+        record: the round.
+        marks: its finished steps.
+        usual: seconds of each step in the last complete round of its kind.
+        now: the time, in UTC without a zone.
+    """
+    begun = max([m.finished_at for m in marks.values()] + [record.started_at or record.created_at])
+    line = []
+    for name in steps_of(record.kind):
+        if name in marks:
+            line.append(Step(name, IN_WORDS[name], "done", seconds=marks[name].seconds))
+        elif record.state == "running" and name == record.step:
+            line.append(_running(record, usual.get(name), max(0.0, (now - begun).total_seconds())))
+        else:
+            line.append(Step(name, IN_WORDS[name], "waiting", left_s=usual.get(name)))
+    return line
+
+
+def left_s(line: Sequence[Step]) -> float | None:
+    """Seconds until the round is done; None when a step's time is unknown."""
+    parts = [step.left_s for step in line if step.state != "done"]
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def usual_seconds(rounds: Sequence[RoundRecord], kind: str) -> dict[str, float]:
+    """Seconds of each step in the last complete round of a kind."""
+    done = [r for r in rounds if r.state == "done" and r.kind == kind]
+    return dict(done[-1].metrics.get("seconds") or {}) if done else {}
+
+
+def _running(record: RoundRecord, usual_s: float | None, elapsed_s: float) -> Step:
+    name, progress = record.step, record.progress
+    done, total = (int(progress.get(key) or 0) for key in ("done", "total"))
+    rest = None if usual_s is None else max(0.0, usual_s - elapsed_s)
+    if 0 < done <= total and record.attempts == 1:
+        rest = elapsed_s * (total - done) / done
+    elif 0 < done <= total:  # it was interrupted: the time since it began tells nothing
+        rest = None if usual_s is None else usual_s * (total - done) / total
+    detail = str(progress.get("detail") or "")
+    return Step(name, IN_WORDS[name], "running", done, total, detail, elapsed_s, rest)

@@ -1,0 +1,99 @@
+"""Settings in force, and where each came from; secrets are told as set or not set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import AliasChoices, SecretStr
+from pydantic.fields import FieldInfo
+
+from ppal_backend.settings import ProjectOptions, Settings
+
+HIDDEN = "•••"
+DEFAULT = "default"
+ENVIRONMENT = "environment"
+PROJECT = "project's extra parameters"
+_SHORTEST_SECRET = 4
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A setting: its name, its value as text, where it came from, and what it does."""
+
+    name: str
+    value: str
+    origin: str
+    text: str = ""
+
+
+def project_options(settings: Settings, overrides: Mapping[str, Any]) -> list[Shown]:
+    """What is in force for one project.
+
+    Raises:
+        SettingsError: a stored extra parameter is not valid any more.
+    """
+    options = settings.project_options(dict(overrides))
+    return [
+        Shown(
+            name=name,
+            value=shown_value(getattr(options, name), settings),
+            origin=PROJECT if name in overrides else origin_of(settings, name),
+            text=field.description or "",
+        )
+        for name, field in ProjectOptions.model_fields.items()
+    ]
+
+
+def operator_settings(settings: Settings) -> list[Shown]:
+    """What the operator set for all projects, without what a project may choose for itself."""
+    return [
+        Shown(
+            name=", ".join(variables(name)),
+            value=shown_value(getattr(settings, name), settings),
+            origin=ENVIRONMENT if name in settings.model_fields_set else DEFAULT,
+            text=field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+        if name not in ProjectOptions.model_fields
+    ]
+
+
+def origin_of(settings: Settings, name: str) -> str:
+    """Where the operator's value of a field came from."""
+    if name not in settings.model_fields_set:
+        return DEFAULT
+    return f"{ENVIRONMENT} ({' or '.join(variables(name))})"
+
+
+def variables(name: str) -> tuple[str, ...]:
+    """The environment variables that set a field."""
+    return tuple(_variables(name, Settings.model_fields[name])) if name in Settings.model_fields else ()
+
+
+def shown_value(value: object, settings: Settings) -> str:
+    """A value as text that may be seen by people: no secret, and no password within an address."""
+    if isinstance(value, SecretStr):
+        return f"{HIDDEN} (set)" if value.get_secret_value() else "not set"
+    if value is None or value == "":
+        return "not set"
+    return without_secrets(str(value), settings)
+
+
+def without_secrets(text: str, settings: Settings) -> str:
+    """The text with every known secret in it blanked."""
+    for secret in settings.secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _variables(name: str, field: FieldInfo) -> Iterator[str]:
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        yield from (str(choice) for choice in alias.choices)
+    elif isinstance(alias, str):
+        yield alias
+    else:
+        yield f"{Settings.model_config.get('env_prefix', '')}{name.upper()}"

@@ -1,0 +1,190 @@
+"""The routes under ``/ui``. Pages read, buttons post; nothing here loads a detector or waits for a round."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, redirect, render_template, request, send_file, url_for
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as AnyResponse
+
+from ppal_backend.errors import PPALError
+from ppal_backend.service.dashboard import pages
+from ppal_backend.service.dashboard.actions import Actions
+from ppal_backend.service.dashboard.csrf import FIELD, FormTokens
+from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
+from ppal_backend.service.events import LARGEST_PROJECT_ID
+from ppal_backend.service.problems import status_of
+from ppal_backend.service.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+EXTENSION = "ppal_dashboard"
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+IMAGE_AGE_S = 3600
+PROJECT = f"/projects/<int(max={LARGEST_PROJECT_ID}):project_id>"
+DONE = {
+    "train": "A training is asked for; a running worker takes it up within seconds.",
+    "cancel": "The open rounds are being cancelled.",
+    "pause": "Paused: the running round stops at the next safe point, no other starts.",
+    "resume": "The project's rounds go on.",
+    "rollback": "The earlier version is in force again.",
+}
+"""What a page says after a button; told by name, so that no address can put words on a page."""
+
+ui = Blueprint("ui", __name__, url_prefix="/ui", template_folder="templates", static_folder="static")
+
+
+class Dashboard:
+    """What the pages of one app work with."""
+
+    def __init__(self, runtime: Runtime, actions: Actions) -> None:
+        self.runtime, self.actions, self.tokens = runtime, actions, FormTokens()
+
+
+def install(app: Flask, runtime: Runtime, actions: Actions | None = None) -> None:
+    """Serve the dashboard from ``app``."""
+    app.extensions[EXTENSION] = Dashboard(runtime, actions or Actions(runtime))
+    app.register_blueprint(ui)
+
+
+def _dashboard() -> Dashboard:
+    value: Dashboard = current_app.extensions[EXTENSION]
+    return value
+
+
+def _project(project_id: int) -> Project:
+    return Project(_dashboard().runtime, _dashboard().runtime.store.projects.get(project_id))
+
+
+def _page(name: str, project: Project, **values: Any) -> str:
+    return render_template(f"ppal/{name}.html", project=project, page_name=name, **values)
+
+
+def _with_buttons(project: Project) -> dict[str, Any]:
+    return {
+        **pages.now_page(project),
+        "token": _dashboard().tokens.make(project.id),
+        "earlier": _dashboard().actions.earlier_versions(project.id),
+        "done": DONE.get(request.args.get("done", "")),
+    }
+
+
+@ui.get("/")
+def overview() -> str:
+    """All projects."""
+    runtime = _dashboard().runtime
+    projects = [Project(runtime, record) for record in runtime.store.projects.all()]
+    return render_template("ppal/overview.html", rows=pages.overview(projects))
+
+
+@ui.get(f"{PROJECT}/")
+def now(project_id: int) -> str:
+    """What the machine does now, and the buttons."""
+    project = _project(project_id)
+    return _page("now", project, **_with_buttons(project))
+
+
+@ui.get(f"{PROJECT}/live")
+def live(project_id: int) -> str:
+    """The part of the page before that changes by itself."""
+    project = _project(project_id)
+    return _page("live", project, **_with_buttons(project))
+
+
+@ui.get(f"{PROJECT}/learning")
+def learning(project_id: int) -> str:
+    """mAP over labels, and whether labeling more pays."""
+    project = _project(project_id)
+    goal = request.args.get("goal", type=int)
+    return _page("learning", project, **pages.learning_page(project, goal if goal and goal > 0 else None))
+
+
+@ui.get(f"{PROJECT}/classes")
+def classes(project_id: int) -> str:
+    """Difficulty beside AP."""
+    project = _project(project_id)
+    return _page("classes", project, **pages.classes_page(project))
+
+
+@ui.get(f"{PROJECT}/queue")
+def queue(project_id: int) -> str:
+    """What is to be labelled next, and why."""
+    project = _project(project_id)
+    return _page("queue", project, **pages.queue_page(project, request.args.get("page", 1, type=int)))
+
+
+@ui.get(f"{PROJECT}/settings")
+def settings(project_id: int) -> str:
+    """Settings in force and where each came from."""
+    project = _project(project_id)
+    return _page("settings", project, **pages.settings_page(project))
+
+
+@ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/images/<int:task_id>")
+def image(project_id: int, number: int, task_id: int) -> Response:
+    """The image of a task in a round's pool, as the detector saw it."""
+    path = _project(project_id).image_file(number, task_id)
+    response = send_file(path, mimetype=IMAGE_TYPES[path.suffix], conditional=True, max_age=IMAGE_AGE_S)
+    response.cache_control.public, response.cache_control.private = False, True
+    return response
+
+
+@ui.post(f"{PROJECT}/<any(train, cancel, pause, resume, rollback):action>")
+def press(project_id: int, action: str) -> AnyResponse:
+    """A button."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    _project(project_id)
+    actions = _dashboard().actions
+    if action == "rollback":
+        said = actions.roll_back(project_id, request.form.get("version", ""))
+    else:
+        said = getattr(actions, action)(project_id)
+    log.info("project %d, %s on the dashboard: %s", project_id, action, said)
+    return redirect(url_for("ui.now", project_id=project_id, done=action), code=303)
+
+
+@ui.errorhandler(PPALError)
+def refused(error: PPALError) -> tuple[str, int]:
+    """An expected error as a page."""
+    log.info("refused: %r", str(error))
+    return render_template("ppal/problem.html", text=str(error)), status_of(error)
+
+
+@ui.errorhandler(HTTPException)
+def not_served(error: HTTPException) -> tuple[str, int] | AnyResponse:
+    """A wrong address or method as a page."""
+    if error.code is None or error.code < 400:
+        return error.get_response()
+    return render_template("ppal/problem.html", text=error.description or error.name), error.code
+
+
+@ui.after_request
+def with_policy(response: Response) -> Response:
+    """Style, script and images of our own and nothing else."""
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
+@ui.app_template_filter("ppal_time")
+def as_time(value: datetime | None) -> str:
+    """A stored time, which is UTC."""
+    return f"{value:%Y-%m-%d %H:%M}" if value is not None else ""
+
+
+@ui.app_template_filter("ppal_span")
+def as_span(seconds: float | None) -> str:
+    """A time span in words, rounded to what people want to know."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

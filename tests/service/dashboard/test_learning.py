@@ -1,0 +1,85 @@
+"""Points of the curve, and advice that follows from them."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from ppal_backend.service.dashboard.forecast import Forecast
+from ppal_backend.service.dashboard.learning import (
+    Point,
+    advice_of,
+    forecast_of,
+    mean_utility,
+    pace_per_hour,
+    points_of,
+    why_no_forecast,
+)
+from ppal_backend.service.dashboard.round_files import Query
+from ppal_backend.store import RoundRecord
+
+START = datetime(2026, 1, 1)
+
+
+def record(number=1, kind="train", state="done", **metrics):
+    known = {"map": 0.5, "labelled_images": 10, "labelled_boxes": 30, "images": 4, "version": "v"}
+    return RoundRecord(
+        number, 1, number, kind, state, "", 1, 0, "", "", {}, known | metrics, False, START, START, START
+    )
+
+
+def point(images, value, hours=0.0):
+    return Point(1, "v", images, 3 * images, value, None, 4, START + timedelta(hours=hours))
+
+
+def growing(ceiling, images=(100, 200, 300, 400, 500)):
+    return [point(n, ceiling - 3.0 / n) for n in images]
+
+
+def verdicts(points, budget=50, goal=1000, uncertainty=None):
+    forecast = forecast_of(points)
+    return {a.criterion: a.verdict for a in advice_of(points, forecast, budget, goal, uncertainty)}
+
+
+def test_only_complete_measured_trainings_are_points():
+    rounds = [record(1), record(2, kind="rank"), record(3, state="failed"), record(4, map=None), record(5, map=0.7)]
+    assert [(p.number, p.value, p.measured_on) for p in points_of(rounds)] == [(1, 0.5, 4), (5, 0.7, 4)]
+
+
+def test_budget_is_used_up_when_as_many_as_planned_are_labelled():
+    points = growing(0.8)
+    assert verdicts(points, goal=501)["Budget"] == "go on" and verdicts(points, goal=500)["Budget"] == "stop"
+
+
+def test_plateau_needs_a_gain_below_what_two_trainings_differ_by():
+    flat = [point(n, 0.6 + n * 1e-6) for n in range(100, 2000, 100)]
+    assert verdicts(flat, budget=10)["Plateau"] == "stop"
+    steep = [point(n, 0.9 - 2.0 * n**-0.5) for n in (20, 40, 60, 80, 100, 120, 140)]
+    assert verdicts(steep, budget=200)["Plateau"] == "go on"
+    assert verdicts(steep[:3])["Plateau"] == "open", "three rounds tell nothing"
+
+
+def test_uncertainty_is_compared_with_the_first_round():
+    points = growing(0.8)
+    assert verdicts(points, uncertainty=(10.0, 1.9))["Uncertainty"] == "stop"
+    assert verdicts(points, uncertainty=(10.0, 2.1))["Uncertainty"] == "go on"
+    assert (
+        verdicts(points)["Uncertainty"] == "open" and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty"] == "open"
+    )
+
+
+def test_why_there_is_no_forecast_is_told():
+    assert "there is 1. 3 more" in why_no_forecast([point(10, 0.1)])
+    falling = [point(n, 0.9 - n / 1000) for n in (100, 200, 300, 400, 500)]
+    assert forecast_of(falling) is None and "has not grown" in why_no_forecast(falling)
+    assert isinstance(forecast_of(growing(0.8)), Forecast) and forecast_of([]) is None
+
+
+def test_pace_is_that_of_the_last_two_trainings():
+    assert pace_per_hour([point(10, 0.1), point(20, 0.2, 1), point(80, 0.3, 4)]) == pytest.approx(20.0)
+    assert pace_per_hour([point(10, 0.1)]) is None and pace_per_hour([point(10, 0.1), point(10, 0.1, 2)]) is None
+
+
+def test_mean_utility_is_that_of_the_chosen_images():
+    query = Query("ppal", (1, 2), (1, 2, 3), (1, 2, 3), {1: 4.0, 2: 2.0, 3: 100.0})
+    assert mean_utility(query) == 3.0
+    assert mean_utility(None) is None and mean_utility(Query("random", (), (), ())) is None

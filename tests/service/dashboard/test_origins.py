@@ -1,0 +1,50 @@
+"""Where settings come from; and that no secret is among what is shown."""
+
+import pytest
+
+from ppal_backend.service.dashboard.origins import operator_settings, project_options
+from ppal_backend.settings import ProjectOptions, load_settings
+
+SECRETS = {
+    "LABEL_STUDIO_API_KEY": "api-key-1234",
+    "BASIC_AUTH_PASS": "basic-pass-1234",
+    "PPAL_QUEUE_URL": "redis://:queue-pass-1234@host:6379/0",
+    "PPAL_DATABASE_URL": "postgresql://ppal:db-pass-1234@host/name",
+}
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BASIC_AUTH_USER", "op")
+    monkeypatch.setenv("START_TRAINING_EACH_N_UPDATES", "25")
+    monkeypatch.setenv("PPAL_DELTA", "3")
+    monkeypatch.delenv("LABEL_STUDIO_URL", raising=False)
+    return load_settings()
+
+
+def test_a_projects_own_choice_goes_before_the_environment_and_that_before_the_default(settings):
+    shown = {s.name: (s.value, s.origin) for s in project_options(settings, {"delta": 5.0, "from_name": "boxes"})}
+    assert shown["delta"] == ("5.0", "project's extra parameters")
+    assert shown["from_name"] == ("boxes", "project's extra parameters")
+    assert shown["budget"] == ("25", "environment (START_TRAINING_EACH_N_UPDATES or PPAL_BUDGET)")
+    assert shown["strategy"] == ("ppal", "default") and list(shown) == list(ProjectOptions.model_fields)
+    plain = {s.name: (s.value, s.origin) for s in project_options(settings, {})}
+    assert plain["delta"] == ("3.0", "environment (PPAL_DELTA)")
+
+
+def test_operator_settings_are_all_there_without_a_secret(settings):
+    rows = operator_settings(settings)
+    shown = {s.name: (s.value, s.origin) for s in rows}
+    assert shown["BASIC_AUTH_USER"] == ("op", "environment") and shown["PPAL_PORT"] == ("9090", "default")
+    assert shown["LABEL_STUDIO_API_KEY"] == ("••• (set)", "environment")
+    assert shown["PPAL_DATABASE_URL"][0] == "postgresql://ppal:•••@host/name"
+    assert shown["LABEL_STUDIO_URL, LABEL_STUDIO_HOST"] == ("not set", "default")
+    text = str(rows)
+    assert "1234" not in text, "a secret is shown"
+
+
+def test_an_unset_secret_is_told_as_not_set(monkeypatch):
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    assert {s.name: s.value for s in operator_settings(load_settings())}["LABEL_STUDIO_API_KEY"] == "not set"
