@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from ppal_backend.commands.doctor import connect, doctor
+from ppal_backend.commands.export import export
 from ppal_backend.commands.operations import COMMANDS
 from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
 from ppal_backend.commands.simulation import rank, report, simulate
@@ -31,6 +32,7 @@ for operation in COMMANDS:
     app.command()(operation)
 app.command()(doctor)
 app.command()(connect)
+app.command()(export)
 
 
 @app.command()

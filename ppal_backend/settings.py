@@ -1,18 +1,39 @@
-"""The only reader of the environment: what the operator sets, and what a project may override."""
+"""The only reader of the environment and of ``ppal.toml``: what the operator sets, and what a project may override."""
 
 from __future__ import annotations
 
+import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from ppal_backend.errors import SettingsError
 
+CONFIG_FILE = "ppal.toml"
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
+_SECRETS = ("label_studio_api_key", "basic_auth_pass")
+_FROM_FILE = "fields that the file sets"
 
 
 class ProjectOptions(BaseModel):
@@ -49,9 +70,10 @@ class ProjectOptions(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Operator settings, from environment variables (``docs`` and README hold the table)."""
+    """Operator settings, from environment variables (README holds the table), then ``ppal.toml``, then the defaults."""
 
     model_config = SettingsConfigDict(env_prefix="PPAL_", extra="ignore", populate_by_name=True)
+    _from_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     label_studio_url: str = Field("", validation_alias=AliasChoices("LABEL_STUDIO_URL", "LABEL_STUDIO_HOST"))
     label_studio_api_key: SecretStr = Field(SecretStr(""), validation_alias="LABEL_STUDIO_API_KEY")
@@ -105,6 +127,27 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("SCORE_THRESHOLD", "PPAL_SCORE_THRESHOLD"),
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Overrides go before the environment, that goes before the file."""
+        path = config_file()
+        return (init_settings, env_settings, *(() if path is None else (_ConfigFile(settings_cls, path),)))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_origins(cls, values: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
+        from_file = values.pop(_FROM_FILE, ())
+        settings = handler(values)
+        settings._from_file = frozenset(from_file)
+        return settings
+
     @field_validator("label_studio_url", "public_url")
     @classmethod
     def _http_url(cls, value: str) -> str:
@@ -114,6 +157,11 @@ class Settings(BaseSettings):
         if urlsplit(value).username is not None:
             raise ValueError("expected a URL without credentials: it is stored and shown; use the settings for them")
         return value
+
+    @property
+    def from_file(self) -> frozenset[str]:
+        """Names of the fields whose value comes from ``ppal.toml``."""
+        return self._from_file
 
     @property
     def state_url(self) -> str:
@@ -184,13 +232,77 @@ def _shown(name: str, value: Any) -> str:
     return "" if secret or isinstance(value, dict) else f", got {shown!r}"
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """Read the environment.
+class _ConfigFile(TomlConfigSettingsSource):
+    """What the file sets and nothing before it: a field may have several names in the environment."""
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
+        try:
+            super().__init__(settings_cls, path)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"expected TOML in {path}, got a file that cannot be read ({error}); mend it") from None
+        _check_file(path, self.toml_data)
+
+    def __call__(self) -> dict[str, Any]:
+        taken = {name.lower() for name in self.current_state}
+        used = {
+            name: value
+            for name, value in self.toml_data.items()
+            if taken.isdisjoint({name, *(variable.lower() for variable in variables(name))})
+        }
+        return {**used, _FROM_FILE: tuple(used)}
+
+
+def config_file() -> Path | None:
+    """The settings file in force: the one that ``PPAL_CONFIG`` names, else ``ppal.toml`` in the working directory.
 
     Raises:
-        SettingsError: a variable is missing or out of range.
+        SettingsError: ``PPAL_CONFIG`` names no file.
+    """
+    named = os.environ.get("PPAL_CONFIG", "")
+    path = Path(named or CONFIG_FILE)
+    if named and not path.is_file():
+        raise SettingsError(f"expected a settings file at PPAL_CONFIG, got no file {named}; correct or unset it")
+    return path if path.is_file() else None
+
+
+def variables(field: str) -> tuple[str, ...]:
+    """The environment variables that set a field of ``Settings``; none for another name."""
+    if field not in Settings.model_fields:
+        return ()
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (str(alias or f"PPAL_{field.upper()}"),)
+
+
+def _check_file(path: Path, values: dict[str, Any]) -> None:
+    known = [name for name in Settings.model_fields if name not in _SECRETS]
+    for name, value in values.items():
+        if name not in Settings.model_fields:
+            raise SettingsError(f"{path}: {name!r} is unknown (known: {', '.join(known)}); correct or remove it")
+        if name in _SECRETS or _has_password(value):
+            raise SettingsError(
+                f"expected no secret in {path}, got one under {name!r}; take it out and set {variables(name)[0]} in "
+                "the environment"
+            )
+
+
+def _has_password(value: Any) -> bool:
+    if not isinstance(value, str) or "://" not in value:
+        return False
+    parts = urlsplit(value)
+    return parts.password is not None or any("pass" in key.lower() for key, _ in parse_qsl(parts.query))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment and ``ppal.toml``.
+
+    Raises:
+        SettingsError: a variable is missing or out of range, or the file cannot be used.
     """
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise SettingsError("settings: " + explain(error)) from None
+        path = config_file()
+        where = "settings" if path is None else f"settings (environment and {path})"
+        raise SettingsError(f"{where}: " + explain(error)) from None

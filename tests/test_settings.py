@@ -1,10 +1,16 @@
 """What the environment and extra parameters may say."""
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.settings import load_settings
+from ppal_backend.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_variables_of_the_ecosystem_are_read(monkeypatch, tmp_path):
@@ -80,3 +86,114 @@ def test_an_address_with_credentials_is_refused_without_showing_them(name):
     with pytest.raises(SettingsError, match="without credentials") as caught:
         load_settings(**{name: "http://me:word-5@ls.local:8080"})
     assert "word-5" not in str(caught.value) and "ls.local" in str(caught.value)
+
+
+@pytest.fixture
+def toml(tmp_path, monkeypatch):
+    """Write ``ppal.toml`` into the working directory of the test."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PPAL_CONFIG", "PPAL_BUDGET", "START_TRAINING_EACH_N_UPDATES", "PPAL_DELTA", "PPAL_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def write(text, name="ppal.toml"):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def test_the_file_goes_before_defaults_and_fills_the_options_of_projects(toml):
+    toml('budget = 33\ndelta = 2.5\nport = 9191\nmodel_dir = "elsewhere"\ndifficulty = false\n')
+    settings = load_settings()
+    assert (settings.port, str(settings.model_dir)) == (9191, "elsewhere")
+    options = settings.project_options({"delta": 3.5})
+    assert (options.budget, options.delta, options.difficulty) == (33, 3.5, False)
+    assert settings.from_file == {"budget", "delta", "port", "model_dir", "difficulty"}
+    assert settings.strategy == "ppal" and settings.model_copy(update={"port": 1}).from_file == settings.from_file
+
+
+@pytest.mark.parametrize("variable", ["PPAL_BUDGET", "START_TRAINING_EACH_N_UPDATES"])
+def test_the_environment_goes_before_the_file_by_each_of_its_names(toml, monkeypatch, variable):
+    toml("budget = 33\ndelta = 2.5\n")
+    monkeypatch.setenv(variable, "44")
+    settings = load_settings()
+    assert (settings.budget, settings.delta) == (44, 2.5) and settings.from_file == {"delta"}
+
+
+@pytest.mark.parametrize("name", ["budget", "START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"])
+def test_an_override_goes_before_the_environment_and_the_file(toml, monkeypatch, name):
+    toml("budget = 33\n")
+    assert load_settings(**{name: 55}).budget == 55
+    monkeypatch.setenv("START_TRAINING_EACH_N_UPDATES", "44")
+    assert load_settings(START_TRAINING_EACH_N_UPDATES=55).budget == 55
+
+
+def test_ppal_config_names_another_file(toml, monkeypatch):
+    toml("port = 1111\n")
+    monkeypatch.setenv("PPAL_CONFIG", str(toml("port = 2222\n", "other.toml")))
+    assert load_settings().port == 2222
+    monkeypatch.setenv("PPAL_CONFIG", "gone.toml")
+    with pytest.raises(SettingsError, match=r"no file gone\.toml"):
+        load_settings()
+
+
+def test_without_a_file_nothing_comes_from_one(toml):
+    assert load_settings().from_file == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bugdet = 3\n", "'bugdet' is unknown (known: label_studio_url, model_dir,"),
+        ("[project]\nbudget = 3\n", "'project' is unknown"),
+        ("PPAL_BUDGET = 3\n", "'PPAL_BUDGET' is unknown"),
+        ("port = 70000\n", "port: Input should be less than or equal to 65535, got '70000'"),
+        ("budget = \n", "ppal.toml, got a file that cannot be read (Invalid value (at line 1"),
+        ("budget = 3\nbudget = 4\n", "cannot be read"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(toml, text, told):
+    toml(text)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert told in str(raised.value) and "ppal.toml" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "variable"),
+    [
+        ('label_studio_api_key = "word-6"', "LABEL_STUDIO_API_KEY"),
+        ('basic_auth_pass = "word-6"', "BASIC_AUTH_PASS"),
+        ('queue_url = "redis://:word-6@redis:6379/0"', "PPAL_QUEUE_URL"),
+        ('database_url = "postgresql://ppal:word-6@db/ppal"', "PPAL_DATABASE_URL"),
+        ('database_url = "postgresql://db/ppal?user=ppal&password=word-6"', "PPAL_DATABASE_URL"),
+    ],
+)
+def test_a_secret_in_the_file_is_refused_and_not_shown(toml, line, variable):
+    toml(line + "\n")
+    with pytest.raises(SettingsError, match=f"set {variable} in the environment") as raised:
+        load_settings()
+    assert "word-6" not in str(raised.value)
+
+
+def test_addresses_without_a_password_may_stand_in_the_file(toml):
+    toml('queue_url = "redis://redis:6379/0"\ndatabase_url = "postgresql://db/ppal"\n')
+    settings = load_settings()
+    assert settings.queue_url.get_secret_value() == "redis://redis:6379/0" and settings.state_url.endswith("db/ppal")
+
+
+def test_the_example_file_holds_every_setting_with_its_default(toml, monkeypatch):
+    example = (ROOT / "ppal.example.toml").read_text(encoding="utf-8")
+    lines = re.findall(r"^# ?([a-z_]+ = .*)$", example, flags=re.MULTILINE)
+    toml("\n".join(lines))
+    for name in tuple(os.environ):
+        if name.startswith(("PPAL_", "LABEL_STUDIO_")) or name in ("MODEL_DIR", "DEVICE", "LOG_LEVEL", "LOG_FORMAT"):
+            monkeypatch.delenv(name)
+    settings = load_settings()
+    without_default = {"zoo_dir", "threads", "max_iterations", "patience"}
+    secrets = {"label_studio_api_key", "basic_auth_pass"}
+    assert settings.from_file == set(Settings.model_fields) - secrets
+    toml("")
+    defaults = load_settings()
+    for name in settings.from_file - without_default - {"cache_dir", "label_studio_url", "public_url"}:
+        assert getattr(settings, name) == getattr(defaults, name), name

@@ -11,12 +11,13 @@ from mmengine.config import Config
 
 from ppal_backend.detector.config import set_class_count
 from ppal_backend.detector.fetch import weights_file
+from ppal_backend.detector.foreign_weights import load_any
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.request import TrainRequest
 from ppal_backend.detector.runner import Initialise
 from ppal_backend.detector.semi import trained_part
 from ppal_backend.detector.warm_start import carry_classes
-from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights import apply_weights, state_dict_of
 from ppal_backend.detector.zoo import ZooEntry
 
 
@@ -48,7 +49,7 @@ def find_weights(request: TrainRequest, entry: ZooEntry) -> InitialWeights | Non
         kind = entry.weights.kind if entry.weights is not None else "detector"
     else:
         path, kind = Path(request.init_weights), "detector"
-    tensors = state_dict_of(load_checkpoint(path), path)
+    tensors = state_dict_of(load_any(path), path)
     if kind == "detector" and not any(name.startswith("backbone.") for name in tensors):
         kind = "backbone"
     return InitialWeights(path, kind)
@@ -64,7 +65,7 @@ def initialiser(weights: InitialWeights | None, config: Config, classes: Sequenc
     """
     if weights is None:
         return lambda model: None
-    content = load_checkpoint(weights.path)
+    content = load_any(weights.path)
     tensors = state_dict_of(content, weights.path)
     meta = content.get("meta")
     # only this package writes "classes" there, and its rows are known to be in that order

@@ -21,6 +21,7 @@ from mmengine.config import Config
 
 from ppal_backend.detector.check import CLASSES, CheckReport, check
 from ppal_backend.detector.config import build_config
+from ppal_backend.detector.foreign_weights import load_any
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.probes import detection_head, find_probe
 from ppal_backend.detector.runtime import isolated
@@ -197,7 +198,7 @@ def _fit(entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool) 
         family = _family(model, difficulty)
         if weights is None:
             return family, None
-        tensors = state_dict_of(load_checkpoint(weights), weights)
+        tensors = state_dict_of(load_any(weights), weights)
         count = apply_weights(predicting, tensors, _kind(tensors), weights)
     torch.save({"state_dict": tensors}, target)
     return family, count

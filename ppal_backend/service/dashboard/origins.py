@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import AliasChoices, SecretStr
-from pydantic.fields import FieldInfo
+from pydantic import SecretStr
 
-from ppal_backend.settings import ProjectOptions, Settings
+from ppal_backend.settings import CONFIG_FILE, ProjectOptions, Settings, variables
 
 HIDDEN = "•••"
 DEFAULT = "default"
@@ -52,7 +51,7 @@ def operator_settings(settings: Settings) -> list[Shown]:
         Shown(
             name=", ".join(variables(name)),
             value=shown_value(getattr(settings, name), settings),
-            origin=ENVIRONMENT if name in settings.model_fields_set else DEFAULT,
+            origin=_source(settings, name),
             text=field.description or "",
         )
         for name, field in Settings.model_fields.items()
@@ -62,14 +61,8 @@ def operator_settings(settings: Settings) -> list[Shown]:
 
 def origin_of(settings: Settings, name: str) -> str:
     """Where the operator's value of a field came from."""
-    if name not in settings.model_fields_set:
-        return DEFAULT
-    return f"{ENVIRONMENT} ({' or '.join(variables(name))})"
-
-
-def variables(name: str) -> tuple[str, ...]:
-    """The environment variables that set a field."""
-    return tuple(_variables(name, Settings.model_fields[name])) if name in Settings.model_fields else ()
+    source = _source(settings, name)
+    return f"{ENVIRONMENT} ({' or '.join(variables(name))})" if source == ENVIRONMENT else source
 
 
 def shown_value(value: object, settings: Settings) -> str:
@@ -89,11 +82,7 @@ def without_secrets(text: str, settings: Settings) -> str:
     return text
 
 
-def _variables(name: str, field: FieldInfo) -> Iterator[str]:
-    alias = field.validation_alias
-    if isinstance(alias, AliasChoices):
-        yield from (str(choice) for choice in alias.choices)
-    elif isinstance(alias, str):
-        yield alias
-    else:
-        yield f"{Settings.model_config.get('env_prefix', '')}{name.upper()}"
+def _source(settings: Settings, name: str) -> str:
+    if name in settings.from_file:
+        return CONFIG_FILE
+    return ENVIRONMENT if name in settings.model_fields_set else DEFAULT

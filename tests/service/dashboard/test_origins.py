@@ -48,3 +48,14 @@ def test_operator_settings_are_all_there_without_a_secret(settings):
 def test_an_unset_secret_is_told_as_not_set(monkeypatch):
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
     assert {s.name: s.value for s in operator_settings(load_settings())}["LABEL_STUDIO_API_KEY"] == "not set"
+
+
+def test_what_the_file_sets_is_told_as_such(settings, monkeypatch, tmp_path):
+    (tmp_path / "ppal.toml").write_text("delta = 2.0\nseed = 7\nport = 9191\n")
+    monkeypatch.chdir(tmp_path)
+    read = load_settings()
+    shown = {s.name: (s.value, s.origin) for s in project_options(read, {"strategy": "random"})}
+    assert shown["seed"] == ("7", "ppal.toml") and shown["strategy"][1] == "project's extra parameters"
+    assert shown["delta"] == ("3.0", "environment (PPAL_DELTA)") and shown["budget"][0] == "25"
+    operator = {s.name: (s.value, s.origin) for s in operator_settings(read)}
+    assert operator["PPAL_PORT"] == ("9191", "ppal.toml") and operator["PPAL_HOST"][1] == "default"
