@@ -9,6 +9,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.queue import PREFIX, QueueItem, publish
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+from ppal_backend.label_studio.views import keep_queue_tab
 from ppal_backend.rounds.ports import QueueEntry
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
@@ -40,6 +41,8 @@ class LabelStudioPublisher:
             resume_state=state,
             on_state=on_state,
         )
+        if result.version is not None:
+            keep_queue_tab(self._client, spec.project_id)
         return result.version or f"{PREFIX}p{spec.project_id}-r{spec.number}-empty"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ppal_backend.datasets.agreement import agreement_of
 from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco, choose_annotation
 from ppal_backend.errors import ImageError, SettingsError
@@ -94,12 +95,17 @@ class LabelStudioSource:
                 log.warning("%s", result)
             on_progress(Progress("dataset", done, len(wanted), "images"))
         labelled, report = annotations_to_coco(self._client.read_export(folder / "annotated.json"), schema, found)
+        agreement = agreement_of(self._client.read_export(folder / "annotated.json"), schema.from_name)
         entries = [PoolEntry(i, str(found[i].path), found[i].width, found[i].height) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
             pool=entries,
             labels=schema.labels,
-            report={"conversion": report.as_dict(), "image_problems": list(problems.values())[:TOLD_UNREADABLE]},
+            report={
+                "conversion": report.as_dict(),
+                "agreement": agreement,
+                "image_problems": list(problems.values())[:TOLD_UNREADABLE],
+            },
             unreadable=[i for i, _ in pool if i in problems],
         )
 

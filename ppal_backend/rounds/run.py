@@ -20,6 +20,7 @@ from ppal_backend.rounds.detections_store import DetectionsWriter, read_detectio
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles
 from ppal_backend.rounds.queue import read_queue
+from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.rounds.split import holdout_ids
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.query import CandidatePool, QueryContext
@@ -98,6 +99,8 @@ class _Run:
         self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
+        if data.evaluation is None:  # a simulation's oracle makes no mistakes to look for
+            self.folder.write(QUALITY, review_of(self.folder.path, data.labelled))
         return {
             "labelled_images": len(data.labelled.images),
             "labelled_boxes": len(data.labelled.annotations),

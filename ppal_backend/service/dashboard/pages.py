@@ -10,7 +10,7 @@ from typing import Any
 from ppal_backend.errors import PPALError
 from ppal_backend.rounds.boxes import read_boxes
 from ppal_backend.service import readiness
-from ppal_backend.service.dashboard import learning, now, origins, queue
+from ppal_backend.service.dashboard import learning, now, origins, quality, queue
 from ppal_backend.service.dashboard.charts import Band, Chart, Mark, Series, chart, sparkline
 from ppal_backend.service.dashboard.classes import ClassRow, class_rows
 from ppal_backend.service.dashboard.forecast import COVERED, Forecast
@@ -125,6 +125,28 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     items = queue.items_on(query, page, version.labels, files.pool(), boxes, threshold)
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
             "pages": pages, "parts": queue.parts_of(query), "threshold": threshold}  # fmt: skip
+
+
+def quality_page(project: Project, page: int) -> dict[str, Any]:
+    """What the newest snapshot of the annotations tells."""
+    for record in reversed(project.rounds):
+        files = project.files(record.number)
+        mark = files.marks().get("dataset")
+        if mark is not None:
+            break
+    else:
+        return {"number": None, "rows": [], "review": None}
+    versions = [v.version for v in project.versions]
+    rows = quality.agreement_rows(mark.facts.get("agreement") or {}, versions)
+    shown: dict[str, Any] = {"number": record.number, "rows": rows, "total": quality.total_of(rows)}
+    review = files.review()
+    if review is None:
+        return {**shown, "review": None}
+    pages = quality.pages_of(review)
+    page = min(max(1, page), pages)
+    on_disk = [n for n in {task["round"] for task in review["tasks"]} if project.files(n).has_images()]
+    items = quality.doubtful_on(review, page, on_disk)
+    return {**shown, "review": review, "items": items, "page": page, "pages": pages}
 
 
 def settings_page(project: Project) -> dict[str, Any]:

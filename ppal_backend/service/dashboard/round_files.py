@@ -70,6 +70,15 @@ class RoundFiles:
         path = self.folder / "dataset" / "pool.json"
         return _pool(*_identity(path)) if path.is_file() else {}
 
+    def review(self) -> Mapping[str, Any] | None:
+        """What the detector disputes of the annotations; None where the round did not compare them."""
+        path = self.folder / "dataset" / "quality.json"
+        return dict(_read(path)) if path.is_file() else None
+
+    def has_images(self) -> bool:
+        """Whether the round still knows its pool's images."""
+        return (self.folder / "dataset" / "pool.json").is_file()
+
     def log_lines(self, count: int = 12) -> list[str]:
         """The last lines of the training's log; none before it has one."""
         path = self.folder / LOG

@@ -119,6 +119,13 @@ def queue(project_id: int) -> str:
     return _page("queue", project, **pages.queue_page(project, request.args.get("page", 1, type=int)))
 
 
+@ui.get(f"{PROJECT}/quality")
+def quality(project_id: int) -> str:
+    """What is worth a second look, and what pre-annotations saved."""
+    project = _project(project_id)
+    return _page("quality", project, **pages.quality_page(project, request.args.get("page", 1, type=int)))
+
+
 @ui.get(f"{PROJECT}/settings")
 def settings(project_id: int) -> str:
     """Settings in force and where each came from."""

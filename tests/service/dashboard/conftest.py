@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from ppal_backend.datasets.coco import CocoAnnotation, CocoImage
 from ppal_backend.service.app import create_app
 from tests.operations.conftest import Place
-from tests.rounds.fakes import FakeWorld
+from tests.rounds.fakes import FakeWorld, detections_of
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs
 
 TOKEN, PASSWORD = "t0ken" * 8, "correct horse battery"
+COUNTS = {"tasks": 2, "kept": 3, "moved": 1, "relabelled": 1, "removed": 1, "added": 2}
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8ffff3f0005fe02fea1399e4b"
     "0000000049454e44ae426082"
@@ -37,12 +39,36 @@ class LearningWorld(FakeWorld):
         return {"map": value, "map50": value + 0.2, "per_class": per_class, "images": 6, "instances": 9}
 
 
+class ReviewedWorld(LearningWorld):
+    """From the second round on, pool images are labelled as the model sees them but for its surest box's label."""
+
+    def prepare(self, folder, on_progress):
+        data = super().prepare(folder, on_progress)
+        if self.labelled <= 10:
+            return data
+        coco, rows, images = data.labelled, list(data.labelled.annotations), list(data.labelled.images)
+        for entry in data.pool[:20]:
+            found = detections_of(entry.image_id)
+            surest = max(range(len(found)), key=found.scores.__getitem__, default=0)
+            images.append(CocoImage(entry.image_id, entry.path, entry.width, entry.height))
+            for number, (box, c) in enumerate(zip(found.boxes_xyxy, found.class_indices, strict=True)):
+                x1, y1, x2, y2 = box.tolist()
+                label = 1 + (int(c) + (number == surest)) % 2
+                rows.append(CocoAnnotation(len(rows) + 1, entry.image_id, label, (x1, y1, x2 - x1, y2 - y1)))
+        labelled = replace(coco, images=tuple(images), annotations=tuple(rows))
+        report = {
+            **data.report,
+            "agreement": {"ppal-r1-x": COUNTS, "ppal-r0-y": {**dict.fromkeys(COUNTS, 0), "added": 9}},
+        }
+        return replace(data, labelled=labelled, pool=data.pool[20:], report=report)
+
+
 class ShownPlace(Place):
     """A data folder with rounds, and the app over it."""
 
-    def __init__(self, root):
+    def __init__(self, root, world=LearningWorld):
         super().__init__(root, LABEL_STUDIO_API_KEY=TOKEN)
-        self.world = LearningWorld(self.settings.model_dir.resolve() / "images")
+        self.world = world(self.settings.model_dir.resolve() / "images")
         self.jobs = RecordingJobs()
 
     def train(self, times=1):

@@ -8,10 +8,11 @@ from pydantic import SecretStr
 from werkzeug.serving import make_server
 
 from ppal_backend.store import Lease
-from tests.service.dashboard.conftest import PASSWORD, ShownPlace
+from tests.service.dashboard.conftest import PASSWORD, ReviewedWorld, ShownPlace
 
 CHROMIUM = Path("/usr/bin/chromium")
-PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/queue", "projects/1/settings"]
+PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/queue", "projects/1/quality",
+         "projects/1/settings"]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Debian's package chromium")]
 
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.is_file(), reaso
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     """A project with five trainings and a running round, served with a login."""
-    place = ShownPlace(tmp_path_factory.mktemp("shown") / "data")
+    place = ShownPlace(tmp_path_factory.mktemp("shown") / "data", ReviewedWorld)
     place.train(5)
     record = place.store.rounds.request(1, "train", "for the browser")
     place.store.rounds.claim(1, Lease.mine())
@@ -86,8 +87,10 @@ def test_every_page_fits_and_can_be_read_by_everybody(open_page, axe, path, widt
     assert len(found["passes"]) > 15, "axe has looked at the page"
 
 
-def test_images_of_the_queue_are_shown(open_page):
-    page = open_page("projects/1/queue")
+@pytest.mark.parametrize("path", ["projects/1/queue", "projects/1/quality"])
+def test_images_are_shown(open_page, path):
+    page = open_page(path)
+    assert page.locator(".frame img").count() >= 3
     for image in page.locator(".frame img").all()[:3]:
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 

@@ -14,7 +14,7 @@ from tests.operations.conftest import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
 PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
-         "projects/1/settings"]  # fmt: skip
+         "projects/1/quality", "projects/1/settings"]  # fmt: skip
 HUGE = 10**30
 
 
@@ -184,7 +184,7 @@ def test_what_is_wrong_is_a_page_in_words(client, place):
 @pytest.mark.parametrize("project_id", [1, HUGE])
 def test_no_address_breaks_a_page(client, project_id):
     for page in ("", "queue?page=-5", f"queue?page={HUGE}", "learning?goal=x", f"learning?goal={HUGE}", "nothing",
-                 f"rounds/{HUGE}/images/1", f"rounds/1/images/{HUGE}"):  # fmt: skip
+                 f"quality?page={HUGE}", f"rounds/{HUGE}/images/1", f"rounds/1/images/{HUGE}"):  # fmt: skip
         assert client.get(f"/ui/projects/{project_id}/{page}").status_code in (200, 404), page
 
 

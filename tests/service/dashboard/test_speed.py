@@ -19,7 +19,7 @@ CONFIG = (
     + "</RectangleLabels></View>"
 )
 PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
-         "projects/1/queue?page=900", "projects/1/settings"]  # fmt: skip
+         "projects/1/queue?page=900", "projects/1/quality", "projects/1/settings"]  # fmt: skip
 
 
 def explanation(task_id, rank):
@@ -34,6 +34,17 @@ def explanation(task_id, rank):
     }  # fmt: skip
 
 
+def review(pool):
+    box = [100.0, 100.0, 200.0, 200.0]
+    disputes = [
+        {"kind": "swapped", "score": 0.1, "annotated": 0, "box_xyxy": box, "label": LABELS[1], "confidence": 0.9}
+    ] * 5
+    task = {"round": ROUNDS, "width": 640, "height": 480, "disputes": disputes}
+    task["annotated"] = [{"box_xyxy": box, "label": LABELS[0]}] * 20
+    tasks = [{"task_id": i, **task} for i in pool[:120]]
+    return {"labelled": TASKS, "compared": TASKS, "disputed": 900, "tasks": tasks}
+
+
 def write_round(folder, number, cache):
     """A round's files as large as the real ones; detections of 100 boxes an image for the last round only."""
     pool = list(range(1, TASKS + 1))
@@ -44,13 +55,18 @@ def write_round(folder, number, cache):
         "explanations": {str(i): explanation(i, rank) for rank, i in enumerate(chosen)},
     }  # fmt: skip
     write_json(folder / "query_set.json", query)
-    facts = {"labelled_per_class": dict.fromkeys(LABELS, 50)}
+    counts = {"tasks": 200, "kept": 300, "moved": 200, "relabelled": 20, "removed": 100, "added": 90}
+    facts = {
+        "labelled_per_class": dict.fromkeys(LABELS, 50),
+        "agreement": {f"ppal-r{n}": counts for n in range(1, ROUNDS + 1)},
+    }
     stamp = "2026-01-01T00:00:00+00:00"
     write_json(folder / "steps" / "dataset.json", {"seconds": 1.0, "finished_at": stamp, "facts": facts})
     if number < ROUNDS:
         return
     entries = [{"image_id": i, "path": str(cache / f"{i}.png"), "width": 640, "height": 480} for i in pool]
     write_json(folder / "dataset" / "pool.json", entries)
+    write_json(folder / "dataset" / "quality.json", review(pool))
     (folder / "detections").mkdir()
     for shard, start in enumerate(range(0, TASKS, 256)):
         ids = np.array(pool[start : start + 256])

@@ -1,0 +1,124 @@
+"""Labelled images worth a second look, and how much of what was proposed people could keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PAGE = 12
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What became of a version's pre-annotations: tasks, and boxes by what people did to them."""
+
+    version: str
+    tasks: int
+    kept: int
+    moved: int
+    relabelled: int
+    removed: int
+    added: int
+
+    @property
+    def proposed(self) -> int:
+        """Boxes that people were shown."""
+        return self.kept + self.moved + self.relabelled + self.removed
+
+    @property
+    def saved(self) -> float | None:
+        """Share in [0, 1] of all boxes, shown or added, that needed no hand; None without any."""
+        boxes = self.proposed + self.added
+        return self.kept / boxes if boxes else None
+
+
+@dataclass(frozen=True)
+class ShownBox:
+    """A box over an image, in its pixels, with its style and what it says."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    style: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Doubtful:
+    """A task to look at again. ``round_number`` is the round that has its image, None where that is not on disk."""
+
+    place: int
+    task_id: int
+    round_number: int | None
+    width: int
+    height: int
+    boxes: Sequence[ShownBox]
+    reasons: Sequence[str]
+
+
+def agreement_rows(counts: Mapping[str, Mapping[str, int]], versions: Sequence[str]) -> list[Agreement]:
+    """A row for every version that proposed boxes, in the order of ``versions``, those it does not name in front."""
+    place = {version: number for number, version in enumerate(versions)}
+    rows = [Agreement(version=version, **count) for version, count in counts.items()]
+    return sorted((r for r in rows if r.proposed), key=lambda r: (place.get(r.version, -1), r.version))
+
+
+def total_of(rows: Sequence[Agreement]) -> Agreement:
+    """All versions together."""
+    names = ("tasks", "kept", "moved", "relabelled", "removed", "added")
+    return Agreement("all", **{name: sum(getattr(row, name) for row in rows) for name in names})
+
+
+def pages_of(review: Mapping[str, Any]) -> int:
+    """How many pages the list has, at least one."""
+    return max(1, -(-len(review["tasks"]) // PAGE))
+
+
+def doubtful_on(review: Mapping[str, Any], page: int, rounds_on_disk: Sequence[int]) -> list[Doubtful]:
+    """The tasks on a page, 1 the first.
+
+    Args:
+        review: what the round left in its folder.
+        page: 1 the first.
+        rounds_on_disk: rounds whose images can be shown.
+    """
+    start = (page - 1) * PAGE
+    return [
+        Doubtful(
+            place=place,
+            task_id=task["task_id"],
+            round_number=task["round"] if task["round"] in rounds_on_disk else None,
+            width=task["width"],
+            height=task["height"],
+            boxes=_boxes(task),
+            reasons=[_reason(task, dispute) for dispute in task["disputes"]],
+        )
+        for place, task in enumerate(review["tasks"][start : start + PAGE], start=start + 1)
+    ]
+
+
+def _boxes(task: Mapping[str, Any]) -> list[ShownBox]:
+    doubted = {dispute["annotated"] for dispute in task["disputes"]}
+    people = [
+        _shown(box["box_xyxy"], "people doubted" if row in doubted else "people", f"annotated: {box['label']}")
+        for row, box in enumerate(task["annotated"])
+    ]
+    model = [_shown(d["box_xyxy"], "model", f"{d['label']} {d['confidence']:.2f}") for d in task["disputes"]]
+    return people + model
+
+
+def _shown(box_xyxy: Sequence[float], style: str, text: str) -> ShownBox:
+    x1, y1, x2, y2 = box_xyxy
+    return ShownBox(x1, y1, x2 - x1, y2 - y1, style, text)
+
+
+def _reason(task: Mapping[str, Any], dispute: Mapping[str, Any]) -> str:
+    seen = f"{dispute['label']} ({dispute['confidence']:.2f})"
+    if dispute["kind"] == "overlooked":
+        return f"Overlooked? The model sees {seen} where no box is."
+    said = task["annotated"][dispute["annotated"]]["label"]
+    if dispute["kind"] == "swapped":
+        return f"Another label? A box says {said} where the model sees {seen}."
+    return f"Out of place? The model sees {seen} beside the box that says so."

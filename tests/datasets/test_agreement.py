@@ -1,0 +1,70 @@
+"""Kept, moved, relabelled, removed, added: what an export tells of pre-annotations."""
+
+import pytest
+
+from ppal_backend.datasets.agreement import agreement_of
+
+V1, V2 = "ppal-r1-aaa", "ppal-r2-bbb"
+
+
+def box(region, x=10.0, label="cat", control="label", kind="rectanglelabels", **value):
+    numbers = {"x": x, "y": 20.0, "width": 30.0, "height": 40.0, "rotation": 0, **value}
+    return {"id": region, "from_name": control, "type": kind, "value": {**numbers, kind: [label]}}
+
+
+def task(shown, submitted, version=V1, **annotation):
+    prediction = {"model_version": version, "result": shown}
+    return {"id": 1, "annotations": [{"id": 1, "prediction": prediction, "result": submitted, **annotation}]}
+
+
+def counts(*tasks):
+    found = agreement_of(iter(tasks), "label")
+    return {version: tuple(count.values()) for version, count in found.items()}
+
+
+def test_every_box_is_counted_once_by_what_became_of_it():
+    shown = [box("a"), box("b"), box("c"), box("d", label="dog")]
+    submitted = [box("a"), box("b", x=12.0), box("c", label="dog", x=50.0), box("new")]
+    found = agreement_of([task(shown, submitted)], "label")
+    wanted = {"tasks": 1, "kept": 1, "moved": 1, "relabelled": 1, "removed": 1, "added": 1}
+    assert found == {V1: wanted}
+
+
+def test_versions_are_kept_apart_and_tasks_add_up():
+    found = counts(task([box("a")], [box("a")]), task([], [box("n")]), task([box("a")], [], version=V2))
+    assert found == {V1: (2, 1, 0, 0, 0, 1), V2: (1, 0, 0, 0, 1, 0)}
+
+
+@pytest.mark.parametrize("change", [{"y": 20.02}, {"width": 31}, {"height": 39.5}, {"rotation": 3}])
+def test_any_number_of_the_frame_moves_a_box(change):
+    assert counts(task([box("a")], [box("a", **change)])) == {V1: (1, 0, 1, 0, 0, 0)}
+
+
+def test_what_the_editor_rounds_is_no_move():
+    untouched = box("a", x=10.000000001, rotation=None)
+    assert counts(task([box("a")], [untouched])) == {V1: (1, 1, 0, 0, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [{"was_cancelled": True}, {"prediction": {}}, {"prediction": None}, {"prediction": {"result": [box("a")]}}],
+)
+def test_skipped_tasks_and_those_without_a_prediction_tell_nothing(annotation):
+    assert counts(task([box("a")], [box("a")], **annotation)) == {}
+    assert counts({"id": 1, "annotations": []}) == {}
+
+
+def test_regions_of_others_do_not_count():
+    others = [box("p", kind="polygonlabels"), box("o", control="other"), "broken", {"type": "rectanglelabels"}]
+    assert counts(task([box("a"), *others], [box("a"), *others])) == {V1: (1, 1, 0, 0, 0, 0)}
+    assert counts(task(None, None)) == {V1: (1, 0, 0, 0, 0, 0)}
+
+
+def test_boxes_without_ids_are_two_boxes():
+    assert counts(task([box(None)], [box(None), box(None)])) == {V1: (1, 0, 0, 0, 1, 2)}
+
+
+def test_the_annotation_that_training_uses_is_the_one_that_counts():
+    one = task([box("a")], [])["annotations"][0] | {"updated_at": "2026-01-01T00:00:00Z"}
+    later = task([box("a")], [box("a")])["annotations"][0] | {"id": 2, "updated_at": "2026-01-02T00:00:00Z"}
+    assert counts({"id": 1, "annotations": [later, one]}) == {V1: (1, 1, 0, 0, 0, 0)}

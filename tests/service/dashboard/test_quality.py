@@ -1,0 +1,108 @@
+"""The page Quality: what the comparison and the counts of a round become in words and boxes."""
+
+import re
+import shutil
+
+import pytest
+
+from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.service.dashboard.quality import agreement_rows, doubtful_on, pages_of, total_of
+from tests.service.dashboard.conftest import COUNTS, ReviewedWorld, ShownPlace
+from tests.service.dashboard.test_pages import text_of
+
+
+@pytest.fixture
+def reviewed(tmp_path):
+    place = ShownPlace(tmp_path / "data", ReviewedWorld)
+    place.train(2)
+    yield place
+    place.store.close()
+
+
+def dispute(**changes):
+    base = {"kind": "overlooked", "score": 0.2, "annotated": None, "box_xyxy": [50, 20, 60, 40], "label": "dog"}
+    return {**base, "confidence": 0.875, **changes}
+
+
+def review_with(*tasks):
+    frame = {"round": 3, "width": 100, "height": 80, "annotated": [{"box_xyxy": [1, 2, 11, 22], "label": "cat"}]}
+    return {"tasks": [{**frame, "task_id": n, **task} for n, task in enumerate(tasks, start=1)]}
+
+
+def test_the_share_is_of_all_boxes_shown_or_drawn():
+    (row,) = agreement_rows({"v1": COUNTS}, ["v1"])
+    assert (row.proposed, row.saved) == (6, 3 / 8)
+    both = total_of([row, row])
+    assert (both.tasks, both.kept, both.added, both.saved) == (4, 6, 4, 3 / 8)
+    assert total_of([]).saved is None
+
+
+def test_versions_come_in_their_order_and_only_where_they_proposed_something():
+    nothing = {**dict.fromkeys(COUNTS, 0), "tasks": 4, "added": 9}
+    counts = {"r10": COUNTS, "r9": COUNTS, "start": nothing, "gone": COUNTS}
+    assert [r.version for r in agreement_rows(counts, ["r9", "r10"])] == ["gone", "r9", "r10"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "Overlooked? The model sees dog (0.88) where no box is."),
+        ({"kind": "swapped", "annotated": 0}, "Another label? A box says cat where the model sees dog (0.88)."),
+        (
+            {"kind": "badly located", "annotated": 0, "label": "cat"},
+            "Out of place? The model sees cat (0.88) beside the box that says so.",
+        ),
+    ],
+)
+def test_the_reason_says_what_is_doubted(changes, wanted):
+    (item,) = doubtful_on(review_with({"disputes": [dispute(**changes)]}), 1, [3])
+    assert item.reasons == [wanted]
+    people, model = item.boxes
+    assert people.style == ("people" if changes == {} else "people doubted") and people.text == "annotated: cat"
+    assert (people.x, people.y, people.width, people.height) == (1, 2, 10, 20)
+    assert (model.x, model.y, model.width, model.height, model.style) == (50, 20, 10, 20, "model")
+
+
+def test_pages_and_images_that_are_gone():
+    review = review_with(*({"disputes": [dispute()], "round": 3 + n % 2} for n in range(25)))
+    assert pages_of(review) == 3 and pages_of({"tasks": []}) == 1
+    last = doubtful_on(review, 3, [4])
+    assert [(i.place, i.task_id, i.round_number) for i in last] == [(25, 25, None)]
+    assert [i.round_number for i in doubtful_on(review, 1, [4])[:2]] == [None, 4]
+
+
+def test_the_page_shows_swapped_labels_with_image_boxes_and_link(reviewed):
+    client = reviewed.app().test_client()
+    page, text = client.get("/ui/projects/1/quality").text, text_of(client.get("/ui/projects/1/quality"))
+    review = RoundFolder(reviewed.folder(2)).read("dataset/quality.json")
+    assert review["compared"] == 20 and 5 <= review["disputed"] <= 16, "four of the images hold nothing"
+    assert "Compared are 20 of 40 labelled images" in text and f"{review['disputed']} of them hold" in text
+    tasks = [int(t) for t in re.findall(r">Task (\d+)</a>", page)]
+    assert tasks == [t["task_id"] for t in review["tasks"][:12]]
+    assert f"http://ls.test:8080/projects/1/data?task={tasks[0]}" in page
+    assert "Another label?" in text and 'class="people doubted"' in page and 'class="model"' in page
+    (source,) = re.findall(rf'src="(/ui/projects/1/rounds/1/images/{tasks[0]})"', page)
+    assert client.get(source).mimetype == "image/png"
+
+
+def test_the_page_tells_what_was_saved(reviewed):
+    text = text_of(reviewed.app().test_client().get("/ui/projects/1/quality"))
+    assert "38 % of all boxes needed no hand" in text.replace("38%", "38 %") and "3 of the 6 proposed ones" in text
+    assert "ppal-r1-x 2 3 1 1 1 2 38%" in text and "ppal-r0-y" not in text, "it proposed nothing"
+
+
+def test_images_of_pruned_rounds_are_not_asked_for(reviewed):
+    shutil.rmtree(reviewed.folder(1) / "dataset")
+    page = reviewed.app().test_client().get("/ui/projects/1/quality").text
+    assert "no image on disk" in page and "<img" not in page
+
+
+def test_without_rounds_comparison_or_answers_the_page_says_so(place):
+    client = place.app().test_client()
+    text = text_of(client.get("/ui/projects/1/quality"))
+    assert "Nothing to tell yet" in text and "No round has read the annotations yet" in text
+    place.train()
+    text = text_of(client.get("/ui/projects/1/quality"))
+    assert "None of the 10 labelled images has been looked at by a model before" in text
+    (place.folder(1) / "dataset/quality.json").unlink()
+    assert "Round 1 has no comparison" in text_of(client.get("/ui/projects/1/quality"))
