@@ -197,6 +197,8 @@ def _value(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 8.0 and 8 are one setting
     return value if isinstance(value, str) else json.dumps(value)
 
 

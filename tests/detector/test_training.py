@@ -228,10 +228,17 @@ def test_a_detector_that_trains_from_scratch_needs_no_weights(
     assert same_weights(asked_for.checkpoint, by_the_zoo.checkpoint)
 
 
-def test_unsafe_initial_weights_are_refused(request_: TrainRequest, tmp_path: Path) -> None:
-    path = tmp_path / "odd.pth"
-    torch.save({"state_dict": {"a": torch.ones(1)}, "hook": print}, path)
-    with pytest.raises(CheckpointError, match="not loaded"):
+def test_initial_weights_of_something_else_are_refused_and_nothing_in_them_runs(
+    request_: TrainRequest, tmp_path: Path
+) -> None:
+    path, sprung = tmp_path / "odd.pth", tmp_path / "sprung"
+    trap = type("Trap", (), {"__reduce__": lambda self: (open, (str(sprung), "w"))})
+    torch.save({"state_dict": {"a": torch.ones(1)}, "hook": trap()}, path)
+    with pytest.raises(CheckpointError, match="same architecture"):
+        train(replace(request_, init_weights=path))
+    assert not sprung.exists()
+    path.write_bytes(b"no checkpoint at all")
+    with pytest.raises(CheckpointError, match="cannot be read"):
         train(replace(request_, init_weights=path))
 
 

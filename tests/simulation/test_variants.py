@@ -23,6 +23,7 @@ def test_json_says_the_same():
     assert random == Variant("random")
     assert ppal == parse_variants("ppal:budget=9,delta=2,xi=0.4")[0]
     assert parse_variants('{"strategy": "dcus"}')[0].name == "dcus"
+    assert parse_variants('[{"strategy": "ppal", "delta": 8.0}]')[0].name == "ppal:delta=8"
 
 
 @pytest.mark.parametrize(
