@@ -23,6 +23,8 @@ from typing import Literal
 
 import numpy as np
 
+from ppal_backend.structures.boxes import pairwise_iou
+
 AGREE_IOU = 0.5
 TOUCH_IOU = 0.1
 WEAK_SHARE = 0.5
@@ -119,7 +121,7 @@ def disputes_of(image: Compared, sure: np.ndarray) -> list[Dispute]:
 
 def overlaps(image: Compared) -> np.ndarray:
     """``[n, m]`` IoU of annotated and detected boxes in [0, 1]."""
-    return _iou(image.boxes, image.detected)
+    return pairwise_iou(image.boxes, image.detected)
 
 
 def _keep_strongest(found: dict[int, Dispute], row: int, new: Dispute) -> None:
@@ -130,7 +132,7 @@ def _keep_strongest(found: dict[int, Dispute], row: int, new: Dispute) -> None:
 
 def _seen_before(detected: np.ndarray, d: int, earlier: Sequence[int]) -> bool:
     """Whether a more confident detection that is listed already is of the same object."""
-    return bool(earlier) and bool((_iou(detected[[d]], detected[list(earlier)]) >= AGREE_IOU).any())
+    return bool(earlier) and bool((pairwise_iou(detected[[d]], detected[list(earlier)]) >= AGREE_IOU).any())
 
 
 def _same_class(image: Compared) -> np.ndarray:
@@ -139,11 +141,3 @@ def _same_class(image: Compared) -> np.ndarray:
 
 def _best(values: np.ndarray, allowed: np.ndarray) -> int | None:
     return int(np.argmax(np.where(allowed, values, -1.0))) if allowed.any() else None
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inner = np.clip(high - low, 0.0, None).prod(2)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None).prod(1) for boxes in (a, b)]
-    return np.asarray(inner / np.maximum(areas[0][:, None] + areas[1][None, :] - inner, 1e-12))

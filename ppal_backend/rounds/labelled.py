@@ -10,6 +10,7 @@ import numpy as np
 
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.rounds.ports import PoolEntry
+from ppal_backend.structures.boxes import pairwise_iou
 from ppal_backend.structures.detections import Detections, to_numpy
 
 Truth = tuple[np.ndarray, np.ndarray]
@@ -52,7 +53,7 @@ def mark_true_positives(detections: Detections, truth: Truth, iou: float = 0.5) 
     boxes, classes = truth
     right = np.zeros(len(host), dtype=bool)
     if len(host) and len(boxes):
-        overlap = _iou(to_numpy(host.boxes_xyxy).astype(np.float64), boxes)
+        overlap = pairwise_iou(to_numpy(host.boxes_xyxy).astype(np.float64), boxes)
         overlap[to_numpy(host.class_indices)[:, None] != classes[None, :]] = 0.0
         for row in np.argsort(-to_numpy(host.scores), kind="stable"):
             best = int(np.argmax(overlap[row]))
@@ -60,11 +61,3 @@ def mark_true_positives(detections: Detections, truth: Truth, iou: float = 0.5) 
                 right[row] = True
                 overlap[:, best] = 0.0
     return replace(host, true_positive=right)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    inner = np.clip(high - low, 0.0, None).prod(2)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None).prod(1) for boxes in (a, b)]
-    return np.asarray(inner / np.maximum(areas[0][:, None] + areas[1][None, :] - inner, 1e-12))
