@@ -14,7 +14,7 @@ demo: setup ## Label Studio, the backend and two rounds of labeling; ARGS=--exit
 test: setup ## every test but the slow ones, on a real Label Studio
 	@$(PYTHON_BIN) -m pytest $(ARGS)
 
-test-all: setup ## every test
+test-all: setup setup-ray setup-s3 ## every test
 	@$(PYTHON_BIN) -m pytest -m "" $(ARGS)
 
 check: setup-backend ## lint, types and the tests that need no Label Studio
@@ -35,8 +35,14 @@ audit: setup-backend ## bill of materials in build/, and known vulnerabilities o
 setup-backend:
 	@scripts/setup.sh backend
 
+setup-ray:
+	@scripts/setup.sh ray
+
+setup-s3:
+	@scripts/setup.sh s3
+
 clean: ## environments, caches and the demo's files; the compiled mmcv wheel stays in ~/.cache/ppal
 	rm -rf .venv .venv-label-studio demo-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup setup-backend demo test test-all check bench gpu-check audit clean
+.PHONY: help setup setup-backend setup-ray setup-s3 demo test test-all check bench gpu-check audit clean

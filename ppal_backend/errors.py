@@ -8,14 +8,17 @@
     ├── TooFewAnnotations          a round needs more annotated images than there are
     ├── RoundCancelled             somebody asked the round to stop; it can be resumed
     ├── StateError                 stored state does not allow what was asked (unknown project, no version …)
+    │   └── DamagedArtifact            a file in the bucket of the artifacts is not as it was written
     ├── StoreUnavailable           the state database is locked, full or down: worth another try
     ├── QueueUnavailable           the job queue does not answer: worth another try
+    ├── ArtifactsUnavailable       the bucket of the artifacts does not answer: worth another try
     ├── OutOfSpace                 the disk is (nearly) full; the round waits until there is space
     ├── LabelStudioError           Label Studio refused a call
     │   ├── LabelStudioUnavailable     it is down, slow or answered 5xx: worth another try
     │   ├── LabelStudioAuthError       it refused the token
     │   └── PublishError               it did not take the predictions as sent
     └── DetectorError              a detector cannot be built, trained or run
+        ├── EngineUnavailable          the cluster that trains does not answer: worth another try
         ├── UnknownDetector            no such entry in the model zoo
         ├── WeightsUnavailable         initial weights are neither on disk nor downloadable
         ├── UnsupportedHead            no difficulty probe covers this head
@@ -61,12 +64,20 @@ class StateError(PPALError):
     """Stored state does not allow what was asked."""
 
 
+class DamagedArtifact(StateError):
+    """A file in the bucket of the artifacts is not as it was written."""
+
+
 class StoreUnavailable(PPALError):
     """The state database is locked, full or down; another try may succeed."""
 
 
 class QueueUnavailable(PPALError):
     """The job queue does not answer; another try may succeed."""
+
+
+class ArtifactsUnavailable(PPALError):
+    """The bucket of the artifacts does not answer; another try may succeed."""
 
 
 class OutOfSpace(PPALError):
@@ -91,6 +102,10 @@ class PublishError(LabelStudioError):
 
 class DetectorError(PPALError):
     """A detector cannot be built, trained or run."""
+
+
+class EngineUnavailable(DetectorError):
+    """The cluster that trains and predicts does not answer; another try may succeed."""
 
 
 class UnknownDetector(DetectorError):

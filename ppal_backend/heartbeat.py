@@ -1,52 +1,50 @@
-"""Signs of life of the workers: one file each, in the folder that they share with the service."""
+"""Signs of life of the workers, kept in the state database."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-from pathlib import Path
+
+from ppal_backend.errors import StoreUnavailable
+from ppal_backend.store import Lease, Store
 
 log = logging.getLogger(__name__)
 
-FOLDER = "workers"
+BEAT_EVERY_S = 5.0
 ALIVE_WITHIN_S = 30.0
 
 
 class Heartbeat:
-    """One worker's file; how long ago it was touched says whether the worker lives.
+    """One worker's sign of life; how old it is says whether the worker lives."""
 
-    Args:
-        model_dir: the folder that service and workers share.
-    """
-
-    def __init__(self, model_dir: Path) -> None:
-        self._path = model_dir.resolve() / FOLDER / f"{socket.gethostname()}-{os.getpid()}"
+    def __init__(self, store: Store) -> None:
+        self._store, self._name = store, str(Lease.mine())
+        self._next = 0.0
 
     def beat(self) -> None:
-        """Still here. A disk that takes no file is logged, the worker goes on."""
+        """Still here; said every few seconds, however often it is called. A database that is away is logged, the
+        worker goes on."""
+        if time.monotonic() < self._next:
+            return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
-        except OSError as error:
-            log.warning("the worker's sign of life could not be written: %s", error)
+            self._store.workers.beat(self._name)
+        except StoreUnavailable as error:
+            log.warning("the worker's sign of life could not be stored: %s", error)
+        else:
+            self._next = time.monotonic() + BEAT_EVERY_S
 
     def end(self) -> None:
         """Leaving."""
-        self._path.unlink(missing_ok=True)
+        try:
+            self._store.workers.leave(self._name)
+        except StoreUnavailable as error:
+            log.warning("the worker leaves without a word: %s", error)
 
 
-def heartbeat_age_s(model_dir: Path) -> float | None:
+def heartbeat_age_s(store: Store) -> float | None:
     """Seconds since any worker's last sign of life; None when there is none.
 
-    A time in the future, after a clock was set back, counts as that far off: a living worker mends it in seconds.
+    Raises:
+        StoreUnavailable: the state database does not answer.
     """
-    folder = model_dir.resolve() / FOLDER
-    ages = []
-    for path in folder.glob("*") if folder.is_dir() else ():
-        try:
-            ages.append(abs(time.time() - path.stat().st_mtime))
-        except FileNotFoundError:  # that worker has just left
-            continue
-    return min(ages, default=None)
+    return min(store.workers.ages_s().values(), default=None)

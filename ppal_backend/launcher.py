@@ -1,7 +1,8 @@
-"""``ppal up``: the service and the worker as two processes, restarted when one dies."""
+"""``ppal up``: the service and the worker as processes that are restarted when one dies, and end with it."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,33 @@ GUNICORN = [
     "ppal_backend.service.app:create_app()",
 ]
 WORKER = [sys.executable, "-m", "ppal_backend.cli", "worker"]
+_PR_SET_PDEATHSIG = 1
 
 
 def serve() -> None:
     """Become the HTTP service (gunicorn); does not return."""
     os.execv(GUNICORN[0], GUNICORN)
+
+
+def dies_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """A ``preexec_fn`` for ``subprocess.Popen``: the process is sent a signal when its parent ends, even by kill -9.
+
+    On other systems than Linux a process outlives a killed parent, as is usual there. Linux takes the thread that
+    starts the process for its parent, so start it in one that stays.
+
+    Args:
+        number: the signal.
+    """
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def bind() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+            if os.getppid() != parent:  # it ended in between
+                os._exit(1)
+
+    return bind
 
 
 class Group:
@@ -60,7 +83,9 @@ class Group:
             self._end()
 
     def _start(self, name: str) -> None:
-        self.processes[name] = subprocess.Popen(list(self._commands[name]), env=self._environment)
+        self.processes[name] = subprocess.Popen(
+            list(self._commands[name]), env=self._environment, preexec_fn=dies_with_parent()
+        )
 
     def _end(self) -> None:
         for process in self.processes.values():
@@ -75,9 +100,15 @@ class Group:
                 process.wait()
 
 
-def up() -> None:
-    """Run service and worker until SIGTERM or Ctrl-C."""
+def up(environment: Mapping[str, str] | None = None, workers: int = 1) -> None:
+    """Run the service and workers until SIGTERM or Ctrl-C.
+
+    Args:
+        environment: variables to add.
+        workers: how many.
+    """
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    Group({"service": GUNICORN, "worker": WORKER}).run(stop)
+    names = ["worker"] if workers == 1 else [f"worker {i + 1}" for i in range(workers)]
+    Group({"service": GUNICORN, **dict.fromkeys(names, WORKER)}, environment).run(stop)

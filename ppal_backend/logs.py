@@ -15,7 +15,8 @@ from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
 
-_NOISY = ("alembic", "httpx", "httpcore", "huey", "urllib3", "PIL", "matplotlib", "label_studio_sdk", "werkzeug")
+_NOISY = ("aiobotocore", "alembic", "botocore", "fsspec", "httpcore", "httpx", "huey", "label_studio_sdk", "matplotlib",
+          "PIL", "s3fs", "urllib3", "werkzeug")  # fmt: skip
 _SHORTEST_SECRET = 4  # a shorter one would blank half of the log
 _PATTERNS = (
     (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+"), "[token]"),

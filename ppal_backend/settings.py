@@ -33,6 +33,7 @@ from ppal_backend.errors import SettingsError
 CONFIG_FILE = "ppal.toml"
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 _SECRETS = ("label_studio_api_key", "basic_auth_pass")
+_SECRETS_OF_BUCKETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by the bucket's own package
 _FROM_FILE = "fields that the file sets"
 
 
@@ -92,9 +93,17 @@ class Settings(BaseSettings):
     host: str = "0.0.0.0"
     port: int = Field(9090, ge=0, le=65535)
     public_url: str = ""
+    label_studio_public_url: str = Field(
+        "",
+        validation_alias="LABEL_STUDIO_PUBLIC_URL",
+        description="Label Studio as people's browsers reach it, for links; LABEL_STUDIO_URL when empty",
+    )
     zoo_dir: Path | None = Field(None, validation_alias="PPAL_MODEL_ZOO", description="the operator's own detectors")
     database_url: str = ""
     queue_url: SecretStr = SecretStr("")
+    artifacts: str = Field(
+        "", description="where rounds are copied to for machines without a shared MODEL_DIR, as s3://bucket/prefix"
+    )
     min_free_gib: float = Field(1.0, ge=0.0, description="free disk space that a round needs to go on")
     keep_artifacts: int = Field(5, ge=1, description="versions per project whose files stay on disk")
     poll_interval_s: float = Field(60.0, ge=1.0)
@@ -104,6 +113,10 @@ class Settings(BaseSettings):
     allowed_image_hosts: str = ""
     threads: int | None = Field(None, ge=1)
     gpus: int = Field(1, ge=1, description="processes that train one detector together, each with a GPU of its own")
+    engine: Literal["local", "ray"] = Field("local", description="where detectors train and predict")
+    ray_address: str = Field(
+        "", validation_alias="RAY_ADDRESS", description="host:port of the Ray cluster; empty: this machine alone"
+    )
     tracking: Literal["", "tensorboard", "mlflow"] = Field("", description="curves of trainings, in the round's folder")
 
     detector: str = ProjectOptions.model_fields["detector"].default
@@ -148,7 +161,7 @@ class Settings(BaseSettings):
         settings._from_file = frozenset(from_file)
         return settings
 
-    @field_validator("label_studio_url", "public_url")
+    @field_validator("label_studio_url", "label_studio_public_url", "public_url")
     @classmethod
     def _http_url(cls, value: str) -> str:
         value = value.strip().rstrip("/")
@@ -157,6 +170,15 @@ class Settings(BaseSettings):
         if urlsplit(value).username is not None:
             raise ValueError("expected a URL without credentials: it is stored and shown; use the settings for them")
         return value
+
+    @field_validator("artifacts")
+    @classmethod
+    def _bucket_url(cls, value: str) -> str:
+        if value and "://" not in value:
+            raise ValueError("expected an address such as s3://bucket/prefix")
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("expected an address without credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return value.strip().rstrip("/")
 
     @property
     def from_file(self) -> frozenset[str]:
@@ -180,12 +202,13 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must never be shown: the token, the password, and passwords within addresses."""
+        """What must never be shown: the token, the password, passwords within addresses, and the bucket's keys."""
         values = [getattr(self, name) for name in type(self).model_fields]
         fields = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         texts = [*fields, *(value for value in values if isinstance(value, str))]
         addresses = [urlsplit(text).password or "" for text in texts if "://" in text]
-        return tuple(secret for secret in (*fields, *addresses) if secret)
+        bucket = [os.environ.get(name, "") for name in _SECRETS_OF_BUCKETS]
+        return tuple(secret for secret in (*fields, *addresses, *bucket) if secret)
 
     @property
     def own_zoo(self) -> Path:

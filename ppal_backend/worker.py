@@ -11,13 +11,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.cpu import yield_while_waiting
 from ppal_backend.engines.local import LocalEngine
+from ppal_backend.engines.ray_cluster import need_ray
+from ppal_backend.engines.ray_engine import RayEngine
 from ppal_backend.errors import (
+    ArtifactsUnavailable,
+    EngineUnavailable,
     LabelStudioAuthError,
     LabelStudioUnavailable,
     OutOfSpace,
@@ -38,7 +44,8 @@ from ppal_backend.label_studio.webhook import check_webhook
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations.pruning import prune_project
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder, need_intact
-from ppal_backend.rounds.ports import Observer, Ports
+from ppal_backend.rounds.mirror import open_mirror, resume
+from ppal_backend.rounds.ports import Engine, Observer, Ports
 from ppal_backend.rounds.space import is_full, need_space
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
@@ -82,8 +89,11 @@ def run_worker(
         round_module: the module whose process runs one round, with the project's id as its argument.
     """
     stop = stop or threading.Event()
+    if settings.engine == "ray":
+        need_ray()
+    _check_bucket(settings)
     store = open_store(settings)
-    heartbeat = Heartbeat(settings.model_dir)
+    heartbeat = Heartbeat(store)
     supervisor = Supervisor(store, round_module)
     synchronise: Any = None
 
@@ -117,6 +127,16 @@ def run_worker(
         log.info("worker stopped")
 
 
+def _check_bucket(settings: Settings) -> None:
+    """Refuse to start with a bucket that no round could use. One that does not answer now may do so later."""
+    mirror = open_mirror(settings)
+    try:
+        if mirror is not None:
+            mirror.bucket.check()
+    except ArtifactsUnavailable as error:
+        log.warning("%s; rounds wait until it does", error)
+
+
 def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
     """Find what no job announces: polls that are due, events and rounds whose job was lost."""
     try:
@@ -136,7 +156,7 @@ def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None
     Args:
         settings: the operator's settings.
         project_id: the project.
-        ports_of: what the round is plugged into; Label Studio and the local engine by default.
+        ports_of: what the round is plugged into; Label Studio and the engine of the settings by default.
     """
     store = open_store(settings)
     try:
@@ -173,7 +193,7 @@ def _attempt(
             rounds.release(record.id, lease=lease)
     except StoreUnavailable:
         raise  # nothing can be told to the store now; once it is back the round is taken up as after a crash
-    except (LabelStudioUnavailable, LabelStudioAuthError) as error:
+    except (LabelStudioUnavailable, LabelStudioAuthError, EngineUnavailable, ArtifactsUnavailable) as error:
         _wait(store, record, lease, min(LONGEST_RETRY_S, 5.0 * 2 ** min(record.attempts - 1, 10)), str(error))
     except OutOfSpace as error:
         _wait(store, record, lease, SPACE_RETRY_S, str(error))
@@ -217,8 +237,12 @@ def _run(
 
     project_folder = settings.project_folder(project.id)
     claim_project_folder(project_folder, project.key)
-    folder = RoundFolder(project_folder / "rounds" / str(record.number))
+    mirror = open_mirror(settings)
+    copy = None if mirror is None else mirror.round(project.key, project.id, record.number)
+    folder = RoundFolder(project_folder / "rounds" / str(record.number), copy)
     folder.repair()
+    if copy is not None:
+        resume(copy, folder, first_attempt=record.attempts == 1)
     spec = _spec(settings, store, project, record, folder)
     with log_context(project=project.id, round=record.number):
         return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
@@ -229,12 +253,13 @@ def _spec(
 ) -> RoundSpec:
     """What the round was to do when it first started, or what the options in force say now."""
     if (folder / "spec.json").is_file():  # repair() has taken away one that cannot be read
-        return RoundSpec.from_dict(folder.read("spec.json"))
+        spec = RoundSpec.from_dict(folder.read("spec.json"))
+        return spec if spec.model is None else replace(spec, model=_model_here(settings, project, spec.model))
     options = settings.project_options(project.options)
     current = store.versions.active(project.id, with_model=True)
     model = None
     if (record.kind == "rank" or options.init_weights == "last") and current is not None:
-        model = _intact_model(settings, current, record.kind)
+        model = _intact_model(settings, project, current, record.kind)
     return RoundSpec(
         project_id=project.id,
         project_key=project.key,
@@ -242,14 +267,28 @@ def _spec(
         kind="train" if record.kind == "train" else "rank",
         device=settings.device,
         model=model,
+        draw_map=True,
         **options.model_dump(),
     )
 
 
-def _intact_model(settings: Settings, version: ModelVersion, kind: str) -> ModelRef | None:
+def _model_here(settings: Settings, project: ProjectRecord, model: ModelRef) -> ModelRef:
+    """A model that a round was given, perhaps on another machine, with its checkpoint on this one."""
+    relative = Path(*Path(model.checkpoint).parts[-6:])
+    mirror = open_mirror(settings)
+    if mirror is None or Path(model.checkpoint).is_file():
+        return model
+    mirror.need_checkpoint(project.key, str(relative))
+    return replace(model, checkpoint=str(settings.model_dir.resolve() / relative))
+
+
+def _intact_model(settings: Settings, project: ProjectRecord, version: ModelVersion, kind: str) -> ModelRef | None:
     """The version's model. Ranking is impossible with a damaged one; a training starts from the zoo's weights then."""
     checkpoint = settings.model_dir.resolve() / version.checkpoint
+    mirror = open_mirror(settings)
     try:
+        if mirror is not None:
+            mirror.need_checkpoint(project.key, version.checkpoint)
         need_intact(checkpoint, version.version)
     except StateError as error:
         if kind == "rank":
@@ -276,20 +315,15 @@ def _record_version(settings: Settings, store: Store, project_id: int, number: i
     )
 
 
-def _read_updates(settings: Settings, store: Store) -> Callable[[int, str], list[TaskUpdate]]:
+def _read_updates(settings: Settings, store: Store) -> Callable[[int, str], Iterator[TaskUpdate]]:
     clients: dict[str, Any] = {}
 
-    def read(project_id: int, since: str) -> list[TaskUpdate]:
+    def read(project_id: int, since: str) -> Iterator[TaskUpdate]:
         url = store.projects.get(project_id).url
         client = clients.get(url) or clients.setdefault(url, connect(settings, url))
-        return [
-            TaskUpdate(
-                stamp.id,
-                stamp.updated_at,
-                tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations),
-            )
-            for stamp in client.tasks_updated_since(project_id, since or None)
-        ]
+        for stamp in client.tasks_updated_since(project_id, since or None):
+            seen = tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations)
+            yield TaskUpdate(stamp.id, stamp.updated_at, seen)
 
     return read
 
@@ -301,12 +335,20 @@ def label_studio_ports(
     client = connect(settings, project.url)
     token = webhook_token(settings, project.id)
     store.projects.set_problem(project.id, "webhook", check_webhook(client, project.id, settings.public_url, token))
+    engine = _engine(settings)
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
-        engine=LocalEngine(settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None),
+        engine=engine,
         publisher=LabelStudioPublisher(client, settings.keep_versions),
         observer=observer,
+        similarity=engine.similarity if isinstance(engine, RayEngine) else None,
     )
+
+
+def _engine(settings: Settings) -> Engine:
+    """Where the detector runs, as the operator chose."""
+    options = (settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None)
+    return RayEngine(settings.ray_address, *options) if settings.engine == "ray" else LocalEngine(*options)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,7 +3,9 @@
 #
 #   scripts/setup.sh backend        .venv                the backend, its detector stack and its tests' tools
 #   scripts/setup.sh label-studio   .venv-label-studio   Label Studio, whose pins are its own
-#   scripts/setup.sh                both
+#   scripts/setup.sh ray            .venv                Ray as well, for PPAL_ENGINE=ray
+#   scripts/setup.sh s3             .venv                S3 as well, for PPAL_ARTIFACTS=s3://…
+#   scripts/setup.sh                backend and label-studio
 #
 # A finished step leaves a stamp with a checksum of what it was made from; nothing is done twice.
 # Environment: PYTHON (default python3.11 or python3), PPAL_CACHE (default ~/.cache/ppal: mmcv's compiled wheel),
@@ -90,7 +92,9 @@ label_studio() {
 check_python
 case "${1:-all}" in
     backend) backend ;;
+    ray) backend; .venv/bin/python -m pip install -q --no-deps -r requirements-ray.txt ;;
+    s3) backend; .venv/bin/python -m pip install -q --no-deps -r requirements-s3.txt ;;
     label-studio) label_studio ;;
     all) backend; label_studio ;;
-    *) echo "setup: expected 'backend', 'label-studio' or nothing, got '$1'" >&2; exit 2 ;;
+    *) echo "setup: expected 'backend', 'ray', 's3', 'label-studio' or nothing, got '$1'" >&2; exit 2 ;;
 esac

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from ppal_backend.errors import SettingsError
+from ppal_backend.topology.postgres import PostgresServer
+from ppal_backend.topology.redis import RedisServer
 
 START_S = 60.0
 
@@ -34,58 +35,22 @@ def wait_for(condition, what, timeout_s=START_S):
         time.sleep(0.05)
 
 
-class Server:
-    """A server process; ``kill`` is kill -9, ``start`` brings it back on the same port and data."""
-
-    def __init__(self, command, user=None, log=None):
-        self.command, self.user, self.log, self.process = command, user, log, None
-
-    def start(self):
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, user=self.user)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self):
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-
 @contextlib.contextmanager
 def postgresql():
     """The URL of an empty PostgreSQL server; skips the test where it is not installed."""
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = str(binaries[-1]) if binaries else shutil.which("initdb")
-    if initdb is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="ppal-pg-"))
-    if user:
-        os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-    port, data = free_port(), folder / "data"
-    options = ["-A", "trust", "-U", "ppal", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]
-    subprocess.run([initdb, "-D", data, *options], check=True, capture_output=True, user=user, cwd="/")
-    command = [Path(initdb).with_name("postgres"), "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1",
-               "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]  # fmt: skip
-    server = Server(command, user, folder.with_suffix(".log"))
-    server.start()
+    log = folder.with_suffix(".log")
     try:
-        import psycopg
-
-        dsn = f"postgresql://ppal@127.0.0.1:{port}"
-        wait_for(lambda: psycopg.connect(f"{dsn}/postgres").close() is None, "PostgreSQL accepts connections")
-        yield dsn
+        folder.chmod(0o755)
+        server = _installed(lambda: PostgresServer(folder / "pg", free_port(), "test", log, durable=False))
+        server.start()
+        try:
+            yield server.url("").rstrip("/")
+        finally:
+            server.stop()
     finally:
-        server.process.send_signal(2)  # fast shutdown
-        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.with_suffix(".log").unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
 
 
 def new_database(dsn, name):
@@ -100,20 +65,18 @@ def new_database(dsn, name):
 @contextlib.contextmanager
 def redis_server():
     """A Redis without persistence as ``(url, Server)``; skips the test where it is not installed."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("Redis is not installed (Debian: apt-get install redis-server)")
-    import redis
-
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ppal-redis-") as folder:
-        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-                   "--dir", folder]  # fmt: skip
-        server = Server(command, log=Path(folder) / "log")
+    with tempfile.TemporaryDirectory(prefix="ppal-redis-") as name:
+        folder = Path(name)
+        server = _installed(lambda: RedisServer(folder, free_port(), "test", folder / "log", durable=False))
         server.start()
-        url = f"redis://127.0.0.1:{port}/0"
         try:
-            wait_for(lambda: redis.Redis.from_url(url).ping(), "Redis answers")
-            yield url, server
+            yield server.url, server
         finally:
             server.stop()
+
+
+def _installed(make):
+    try:
+        return make()
+    except SettingsError as missing:
+        pytest.skip(str(missing))

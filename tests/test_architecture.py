@@ -20,10 +20,10 @@ ALLOWED = {
     "datasets": GROUND,
     "detector": {"errors", "files", "structures", "acquisition"},
     "label_studio": GROUND | {"datasets", "rounds.ports"},
-    "engines": GROUND | {"detector", "store", "rounds.ports"},
+    "engines": GROUND | {"detector", "store", "acquisition", "rounds.ports"},
     "rounds": GROUND | {"acquisition", "datasets"},
     "jobs": GROUND | {"store"},
-    "heartbeat": set(),
+    "heartbeat": {"errors", "store"},
     "service": GROUND
     | {
         "store",
@@ -37,6 +37,7 @@ ALLOWED = {
         "operations",
         "rounds.artifacts",
         "rounds.boxes",
+        "rounds.mirror",
     },
     "demo": GROUND | {"store", "datasets", "rounds", "launcher"},
     "simulation": GROUND | {"rounds", "engines", "detector.zoo", "datasets", "acquisition", "demo"},
@@ -44,14 +45,16 @@ ALLOWED = {
     "worker": GROUND
     | {"operations", "store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth", "heartbeat"},
     "launcher": GROUND,
-    "doctor": GROUND | {"store", "jobs", "label_studio", "service.auth", "service.readiness", "detector.environment"},
+    "topology": GROUND | {"demo", "launcher"},
+    "doctor": GROUND
+    | {"store", "jobs", "label_studio", "service.auth", "service.readiness", "detector.environment", "rounds.bucket"},
     "benchmarks": None,  # measures everything; only the command line imports it
     "cli": None,
     "commands": None,
     "__init__": set(),
 }
 ONE_DOOR = {"mmdet": "detector", "mmcv": "detector", "mmengine": "detector", "label_studio_sdk": "label_studio",
-            "sqlalchemy": "store", "alembic": "store", "huey": "jobs"}  # fmt: skip
+            "sqlalchemy": "store", "alembic": "store", "huey": "jobs", "ray": "engines"}  # fmt: skip
 PURE = {"acquisition": {"numpy", "torch", "scipy", "kmedoids"}, "structures": {"numpy", "torch"}}
 NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "worker", "launcher",
                  "settings"}  # fmt: skip

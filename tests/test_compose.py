@@ -13,7 +13,9 @@ SERVICES = yaml.safe_load(TEXT)["services"]
 EXAMPLE = dict(
     line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if re.match(r"\w+=", line)
 )
-OURS = ("ppal", "worker", "ppal-gpu", "worker-gpu")
+OURS = ("ppal", "worker", "ppal-gpu", "worker-gpu", "ppal-ray", "worker-ray")
+SETUP = "scripts/setup.sh"
+NOT_SETTINGS = {"RAY_USAGE_STATS_ENABLED"}
 
 
 def names_of_settings():
@@ -24,7 +26,7 @@ def names_of_settings():
 
 def test_our_variables_are_settings():
     for name in OURS:
-        assert set(SERVICES[name]["environment"]) <= set(names_of_settings())
+        assert set(SERVICES[name]["environment"]) - NOT_SETTINGS <= set(names_of_settings())
 
 
 def test_every_variable_of_the_file_is_in_the_example_or_has_a_default():
@@ -42,16 +44,26 @@ def test_no_password_is_shipped():
 
 
 def test_label_studio_reaches_a_backend_with_a_dot_in_its_name():
-    for name in ("ppal", "ppal-gpu"):
+    for name in ("ppal", "ppal-gpu", "ppal-ray"):
         assert SERVICES[name]["networks"]["default"]["aliases"] == ["ppal.local"]
         assert SERVICES[name]["environment"]["PPAL_PUBLIC_URL"] == "http://ppal.local:9090"
     switches = SERVICES["label-studio"]["environment"]
     assert (switches["ML_BLOCK_LOCAL_IP"], switches["SSRF_PROTECTION_ENABLED"]) == ("false", "false")
 
 
+def test_people_and_the_backend_reach_label_studio_by_an_address_of_their_own():
+    """Label Studio's pages load their scripts from LABEL_STUDIO_HOST: no browser knows the name inside."""
+    for_people = "${LABEL_STUDIO_PUBLIC_URL:-http://localhost:8080}"
+    assert SERVICES["label-studio"]["environment"]["LABEL_STUDIO_HOST"] == for_people
+    for name in OURS:
+        assert SERVICES[name]["environment"]["LABEL_STUDIO_PUBLIC_URL"] == for_people
+        assert SERVICES[name]["environment"]["LABEL_STUDIO_URL"] == "http://label-studio.local:8080"
+    assert EXAMPLE["LABEL_STUDIO_PUBLIC_URL"] == "http://localhost:8080"
+
+
 def test_everything_has_a_health_check_and_listens_on_this_machine_only():
     for name, service in SERVICES.items():
-        assert "healthcheck" in service or name in ("ppal", "ppal-gpu"), name  # theirs is the image's
+        assert "healthcheck" in service or name in ("ppal", "ppal-gpu", "ppal-ray"), name  # theirs is the image's
         for port in service.get("ports", ()):
             assert ":-127.0.0.1}" in port
 
@@ -61,6 +73,7 @@ def test_profiles():
     assert profiles == {
         "label-studio": None, "postgres": None, "redis": None,
         "ppal": ["cpu"], "worker": ["cpu"], "ppal-gpu": ["gpu"], "worker-gpu": ["gpu"],
+        "ppal-ray": ["ray"], "worker-ray": ["ray"], "ray-head": ["ray"], "ray-node": ["ray"],
     }  # fmt: skip
     for name in ("ppal-gpu", "worker-gpu"):
         (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
@@ -68,8 +81,41 @@ def test_profiles():
         assert SERVICES[name]["environment"]["DEVICE"] == "cuda"
 
 
+def test_the_ray_cluster_has_one_address_and_no_secret():
+    worker, head, node = (SERVICES[name] for name in ("worker-ray", "ray-head", "ray-node"))
+    address = worker["environment"]["RAY_ADDRESS"]
+    assert worker["environment"]["PPAL_ENGINE"] == "ray" and address == "ray-head:6379"
+    assert "--head" in head["command"] and f"--port={address.split(':')[1]}" in head["command"]
+    for command in (node["command"], worker["command"][2].split()):
+        assert f"--address={address}" in command, "all join the same head"
+    for name in ("ray-head", "ray-node"):
+        assert set(SERVICES[name]["environment"]) == NOT_SETTINGS and "ports" not in SERVICES[name]
+        assert SERVICES[name]["volumes"] == worker["volumes"], "trainings write to the worker's folder"
+    starting = worker["command"][2].split("&&")[0]
+    hidden = {name for name, value in worker["environment"].items() if "PASS" in str(value) or "KEY" in str(value)}
+    assert hidden == set(re.findall(r"-u (\w+)", starting)), "what Ray starts inherits its environment"
+    assert all(SERVICES[name]["build"]["args"]["RAY"] == "1" for name in ("worker-ray", "ray-head", "ray-node"))
+    (device,) = node["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia" and "deploy" not in head
+
+
+def test_a_workers_health_is_asked_by_a_command_there_is():
+    from typer.testing import CliRunner
+
+    from ppal_backend.cli import app
+
+    for name in ("worker", "worker-gpu", "worker-ray"):
+        kind, program, *words = SERVICES[name]["healthcheck"]["test"]
+        assert (kind, program) == ("CMD", "ppal")
+        assert words[1] in CliRunner().invoke(app, [words[0], "--help"]).output
+
+
 def test_the_image_runs_as_an_ordinary_user_and_is_built_by_the_same_script():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM")) :]
     assert "USER 10001" in final and any(line.startswith("HEALTHCHECK") for line in final)
     assert any("scripts/setup.sh backend" in line for line in lines)
+    assert any('if [ "${RAY}" = 1 ]; then scripts/setup.sh ray; fi' in line for line in lines)
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()}
+    needed = {name for name in ("requirements.txt", "requirements-ray.txt") if name in (ROOT / SETUP).read_text()}
+    assert needed == {"requirements.txt", "requirements-ray.txt"} <= copied

@@ -81,7 +81,7 @@ def test_options_of_trainings_come_from_the_environment_and_the_project(monkeypa
         load_settings(MODEL_DIR=tmp_path, tracking="wandb")
 
 
-@pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "public_url"])
+@pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "LABEL_STUDIO_PUBLIC_URL", "public_url"])
 def test_an_address_with_credentials_is_refused_without_showing_them(name):
     with pytest.raises(SettingsError, match="without credentials") as caught:
         load_settings(**{name: "http://me:word-5@ls.local:8080"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -159,6 +159,28 @@ def _tile_side(objects: PackedObjects, memory_gib: float | None, n: int, cpu_sid
     return side
 
 
+class Similarity(Protocol):
+    """Similarities of N images, computed for the rows or blocks asked for; see :class:`LazySimilarity`."""
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """N."""
+
+    def rows(self, indices: Any) -> torch.Tensor:
+        """Similarity ``[k, N]`` of some images with all."""
+
+    def panel(self, columns: Any) -> Callable[[Any], torch.Tensor]:
+        """Function of some images that gives their similarity with those in ``columns``."""
+
+    def block(self, rows: Any, columns: Any) -> torch.Tensor:
+        """Similarity ``[k, l]`` of some images with some others."""
+
+
+MakeSimilarity = Callable[..., Similarity]
+"""Makes similarities from the arguments of :class:`LazySimilarity`."""
+
+
 class LazySimilarity:
     """The similarity of :func:`similarity_matrix`, computed for the rows or blocks asked for.
 
@@ -188,11 +210,20 @@ class LazySimilarity:
     ) -> None:
         if memory_gib is not None and not memory_gib > 0:
             raise ValueError(f"expected memory_gib > 0, got {memory_gib}")
-        packed = pack_objects(detections, score_threshold, device, metric, max_detections)
+        self._hold(pack_objects(detections, score_threshold, device, metric, max_detections), memory_gib)
+
+    @classmethod
+    def of(cls, packed: PackedObjects, memory_gib: float | None = None) -> LazySimilarity:
+        """The same from objects that are packed already."""
+        made = cls.__new__(cls)
+        made._hold(packed, memory_gib)
+        return made
+
+    def _hold(self, packed: PackedObjects, memory_gib: float | None) -> None:
         self.device = packed.left.device
         self._side = _tile_side(packed, memory_gib, 0, _LAZY_CPU_TILE)
         self._space = Workspace(self.device)
-        counts = torch.bincount(packed.images, minlength=len(detections))
+        counts = torch.bincount(packed.images, minlength=packed.num_images)
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
         self._objects, self._tiles = _arrange(packed, self._side)
 
@@ -215,6 +246,22 @@ class LazySimilarity:
         result.clamp_(0.0, 2.0)
         result[torch.arange(len(index)), index] = 2.0
         return result
+
+    def against(self, others: PackedObjects) -> torch.Tensor:
+        """Similarity of images from elsewhere with all of these; none of them is taken for one of these.
+
+        Args:
+            others: k images, packed on the same device with the same metric.
+
+        Returns:
+            ``[k, N]`` float32 on the object's device.
+        """
+        result = torch.zeros(others.num_images, len(self), device=self.device)
+        for cls, rows in class_rows(others):
+            if cls in self._tiles:
+                tiles = [gather_tile(others, plan) for plan in plan_tiles(others, rows, self._side)]
+                self._add(result, tiles, self._tiles[cls])
+        return result.clamp_(0.0, 2.0)
 
     def block(self, rows: Any, columns: Any) -> torch.Tensor:
         """Similarity of some images with some others.

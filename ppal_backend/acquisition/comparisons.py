@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
-from ppal_backend.acquisition.ccms import LazySimilarity, similarity_matrix
+from ppal_backend.acquisition.ccms import LazySimilarity, MakeSimilarity, similarity_matrix
 from ppal_backend.acquisition.distances import (
     CosineDistances,
     DenseDistances,
@@ -39,6 +39,7 @@ def ccms_distances(
     memory_gib: float | None = None,
     metric: str = "auto",
     max_detections: int = 100,
+    lazy: MakeSimilarity = LazySimilarity,
 ) -> Distances:
     """Distances 2 - S, as a matrix while it fits and row by row beyond.
 
@@ -50,11 +51,13 @@ def ccms_distances(
             images.
         metric: ``auto``, ``cosine`` or ``kl``.
         max_detections: Objects per image at most.
+        lazy: Makes what computes similarities where the matrix does not fit.
     """
     allowed = DENSE_GIB if memory_gib is None else memory_gib / 2.0
     if 4.0 * len(images) ** 2 / _GIB > allowed:
-        lazy = LazySimilarity(images, score_threshold, device, memory_gib, metric=metric, max_detections=max_detections)
-        return SimilarityDistances(lazy)
+        return SimilarityDistances(
+            lazy(images, score_threshold, device, memory_gib, metric=metric, max_detections=max_detections)
+        )
     matrix = as_tensor(
         similarity_matrix(images, score_threshold, device, memory_gib, metric=metric, max_detections=max_detections)
     )
@@ -67,13 +70,20 @@ def compare_ccms(
     memory_gib: float | None = None,
     metric: str = "auto",
     labelled: bool = False,
+    lazy: MakeSimilarity | None = None,
 ) -> Compare:
-    """Compare by Category Conditioned Matching Similarity (Eq. 6 and 7); with ``labelled``, also with those images."""
+    """Compare by Category Conditioned Matching Similarity (Eq. 6 and 7); with ``labelled``, also with those images.
+
+    ``lazy`` makes what computes similarities of pools whose matrix does not fit; None for this process.
+    """
+    source = lazy or LazySimilarity
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
         others = list(context.labelled) if labelled else []
         images = [*(context.pool[p] for p in candidates), *others]
-        distances = ccms_distances(images, boxes.score_threshold, device, memory_gib, metric, boxes.max_detections)
+        distances = ccms_distances(
+            images, boxes.score_threshold, device, memory_gib, metric, boxes.max_detections, source
+        )
         return Comparison(distances, tuple(d.image_id for d in others), 2.0)
 
     return compare

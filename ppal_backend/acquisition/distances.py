@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor, require_finite
-from ppal_backend.acquisition.ccms import LazySimilarity
+from ppal_backend.acquisition.ccms import Similarity
 
 
 @runtime_checkable
@@ -78,9 +78,9 @@ class DenseDistances:
 
 
 class SimilarityDistances:
-    """Row by row the distances 2 - S of :class:`~ppal_backend.acquisition.ccms.LazySimilarity`, diagonal 0."""
+    """Row by row the distances 2 - S of :class:`~ppal_backend.acquisition.ccms.Similarity`, diagonal 0."""
 
-    def __init__(self, similarity: LazySimilarity) -> None:
+    def __init__(self, similarity: Similarity) -> None:
         self._similarity = similarity
         self.device = similarity.device
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,34 @@ class PackedObjects:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def to(self, device: torch.device | str) -> PackedObjects:
+        """The same with features and weights on another device."""
+        left = self.left.to(device)
+        right = left if self.right is self.left else self.right.to(device)
+        return replace(self, left=left, right=right, weights=self.weights.to(device))
+
+    def of_images(self, positions: torch.Tensor) -> PackedObjects:
+        """The objects of some images, whose positions are counted anew in the order given.
+
+        Args:
+            positions: ``[k]`` int64 (CPU) distinct positions of images; ``storage`` must be None.
+        """
+        counts = torch.bincount(self.images, minlength=self.num_images)
+        lengths = counts[positions]
+        firsts = (counts.cumsum(0) - counts)[positions] - (lengths.cumsum(0) - lengths)
+        rows = torch.repeat_interleave(firsts, lengths) + torch.arange(int(lengths.sum()))
+        there = rows.to(self.left.device)
+        left = self.left[there]
+        return replace(
+            self,
+            left=left,
+            right=left if self.right is self.left else self.right[there],
+            classes=self.classes[rows],
+            images=torch.repeat_interleave(torch.arange(len(positions)), lengths),
+            weights=self.weights[there],
+            num_images=len(positions),
+        )
 
 
 def valid_rows(scores: np.ndarray, score_threshold: float, max_detections: int = MAX_DETECTIONS) -> np.ndarray:

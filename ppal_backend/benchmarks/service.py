@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.benchmarks.pacing import Latency, latency
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
 
@@ -37,16 +38,6 @@ CONFIG = (
 )
 START_WAIT_S = 60.0
 SENDERS = 16
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Response times in milliseconds."""
-
-    count: int
-    p50: float
-    p99: float
-    max: float
 
 
 @dataclass(frozen=True)
@@ -86,13 +77,13 @@ def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0) -> 
             load=load,
             rate_per_s=rate_per_s,
             seconds=seconds,
-            webhook_ms=_latency(webhooks),
-            health_ms=_latency(health),
-            setup_ms=_latency(setups),
+            webhook_ms=latency(webhooks),
+            health_ms=latency(health),
+            setup_ms=latency(setups),
             failed=len(webhooks) - good + sum(1 for status, _ in [*health, *setups] if status != 200),
             lost=good - _stored(folder),
             start_s=round(start_s, 2),
-            memory_mib=round(_memory_mib(process.pid), 1),
+            memory_mib=round(family_mib(process.pid), 1),
         )
 
 
@@ -161,7 +152,7 @@ def _both(port: int, seconds: float, rate_per_s: float) -> tuple[list[tuple[int,
 
     prober = threading.Thread(target=probe)
     prober.start()
-    webhooks = _paced(seconds, rate_per_s, lambda n: _timed(port, "POST", "/webhook", _annotation(n + 1)))
+    webhooks = _paced(seconds, rate_per_s, lambda n: _timed(port, "POST", "/webhook", annotation_payload(n + 1)))
     prober.join()
     return webhooks, health
 
@@ -183,13 +174,8 @@ def _timed(port: int, method: str, path: str, body: Any = None) -> tuple[int, fl
     return status, time.perf_counter() - start
 
 
-def _latency(calls: Sequence[tuple[int, float]]) -> Latency:
-    times = sorted(seconds * 1000 for _, seconds in calls)
-    at = [times[min(len(times) - 1, int(len(times) * q))] for q in (0.5, 0.99, 1.0)]
-    return Latency(len(times), *(round(value, 2) for value in at))
-
-
-def _annotation(number: int) -> dict[str, Any]:
+def annotation_payload(number: int, project_id: int = 7) -> dict[str, Any]:
+    """What Label Studio sends when an annotation of ten boxes is submitted."""
     region = {
         "type": "rectanglelabels",
         "from_name": "label",
@@ -199,8 +185,8 @@ def _annotation(number: int) -> dict[str, Any]:
     return {
         "action": "ANNOTATION_CREATED",
         "annotation": {"id": number, "task": number, "was_cancelled": False, "result": [region] * 10},
-        "task": {"id": number, "data": {"image": f"/data/upload/7/{number}.jpg"}},
-        "project": {"id": 7, "label_config": CONFIG},
+        "task": {"id": number, "data": {"image": f"/data/upload/{project_id}/{number}.jpg"}},
+        "project": {"id": project_id, "label_config": CONFIG},
     }
 
 
@@ -233,7 +219,8 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the service did not start (exit code {process.poll()})")
 
 
-def _memory_mib(pid: int) -> float:
+def family_mib(pid: int) -> float:
+    """Resident memory of a process and its children, in MiB."""
     import psutil
 
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]

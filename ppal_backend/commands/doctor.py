@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from ppal_backend.commands.shared import AsJson, console, errors_in_one_line
+from ppal_backend.commands.shared import FAILED, AsJson, console, errors_in_one_line, print_json, waiting
 from ppal_backend.doctor.finding import Finding
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
@@ -19,11 +17,14 @@ _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bol
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check Label Studio, the connected projects and this machine; exit code 1 when something failed."""
+    """Check Label Studio, the connected projects and this machine; exit code 1 when something failed.
+
+    Example: ppal doctor
+    """
     from ppal_backend.doctor.run import diagnose
     from ppal_backend.store import open_store
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         settings = _settings()
         store = open_store(settings)
         found = []
@@ -33,9 +34,9 @@ def doctor(as_json: AsJson = False) -> None:
                 _show(finding)
         store.close()
     if as_json:
-        sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=1) + "\n")
+        print_json([asdict(finding) for finding in found])
     if any(finding.state == "failed" for finding in found):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def connect(
@@ -45,17 +46,22 @@ def connect(
     extra_params: Annotated[str, typer.Option(help="the project's own options: '{\"budget\": 100}'")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Connect a project: the model connection, its webhook with credentials, and the sampling."""
+    """Connect a project: the model connection, its webhook with credentials, and the sampling.
+
+    Does what the dialog under Settings ▸ Model does, and what that leaves out. The backend must run.
+
+    Example: ppal connect http://localhost:8080 --project 1 --extra-params '{"budget": 100}'
+    """
     from ppal_backend.doctor.connecting import connect_project
     from ppal_backend.label_studio.source import connect as open_client
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json), waiting("connecting"):
         settings = _settings().model_copy(update={"label_studio_url": url.rstrip("/")})
         address = backend or settings.public_url or f"http://localhost:{settings.port}"
         with open_client(settings) as client:
             steps = connect_project(client, settings, project, address, extra_params)
     if as_json:
-        sys.stdout.write(json.dumps([asdict(step) for step in steps], indent=1) + "\n")
+        print_json([asdict(step) for step in steps])
         return
     for step in steps:
         console.print(f"{step.what}: [bold]{step.done}[/] {escape(step.detail)}", highlight=False, soft_wrap=True)

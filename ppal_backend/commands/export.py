@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
+from ppal_backend.commands.shared import AsJson, console, opened, print_json, progress_bar
 from ppal_backend.settings import Settings
-from ppal_backend.structures.progress import Progress
 
 if TYPE_CHECKING:
     from ppal_backend.datasets.exporting import BoxExport
@@ -45,19 +42,13 @@ def export(
     """
     from ppal_backend.datasets.exporting import write_export
     from ppal_backend.operations.exporting import predictions_of
-    from ppal_backend.store import open_store
 
     left_out: dict[str, Any] = {}
-    with errors_in_one_line():
-        settings = settings_and_logging()
-        store = open_store(settings)
-        try:
-            if predictions:
-                found = predictions_of(settings, store, project)
-            else:
-                found, left_out = _annotated(settings, store, project)
-        finally:
-            store.close()
+    with opened(as_json) as (settings, store):
+        if predictions:
+            found = predictions_of(settings, store, project)
+        else:
+            found, left_out = _annotated(settings, store, project)
         write_export(found, layout.value, out, images)
     summary = {
         "format": layout.value,
@@ -67,7 +58,7 @@ def export(
         "left_out": left_out,
     }
     if as_json:
-        sys.stdout.write(json.dumps(summary, indent=1) + "\n")
+        print_json(summary)
         return
     console.print(f"{out}: {summary['images']} images, {summary['boxes']} boxes", soft_wrap=True, highlight=False)
     for name, count in left_out.items():
@@ -79,10 +70,9 @@ def _annotated(settings: Settings, store: Store, project: int) -> tuple[BoxExpor
     from ppal_backend.operations.exporting import annotations_of
 
     url = store.projects.get(project).url
-    with connect(settings, url) as client, console.status("reading annotations") as status:
-
-        def told(progress: Progress) -> None:
-            status.update(f"images: {progress.done} of {progress.total}")
-
+    with connect(settings, url) as client, progress_bar("reading annotations") as told:
         found, report = annotations_of(settings, store, client, project, told)
     return found, {name: report[name] for name in _LEFT_OUT if report[name]}
+
+
+COMMANDS = (export,)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,25 +9,32 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, settings_and_logging
+from ppal_backend.commands.shared import (
+    AsJson,
+    console,
+    errors_in_one_line,
+    print_json,
+    progress_bar,
+    settings_and_logging,
+    waiting,
+)
 
 zoo = typer.Typer(help="The detectors of the model zoo.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="a detector's name, as in ppal zoo list")]
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, default=str, indent=1) + "\n")
-
-
 @zoo.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """Every detector, with its input size and what mmdetection publishes for it on COCO."""
+    """Every detector, with its input size and what mmdetection publishes for it on COCO.
+
+    Example: ppal zoo list
+    """
     from ppal_backend.detector.zoo import load_zoo
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         entries = load_zoo(settings_and_logging().model_zoo)
         if as_json:
-            _print_json({name: asdict(entry) for name, entry in entries.items()})
+            print_json({name: asdict(entry) for name, entry in entries.items()})
             return
         table = Table("name", "title", "head", "input", "COCO AP", "weights")
         for name, entry in entries.items():
@@ -40,13 +45,16 @@ def list_(as_json: AsJson = False) -> None:
 
 @zoo.command()
 def show(name: Name, as_json: AsJson = False) -> None:
-    """Everything the zoo knows of one detector."""
+    """Everything the zoo knows of one detector.
+
+    Example: ppal zoo show retinanet_r50_fpn
+    """
     from ppal_backend.detector.zoo import find_entry
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         entry = find_entry(name, settings_and_logging().model_zoo)
         if as_json:
-            _print_json(asdict(entry))
+            print_json(asdict(entry))
             return
         console.print(_two_columns(entry.name, _flat(asdict(entry))))
 
@@ -55,15 +63,22 @@ def show(name: Name, as_json: AsJson = False) -> None:
 def fetch(
     name: Name,
     to: Annotated[Path | None, typer.Option(help="folder for the file; the usual one without it")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Download a detector's initial weights and check them; a download that was cut off goes on."""
+    """Download a detector's initial weights and check them; a download that was cut off goes on.
+
+    Example: ppal zoo fetch retinanet_r50_fpn
+    """
     from ppal_backend.detector.fetch import weights_file
     from ppal_backend.detector.zoo import find_entry
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         entry = find_entry(name, settings_and_logging().model_zoo)
-        with console.status(f"fetching the weights of {entry.name}"):
-            path = weights_file(entry, to)
+        with progress_bar(entry.name) as told:
+            path = weights_file(entry, to, told)
+        if as_json:
+            print_json({"detector": entry.name, "weights": str(path)})
+            return
         console.print(f"{entry.name}: {path}", soft_wrap=True, highlight=False)
 
 
@@ -75,15 +90,18 @@ def check(
     full: Annotated[bool, typer.Option("--full", help="the detector's own batch and input size")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Try a detector: build it, train two steps on generated images, run it over them as a pool."""
+    """Try a detector: build it, train two steps on generated images, run it over them as a pool.
+
+    Example: ppal zoo check retinanet_tiny --device cpu
+    """
     from ppal_backend.detector.check import check as run_check
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         root = settings_and_logging().model_zoo
-        with console.status(f"trying {name}"):
+        with waiting(f"trying {name}"):
             report = run_check(name, device, root, difficulty=not no_difficulty, full=full)
         if as_json:
-            _print_json(report.as_dict())
+            print_json(report.as_dict())
             return
         console.print(_two_columns(report.detector, report.as_dict()))
 
@@ -97,17 +115,20 @@ def add(
     no_difficulty: Annotated[bool, typer.Option("--no-difficulty", help="for heads that no probe covers")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add a detector of your own: build it, put its weights in, try it, and keep a copy in your zoo."""
+    """Add a detector of your own: build it, put its weights in, try it, and keep a copy in your zoo.
+
+    Example: ppal zoo add my_config.py --weights my.pth --name my_detector
+    """
     from ppal_backend.detector.zoo_add import add as add_to_zoo
 
-    with errors_in_one_line():
+    with errors_in_one_line(as_json):
         settings = settings_and_logging()
-        with console.status(f"trying {config.name}"):
+        with waiting(f"trying {config.name}"):
             added = add_to_zoo(
                 config, weights, settings.own_zoo, name=name, difficulty=not no_difficulty, device=device
             )
         if as_json:
-            _print_json({"entry": asdict(added.entry), "tensors": added.tensors, "report": added.report.as_dict()})
+            print_json({"entry": asdict(added.entry), "tensors": added.tensors, "report": added.report.as_dict()})
             return
         console.print(_two_columns(added.entry.name, added.report.as_dict()))
         start = "no weights: ask for random ones" if added.tensors is None else f"{added.tensors} tensors fit"

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ppal_backend.demo.correcting import corrected
 from ppal_backend.demo.ground_truth import ImageTruth
 from ppal_backend.demo.session import LabelStudioSession, NotFoundError
 from ppal_backend.errors import DatasetError, LabelConfigError
@@ -91,13 +92,18 @@ class ScriptedAnnotator:
     def submit(self, task: ServedTask) -> int:
         """Submit the true boxes of a task (an empty result when it shows nothing) and return the annotation's id.
 
+        Pre-annotations that came with the task are corrected rather than drawn anew, as a person would in the editor.
+
         Raises:
             DatasetError: The ground truth does not know this task.
         """
         control = self._labels_control()
         truth = self._truth_of(task, control)
-        regions = [_region(control, truth, box) for box in truth.boxes]
-        answer = self._session.post(f"/api/tasks/{task.task_id}/annotations/", json={"result": regions})
+        body: dict[str, Any] = {"result": [_region(control, truth, box) for box in truth.boxes]}
+        if task.predictions:
+            shown = task.predictions[0]
+            body = {"result": corrected(body["result"], shown["result"]), "parent_prediction": shown["id"]}
+        answer = self._session.post(f"/api/tasks/{task.task_id}/annotations/", json=body)
         return int(answer["id"])
 
     def label_next(self) -> int | None:

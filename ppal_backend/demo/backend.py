@@ -16,6 +16,7 @@ import requests
 
 from ppal_backend.demo.label_studio_server import free_port
 from ppal_backend.errors import LabelStudioError, StateError
+from ppal_backend.launcher import dies_with_parent
 from ppal_backend.settings import load_settings
 from ppal_backend.store import RoundRecord, Store, open_store
 
@@ -82,6 +83,7 @@ class Backend:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=dies_with_parent(),
             )
         self.wait_until(self._answers, START_TIMEOUT_S, "the backend to answer")
 

@@ -19,6 +19,7 @@ import requests
 from ppal_backend.demo.label_studio_template import copy_template
 from ppal_backend.demo.session import LabelStudioSession, decode, send
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
+from ppal_backend.launcher import dies_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class LabelStudioServer:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command, env=variables, cwd=self.data_dir, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=dies_with_parent(),
             )  # fmt: skip
 
     def _wait_until_healthy(self, *, may_move: bool) -> bool:

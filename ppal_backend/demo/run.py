@@ -14,7 +14,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ppal_backend.demo.annotator import ScriptedAnnotator
@@ -104,6 +104,7 @@ def _environment(options: DemoOptions) -> dict[str, str]:
         "PPAL_HOLDOUT_FRACTION": str(options.holdout_fraction),
         "PPAL_SEED": str(options.seed),
         "PPAL_DETECTOR": "retinanet_tiny",
+        "PPAL_MAX_ITERATIONS": "300",  # half the detector's own schedule: a demo should be short
     }
 
 
@@ -158,6 +159,7 @@ def _watch_round(console: Console, backend: Backend, project_id: int, number: in
         BarColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     console.print(f"[bold]round {number}[/]: enough annotations came in by webhook, training starts by itself")
     with Progress(*columns, console=console, transient=True) as bars:

@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ppal_backend.detector.bootstrap import map_interval
 from ppal_backend.detector.data import ImageRecord, read_coco
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.prediction import batch_size_for, predict_batch
@@ -33,6 +34,7 @@ class Metrics:
         per_class: AP over IoU 0.50 to 0.95 by label, for the classes that have boxes.
         images: Number of images.
         instances: Number of boxes (crowds apart).
+        map_interval: Low and high of ``map`` over resampled images (see ``detector.bootstrap``), or None.
     """
 
     map: float | None
@@ -40,6 +42,7 @@ class Metrics:
     per_class: Mapping[str, float] = field(default_factory=dict)
     images: int = 0
     instances: int = 0
+    map_interval: tuple[float, float] | None = None
 
 
 def evaluate(
@@ -78,7 +81,7 @@ def evaluate(
         return Metrics(None, None, {}, len(records), 0)
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         loaded = load_detector(detector, Path(checkpoint), classes, pick_device(device), zoo_root)
-    return evaluate_loaded(loaded, records, batch_size, on_progress)
+    return evaluate_loaded(loaded, records, batch_size, on_progress, with_interval=True)
 
 
 def evaluate_loaded(
@@ -86,6 +89,7 @@ def evaluate_loaded(
     records: Sequence[ImageRecord],
     batch_size: int | None = None,
     on_progress: OnProgress | None = None,
+    with_interval: bool = False,
 ) -> Metrics:
     """Evaluate a detector that is in memory and in evaluation mode.
 
@@ -94,6 +98,7 @@ def evaluate_loaded(
         records: Annotated images.
         batch_size: Images at once; None for the zoo's choice.
         on_progress: Called once a batch.
+        with_interval: Also tell how far the mAP depends on which images these are.
 
     Raises:
         ImageError: An image cannot be read.
@@ -106,7 +111,7 @@ def evaluate_loaded(
             predictions += _predictions(record.image_id, sample.pred_instances)
         if on_progress is not None:
             on_progress(Progress("evaluate", start + len(batch), len(records)))
-    return coco_metrics(records, predictions, loaded.checkpoint.classes)
+    return coco_metrics(records, predictions, loaded.checkpoint.classes, with_interval)
 
 
 def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:
@@ -126,7 +131,10 @@ def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:
 
 
 def coco_metrics(
-    records: Sequence[ImageRecord], predictions: Sequence[Mapping[str, Any]], classes: Sequence[str]
+    records: Sequence[ImageRecord],
+    predictions: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    with_interval: bool = False,
 ) -> Metrics:
     """Compute COCO's AP from annotations and predictions.
 
@@ -134,6 +142,7 @@ def coco_metrics(
         records: Annotated images.
         predictions: COCO results; ``category_id`` is the class index + 1, boxes are x, y, width, height in px.
         classes: Labels in the order of the class indices.
+        with_interval: Also tell how far the mAP depends on which images these are.
     """
     truth = [
         {
@@ -150,7 +159,8 @@ def coco_metrics(
     counted = [item for item in truth if not item["iscrowd"]]
     if not counted:
         return Metrics(None, None, {}, len(records), 0)
-    precision = _precision(records, truth, predictions, len(classes))
+    evaluator = _evaluated(records, truth, predictions, len(classes))
+    precision = np.asarray(evaluator.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
     by_class = [_mean(precision[:, :, index]) for index in range(len(classes))]
     return Metrics(
         map=_mean(precision),
@@ -158,23 +168,24 @@ def coco_metrics(
         per_class={label: ap for label, ap in zip(classes, by_class, strict=True) if ap is not None},
         images=len(records),
         instances=len(counted),
+        map_interval=map_interval(evaluator) if with_interval else None,
     )
 
 
-def _precision(
+def _evaluated(
     records: Sequence[ImageRecord],
     truth: Sequence[Mapping[str, Any]],
     predictions: Sequence[Mapping[str, Any]],
     num_classes: int,
-) -> np.ndarray:
-    """``[IoU thresholds, recalls, classes]`` precision, -1 where a class has no boxes."""
+) -> COCOeval:
+    """Accumulated; precision is ``[IoU thresholds, recalls, classes, areas, detections]``, -1 without boxes."""
     with quiet_stdout():  # pycocotools prints
         evaluator = COCOeval(
             _index(records, truth, num_classes), _index(records, predictions, num_classes), iouType="bbox"
         )
         evaluator.evaluate()
         evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+    return evaluator
 
 
 def _index(records: Sequence[ImageRecord], annotations: Sequence[Mapping[str, Any]], num_classes: int) -> COCO:

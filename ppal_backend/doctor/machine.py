@@ -7,8 +7,9 @@ from collections.abc import Callable
 import httpx
 
 from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
-from ppal_backend.errors import DetectorError, QueueUnavailable, SettingsError
+from ppal_backend.errors import ArtifactsUnavailable, DetectorError, QueueUnavailable, SettingsError
 from ppal_backend.jobs.queue import open_queue
+from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.service import auth, readiness
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store
@@ -53,6 +54,16 @@ def queue(settings: Settings) -> Finding:
     except QueueUnavailable as error:
         return failed("queue", str(error), "check that Redis is up and PPAL_QUEUE_URL is right; events wait meanwhile")
     return ok("queue", f"answers, {waiting} jobs wait")
+
+
+def artifacts(settings: Settings) -> Finding:
+    """Whether the bucket takes, gives back and deletes an object."""
+    try:
+        bucket = Bucket(settings.artifacts)
+        bucket.check()
+    except (SettingsError, ArtifactsUnavailable) as error:
+        return split("artifacts", str(error))
+    return ok("artifacts", f"{bucket.name} takes and gives objects")
 
 
 _WELL = {"database": "answers", "worker": "has shown a sign of life", "disk": "has room"}

@@ -31,6 +31,8 @@ def diagnose(settings: Settings, store: Store, client_of: ClientOf = connect) ->
         return  # with such settings the backend does not start either
     yield from machine.state(settings, store)
     yield machine.queue(settings)
+    if settings.artifacts:
+        yield machine.artifacts(settings)
     yield machine.detector_stack(settings)
     yield machine.service(settings)
     yield address(settings.public_url)

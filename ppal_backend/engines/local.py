@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
 from ppal_backend.structures.progress import OnProgress
 from ppal_backend.structures.round import ModelRef, RoundSpec
+
+if TYPE_CHECKING:
+    from ppal_backend.detector.inference import PoolInference
 
 log = logging.getLogger(__name__)
 
@@ -94,17 +97,23 @@ class LocalEngine:
         self, spec: RoundSpec, model: ModelRef, images: Iterable[PoolEntry],
         on_progress: OnProgress, should_stop: Callable[[], bool],
     ) -> Iterator[Inferred]:  # fmt: skip
-        from ppal_backend.detector.inference import PoolImage, PoolInference
+        from ppal_backend.detector.inference import PoolImage
 
-        detector = PoolInference(
-            model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root,
-            count=spec.strategy in _READ_COUNTS, embedding=spec.embedding, levels=spec.levels,
-        )  # fmt: skip
+        detector = self.open(spec, model)
         pool = (PoolImage(entry.image_id, entry.path) for entry in images)
-        for result in detector.run_with_features(pool, on_progress=on_progress, on_error=_log_unreadable):
+        for result in detector.run_with_features(pool, on_progress=on_progress, on_error=log_unreadable):
             if should_stop():
                 raise RoundCancelled("stopped during inference; images done so far are kept")
             yield Inferred(result.detections, result.features)
+
+    def open(self, spec: RoundSpec, model: ModelRef) -> PoolInference:
+        """A detector ready to look at the pool of a round."""
+        from ppal_backend.detector.inference import PoolInference
+
+        return PoolInference(
+            model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root,
+            count=spec.strategy in _READ_COUNTS, embedding=spec.embedding, levels=spec.levels,
+        )  # fmt: skip
 
 
 def _start(spec: RoundSpec) -> str | None:
@@ -118,5 +127,6 @@ def _start(spec: RoundSpec) -> str | None:
     return None
 
 
-def _log_unreadable(image_id: int, error: ImageError) -> None:
+def log_unreadable(image_id: int, error: ImageError) -> None:
+    """Tell that an image of the pool cannot be looked at."""
     log.warning("task %d is left without predictions: %s", image_id, error)

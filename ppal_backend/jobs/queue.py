@@ -1,4 +1,4 @@
-"""The job queue: two huey queues, one for quick work and one for rounds, in one SQLite file or on one Redis.
+"""The job queue: two huey queues, one for quick work and one for rounds, in a SQLite file, on Redis or in PostgreSQL.
 
 Jobs carry a project id and nothing else. What is to be done stands in the store, so a job that is lost,
 doubled or late changes nothing: the worker's tick finds what is due.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huey import Huey, RedisHuey, SqliteHuey
@@ -21,6 +21,8 @@ POLL_DELAY_S = 0.2
 SOCKET_TIMEOUT_S = 10.0
 MOST_SYNCS, MOST_ROUNDS = 1000, 100  # beyond, a job adds nothing: what is due stands in the store
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+_EXPECTED = "expected PPAL_QUEUE_URL such as redis://host:6379/0 or postgresql://user:password@host/name"
 Handler = Callable[[int], None]
 
 
@@ -33,12 +35,13 @@ class JobQueue:
     """Enqueues jobs and, in the worker, runs them.
 
     Args:
-        place: the queue's SQLite file (made when missing), or a Redis as ``redis://host:port/number``.
+        place: the queue's SQLite file (made when missing), or a Redis as ``redis://host:port/number``, or a
+            PostgreSQL as ``postgresql://user:password@host/name``.
         on_sync: handles a project's events and decides on a round (worker only).
         on_round: runs the project's next round (worker only).
 
     Raises:
-        SettingsError: ``place`` is another kind of address, or redis is not installed.
+        SettingsError: ``place`` is another kind of address, or its driver is not installed.
         QueueUnavailable: the file is damaged.
     """
 
@@ -87,8 +90,10 @@ def _huey(name: str, place: Path | str) -> Huey:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _told():
             return SqliteHuey(name, filename=str(place), results=False, timeout=30)
+    if place.startswith(POSTGRES_SCHEMES):
+        return _postgres(name, place)
     if not place.startswith(REDIS_SCHEMES):
-        raise SettingsError("expected PPAL_QUEUE_URL such as redis://host:6379/0, got an address of another kind")
+        raise SettingsError(f"{_EXPECTED}, got an address of another kind")
     try:
         from redis import ConnectionPool
     except ImportError:
@@ -96,8 +101,16 @@ def _huey(name: str, place: Path | str) -> Huey:
     try:
         pool = ConnectionPool.from_url(place, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=SOCKET_TIMEOUT_S)
     except ValueError as error:
-        raise SettingsError(f"expected PPAL_QUEUE_URL such as redis://host:6379/0: {error}") from None
+        raise SettingsError(f"{_EXPECTED}: {error}") from None
     return RedisHuey(f"ppal_{name}", connection_pool=pool, results=False)
+
+
+def _postgres(name: str, place: str) -> Huey:
+    try:
+        from ppal_backend.jobs.postgres import PostgresStorage
+    except ImportError:
+        raise SettingsError("PPAL_QUEUE_URL needs peewee and psycopg; install ppal-backend[postgres]") from None
+    return Huey(name, storage_class=PostgresStorage, url=place, results=False)
 
 
 @contextmanager
@@ -106,17 +119,22 @@ def _told() -> Iterator[None]:
         yield
     except _errors() as error:
         raise QueueUnavailable(
-            f"the job queue does not answer ({type(error).__name__}: {error}); check Redis or the disk, or delete a "
-            "damaged jobs.db: it holds nothing but wake-up calls"
+            f"the job queue does not answer ({type(error).__name__}: {error}); check Redis, PostgreSQL or the disk, "
+            "or delete a damaged jobs.db: it holds nothing but wake-up calls"
         ) from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    try:
+    kinds: list[type[Exception]] = [sqlite3.Error]
+    with suppress(ImportError):
         from redis.exceptions import RedisError
-    except ImportError:
-        return (sqlite3.Error,)
-    return (sqlite3.Error, RedisError)
+
+        kinds.append(RedisError)
+    with suppress(ImportError):
+        from peewee import PeeweeException
+
+        kinds.append(PeeweeException)
+    return tuple(kinds)
 
 
 def _named(handler: Handler | None, name: str) -> Handler:

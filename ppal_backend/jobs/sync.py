@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.settings import Settings
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 BEFORE_EXPORT_ENDS = ("", "export")
 EVENT_TRIES = 5
+POLL_BATCH = 1000  # tasks that a poll holds at a time
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class TaskUpdate:
     annotations: tuple[SeenAnnotation, ...]
 
 
-UpdatesPort = Callable[[int, str], list[TaskUpdate]]
-"""Reads from Label Studio which tasks of a project changed at or after a time ("" = ever), oldest first."""
+UpdatesPort = Callable[[int, str], Iterable[TaskUpdate]]
+"""Reads from Label Studio, piece by piece, which tasks of a project changed at or after a time ("" = ever); the oldest
+change first."""
 
 
 class Synchroniser:
@@ -71,13 +74,14 @@ class Synchroniser:
                 self._store.events.settle(event.id, f"its handling was begun {EVENT_TRIES} times and never ended")
                 continue
             try:
-                self._apply(project, event)
+                with self._store.events.handling(event.id) as is_ours:
+                    if is_ours:
+                        self._apply(project, event)
             except (KeyError, TypeError, ValueError) as error:
                 log.warning("event %d (%s) parked: %r", event.id, event.action, error)
                 self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
                 continue
-            self._store.events.settle(event.id)
-            new_tasks = new_tasks or event.action == "TASKS_CREATED"
+            new_tasks = new_tasks or (is_ours and event.action == "TASKS_CREATED")
         return new_tasks
 
     def _apply(self, project: ProjectRecord, event: EventRecord) -> None:
@@ -90,23 +94,32 @@ class Synchroniser:
         if config and config != project.label_config:
             self._store.projects.set_label_config(project.id, config)
         if event.action == "START_TRAINING":
-            # The wish is stored at once: a crash between here and the decision must not lose it.
+            # The wish is stored with the event: a crash between here and the decision must not lose it.
             self._store.rounds.request(project.id, "train", "training was started by hand")
 
     def _poll(self, project: ProjectRecord) -> None:
         self._next_poll[project.id] = time.monotonic() + self._settings.poll_interval_s
+        until = project.polled_until
         try:
-            updates = self._updates(project.id, project.polled_until)
+            updates = iter(self._updates(project.id, until))
+            while batch := list(islice(updates, POLL_BATCH)):
+                self._store.ledger.see_tasks(project.id, {u.task_id: u.annotations for u in batch})
+                until = max(until, *(u.updated_at for u in batch))
+                self._store.projects.polled(project.id, until)  # a poll that is cut off goes on from here
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)
             self._store.projects.set_problem(project.id, "poll", str(error))
             return
-        self._store.ledger.see_tasks(project.id, {u.task_id: u.annotations for u in updates})
-        until = max([u.updated_at for u in updates], default=project.polled_until)
         self._store.projects.polled(project.id, until)
         self._store.projects.set_problem(project.id, "poll", "")
 
     def _decide(self, project: ProjectRecord, new_tasks: bool) -> None:
+        with self._store.projects.locked(project.id):  # two workers that decide at once would both ask
+            self._ask(project, new_tasks)
+        if self._store.rounds.is_open(project.id):
+            self._enqueue_round(project.id)
+
+    def _ask(self, project: ProjectRecord, new_tasks: bool) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
         if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
@@ -119,5 +132,3 @@ class Synchroniser:
             rounds.request(project.id, "rank", "new tasks were imported")
         elif not rounds.of_project(project.id):
             rounds.request(project.id, "rank", "the project was connected")
-        if rounds.is_open(project.id):
-            self._enqueue_round(project.id)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.transport import Rejected
 
 TITLE = "PPAL"
 
@@ -60,6 +61,8 @@ def connect_backend(client: LabelStudioClient, project_id: int, wanted: Wanted) 
         raise LabelStudioError(
             f"Label Studio failed to connect {wanted.url} ({error}); check that it can resolve and reach this address"
         ) from None
+    except Rejected as error:
+        raise LabelStudioError(f"{error}; mend that and connect again") from None
     row = next((row for row in backends(client, project_id) if same_url(row, wanted.url)), None)
     if row is None or row.get("state") != "CO":
         reason = " ".join(str((row or {}).get("error_message") or "no connection is there").split())[:400]

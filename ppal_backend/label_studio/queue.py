@@ -1,8 +1,9 @@
 """The labeling queue: a ranking published as predictions that Label Studio serves in order.
 
 Label Studio's "Uncertainty sampling" serves the task with the lowest prediction score of the project's current model
-version first. So a ranking becomes one prediction per task with ``score = rank / N`` under a version name used by
-no other attempt, and takes effect in the one request that names this version: until then nothing changes for anybody.
+version first. So a ranking becomes one prediction per task whose score is its position (``queue_scores``) under a
+version name used by no other attempt, and takes effect in the one request that names this version: until then nothing
+changes for anybody.
 
 States, told before the remote step they name::
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 SAMPLING = "Uncertainty sampling"
 PREFIX = "ppal-"
 MAX_BODY_BYTES = 200 * 1024 * 1024
+READABLE_POSITIONS = 998
+"""Tasks whose score reads as their position in the queue."""
 _POLL_S = 2.0
 
 
@@ -154,12 +157,17 @@ def delete_version(client: LabelStudioClient, project_id: int, version: str) -> 
 
 
 def queue_scores(count: int) -> list[float]:
-    """Return ``rank / count`` for ranks 0..count-1, each lower than the next also after a round trip through JSON.
+    """Return the scores of ``count`` ranked tasks: rising, in (0, 1), also after a round trip through JSON.
+
+    Label Studio takes scores up to 1 only and shows three decimals. So the first task has 0.001, the second 0.002, and
+    so on up to 0.998; all later ones share what is left below 1, and are shown as 0.999 or 1.
 
     Raises:
         PublishError: Two ranks share a score (more tasks than floating point tells apart).
     """
-    scores = [rank / count for rank in range(count)]
+    scores = [position / 1000 for position in range(1, min(count, READABLE_POSITIONS) + 1)]
+    rest = count - len(scores)
+    scores += [(READABLE_POSITIONS + 1 + place / rest) / 1000 for place in range(rest)]
     sent = json.loads(json.dumps(scores))
     if any(low >= high for low, high in pairwise(sent)):
         raise PublishError(f"expected {count} distinct ranks, got two of the same score; rank fewer tasks")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ppal_backend.datasets.agreement import agreement_of
@@ -23,6 +24,7 @@ from ppal_backend.structures.progress import OnProgress, Progress
 log = logging.getLogger(__name__)
 
 PARALLEL_FETCHES = 8
+FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
 TOLD_UNREADABLE = 20
 
 
@@ -124,8 +126,14 @@ class LabelStudioSource:
                 return task_id, str(error)
 
         pool = ThreadPoolExecutor(PARALLEL_FETCHES, thread_name_prefix="images")
+        under_way: deque[Future[tuple[int, ImageInfo | str]]] = deque()
         try:
-            yield from pool.map(get, wanted)
+            for item in wanted:
+                under_way.append(pool.submit(get, item))
+                if len(under_way) >= FETCHES_AHEAD:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 WRITE_TIMEOUT_S = 300.0
 _MAX_DELAY_S = 30.0
-_SHOWN_BODY = 400
+_SHOWN_BODY = 1000
 BLOCKED = ("reserved network address", "URL provided was not allowed")
 
 
@@ -235,5 +235,15 @@ def _reason(response: httpx.Response) -> str:
 def _detail(body: Any) -> str:
     if not isinstance(body, dict):
         return str(body)
-    details = body.get("validation_errors") or ""
+    details = _flat(body.get("validation_errors") or "")
     return f"{body.get('detail', '')} {details}".strip() or str(body)
+
+
+def _flat(errors: Any) -> str:
+    """Errors by field as one line."""
+    if isinstance(errors, dict):
+        told = [(name, _flat(value)) for name, value in errors.items()]
+        return "; ".join(text if name == "non_field_errors" else f"{name}: {text}" for name, text in told)
+    if isinstance(errors, list):
+        return ", ".join(map(_flat, errors))
+    return " ".join(str(errors).split())

@@ -14,7 +14,7 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as release_of
 from pathlib import Path
@@ -24,6 +24,7 @@ from ppal_backend.errors import StateError
 from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store, database_file, open_store
+from ppal_backend.structures.progress import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,14 @@ FORMAT = 1
 SMALL = ("spec.json", "metrics.json", "query_set.json", "steps/*.json", "train/*.json", "dataset/labels.json")
 
 
-def back_up(settings: Settings, store: Store, target: Path) -> dict[str, Any]:
+def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgress | None = None) -> dict[str, Any]:
     """Write a backup; service and worker may go on meanwhile.
+
+    Args:
+        settings: where the state lies.
+        store: the state.
+        target: file to write.
+        on_progress: told bytes of ``checksums``, then of ``writing``.
 
     Returns:
         The manifest. Its ``database`` is null for a PostgreSQL, which ``pg_dump`` backs up.
@@ -55,17 +62,25 @@ def back_up(settings: Settings, store: Store, target: Path) -> dict[str, Any]:
             "release": release_of("ppal-backend"),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "database": None if source is None else DATABASE,
-            "sha256": {name: sha256_of(path) for name, path in sorted(files.items())},
+            "sha256": {name: sha256_of(path) for name, path in _counted("checksums", files, on_progress)},
         }
         with atomic_file(target) as file, tarfile.open(fileobj=file, mode="w") as archive:
             _add_manifest(archive, manifest)
-            for name in sorted(files):
-                archive.add(files[name], arcname=name, recursive=False)
+            for name, path in _counted("writing", files, on_progress):
+                archive.add(path, arcname=name, recursive=False)
     return manifest
 
 
-def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, Any]:
+def restore(
+    settings: Settings, source: Path, force: bool = False, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
     """Put a backup into the data folder. What is there is moved to ``replaced-…`` within it, not deleted.
+
+    Args:
+        settings: where to.
+        source: file that :func:`back_up` wrote.
+        force: also into a folder that holds data.
+        on_progress: told bytes of ``checking``.
 
     Raises:
         StateError: ``source`` is no backup or damaged, there is data and not ``force``, or a round is running.
@@ -80,7 +95,7 @@ def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, 
     if occupied:
         _refuse_while_running(settings)
     with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as scratch:
-        manifest = _unpack(source, Path(scratch))
+        manifest = _unpack(source, Path(scratch), on_progress)
         database = _place_of_database(settings, manifest)
         if occupied:
             aside = root / f"replaced-{int(time.time())}"
@@ -126,7 +141,7 @@ def _add_manifest(archive: tarfile.TarFile, manifest: dict[str, Any]) -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
-def _unpack(source: Path, folder: Path) -> dict[str, Any]:
+def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[str, Any]:
     try:
         with tarfile.open(source, mode="r:") as archive:
             archive.extractall(folder, filter="data")
@@ -136,11 +151,25 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
         raise StateError(f"expected a backup made by ppal backup, got {source}: {error}") from None
     if manifest.get("format") != FORMAT:
         raise StateError(f"expected a backup of format {FORMAT}, got {manifest.get('format')!r}; use a newer release")
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    wrong = sorted(found ^ set(sums)) or [n for n, wanted in sums.items() if sha256_of(folder / n) != wanted]
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    found.pop(MANIFEST)
+    wrong = sorted(found.keys() ^ sums.keys()) or [
+        name for name, path in _counted("checking", found, on_progress) if sha256_of(path) != sums[name]
+    ]
     if wrong:
         raise StateError(f"the backup {source} is damaged: {', '.join(wrong[:3])}; nothing was changed")
     return dict(manifest)
+
+
+def _counted(step: str, files: Mapping[str, Path], on_progress: OnProgress | None) -> Iterator[tuple[str, Path]]:
+    """The files by name; after each, how many bytes are done."""
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    done, total = 0, sum(sizes.values())
+    for name in sorted(files):
+        yield name, files[name]
+        done += sizes[name]
+        if on_progress is not None:
+            on_progress(Progress(step, done, total))
 
 
 def _place_of_database(settings: Settings, manifest: dict[str, Any]) -> Path | None:

@@ -17,6 +17,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
 from ppal_backend.rounds.boxes import Box, read_boxes
+from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, Store
 from ppal_backend.structures.progress import OnProgress
@@ -67,6 +68,9 @@ def predictions_of(settings: Settings, store: Store, project_id: int) -> BoxExpo
             f"(ppal round {project_id})"
         )
     folder = settings.project_folder(project_id) / "rounds" / str(version.round_number)
+    mirror = open_mirror(settings)
+    if mirror is not None:
+        mirror.round(record.key, project_id, version.round_number).need(("export", "dataset", "infer"))
     if not (folder / "dataset" / "pool.json").is_file() or not (folder / "detections").is_dir():
         raise StateError(
             f"expected the detections of version {version.version} in {folder}, got none: they were removed; order the "

@@ -7,7 +7,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppal_backend.errors import ArtifactsUnavailable
 from ppal_backend.files import read_json
+from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.rounds.retention import Pruned, prune_rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
@@ -29,11 +31,27 @@ def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bo
     checkpoints = {settings.model_dir.resolve() / v.checkpoint for v in kept if v.checkpoint}
     checkpoints |= set(_models_of(root, opened))
     whole = {v.round_number for v in kept} | {r.number for r in opened}
-    pruned = prune_rounds(root, whole, _oldest(versions, settings.keep_artifacts), checkpoints, dry_run)
+    oldest = _oldest(versions, settings.keep_artifacts)
+    pruned = prune_rounds(root, whole, oldest, checkpoints, dry_run)
+    if not dry_run:
+        names = [str(c.relative_to(root)) for c in checkpoints if c.is_relative_to(root)]
+        _prune_copies(settings, store.projects.get(project_id).key, whole, oldest, names)
     if pruned and not dry_run:
         mib = sum(p.size_bytes for p in pruned) / 2**20
         log.info("project %d: files of %d old rounds removed, %.0f MiB", project_id, len(pruned), mib)
     return pruned
+
+
+def _prune_copies(settings: Settings, key: str, kept: set[int], before: int, checkpoints: list[str]) -> None:
+    mirror = open_mirror(settings)
+    if mirror is None:
+        return
+    try:
+        gone = mirror.prune(key, kept, before, checkpoints)
+    except ArtifactsUnavailable as error:
+        log.warning("old rounds stay in the bucket until the next time: %s", error)
+    else:
+        log.info("files of %d old rounds removed from %s", len(gone), mirror.bucket.name)
 
 
 def _oldest(versions: list[ModelVersion], keep: int) -> int:

@@ -11,6 +11,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.versions import activate_version
 from ppal_backend.rounds.artifacts import RoundFolder, need_intact
+from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.rounds.queue import read_queue
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, Store
@@ -47,8 +48,11 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
         StateError: no such project or version, its files are gone or damaged, or a round is publishing right now.
         LabelStudioError: Label Studio did not take it; the queue is as it was.
     """
-    store.projects.get(project_id)
+    key = store.projects.get(project_id).key
     version = store.versions.get(project_id, name)
+    mirror = open_mirror(settings)
+    if mirror is not None and version.checkpoint:
+        mirror.need_checkpoint(key, version.checkpoint)
     if version.checkpoint:
         need_intact(settings.model_dir.resolve() / version.checkpoint, name)
     running = store.rounds.running(project_id)
@@ -59,6 +63,8 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
         activate_version(client, project_id, name)
         store.versions.activate(version)
         return RolledBack(name, stored, published_again=False)
+    if mirror is not None:
+        mirror.round(key, project_id, version.round_number).need(("dataset", "infer", "query"))
     return _publish_again(settings, store, client, version)
 
 

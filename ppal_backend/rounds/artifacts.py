@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, sha256_of, write_json
@@ -26,12 +26,25 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "evaluate": ("metrics.json",),
     "infer": ("detections/*.npz", "labelled_detections/*.npz"),
     "candidates": ("candidates.json",),
-    "query": ("query_set.json",),
+    "query": ("query_set.json", "map.json"),
     "publish": ("publish.json",),
 }
 """What each step leaves, in the order of the steps."""
 
+STATES = ("spec.json", "publish.json")
+"""Small files that are written between steps, and that a round cannot be resumed well without."""
+
 NEEDED_AFTER_PUBLISHING = ("train", "evaluate", "query")
+
+
+class Copy(Protocol):
+    """Who keeps a copy of a round's folder elsewhere; what it raises ends the attempt at the round."""
+
+    def step_done(self, step: str) -> None:
+        """A step's files and mark are on disk."""
+
+    def state_written(self, name: str) -> None:
+        """One of ``STATES`` is on disk."""
 
 
 class RoundFolder:
@@ -42,8 +55,8 @@ class RoundFolder:
     ``query_set.json``, ``publish.json``.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, copy: Copy | None = None) -> None:
+        self.path, self._copy = path, copy
         path.mkdir(parents=True, exist_ok=True)
 
     def __truediv__(self, name: str) -> Path:
@@ -56,9 +69,11 @@ class RoundFolder:
     def mark_done(self, step: str, seconds: float, facts: dict[str, Any]) -> None:
         """Leave the mark of a step: everything it wrote must be on disk by now."""
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        sums = {str(path.relative_to(self.path)): sha256_of(path) for path in self._outputs(step)}
+        sums = {str(path.relative_to(self.path)): sha256_of(path) for path in outputs_of(self.path, step)}
         mark = {"seconds": round(seconds, 3), "finished_at": stamp, "facts": facts, "sha256": sums}
         write_json(self._mark(step), mark)
+        if self._copy is not None:
+            self._copy.step_done(step)
 
     def repair(self) -> list[str]:
         """Check what earlier attempts left, before a round is taken up again.
@@ -67,7 +82,7 @@ class RoundFolder:
             The steps whose marks were taken away: they are done again. A training that is done again starts from
             nothing, an inference keeps its undamaged shards.
         """
-        for name in ("spec.json", "publish.json"):
+        for name in STATES:
             if (self.path / name).is_file() and not _is_json(self.path / name):
                 log.warning("%s is damaged and left out", self.path / name)
                 (self.path / name).unlink()
@@ -76,7 +91,7 @@ class RoundFolder:
         for step in checked:
             damaged = self._damaged(step)
             if damaged is not None:
-                return self._undo(done[done.index(step) :], damaged)
+                return self._undo_damaged(done[done.index(step) :], damaged)
         return []
 
     def _damaged(self, step: str) -> list[Path] | None:
@@ -89,21 +104,26 @@ class RoundFolder:
         damaged = [self.path / n for n, wanted in sums.items() if not _has(self.path / n, wanted)]
         return damaged or None
 
-    def _undo(self, steps: list[str], damaged: list[Path]) -> list[str]:
+    def undo(self, steps: Sequence[str]) -> None:
+        """Take away steps, finished or half done, with what they left; what publishing has come to stays."""
+        for step in reversed(steps):
+            self._mark(step).unlink(missing_ok=True)
+            for path in [] if step == "publish" else outputs_of(self.path, step):
+                path.unlink(missing_ok=True)
+            if step == "train":
+                shutil.rmtree(self.path / "train", ignore_errors=True)
+
+    def _undo_damaged(self, steps: list[str], damaged: list[Path]) -> list[str]:
         names = ", ".join(str(path.relative_to(self.path)) for path in damaged) or f"steps/{steps[0]}.json"
         log.error("%s: %s damaged; done again: %s", self.path, names, ", ".join(steps))
         for step in reversed(steps):
             self._mark(step).unlink()
             kept = step == "publish" or (step == "infer" and step == steps[0])
-            for path in damaged if kept else list(self._outputs(step)):
+            for path in damaged if kept else outputs_of(self.path, step):
                 path.unlink(missing_ok=True)
             if step == "train":
                 shutil.rmtree(self.path / "train", ignore_errors=True)
         return steps
-
-    def _outputs(self, step: str) -> Iterator[Path]:
-        for pattern in OUTPUTS.get(step, ()):
-            yield from (p for p in sorted(self.path.glob(pattern)) if p.is_file() and not p.name.startswith("."))
 
     def facts(self, step: str) -> dict[str, Any]:
         """What a finished step noted."""
@@ -121,9 +141,22 @@ class RoundFolder:
     def write(self, name: str, value: Any) -> None:
         """Write a JSON artifact, atomically."""
         write_json(self.path / name, value)
+        if self._copy is not None and name in STATES:
+            self._copy.state_written(name)
+
+    def checkpoint(self, stored: str) -> str:
+        """A checkpoint of this round that was stored with its path, here: the path may be another machine's."""
+        here = self.path / "train" / Path(stored).name
+        return str(here) if not Path(stored).is_file() and here.is_file() else stored
 
     def _mark(self, step: str) -> Path:
         return self.path / "steps" / f"{step}.json"
+
+
+def outputs_of(folder: Path, step: str) -> list[Path]:
+    """What a step has left in a round's folder."""
+    found = [path for pattern in OUTPUTS.get(step, ()) for path in sorted(folder.glob(pattern))]
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 
 def claim_project_folder(folder: Path, key: str) -> None:

@@ -16,6 +16,7 @@ from ppal_backend.structures.detections import Detections
 log = logging.getLogger(__name__)
 
 _ROWS = ("boxes_xyxy", "scores", "class_indices", "embeddings")
+_BOXES = ("image_ids", "counts", "softmax", "boxes_xyxy", "scores", "class_indices")
 _OPTIONAL = ("class_probs", "levels", "pre_nms_counts")
 
 
@@ -68,15 +69,20 @@ class DetectionsWriter:
         self._rows.clear()
 
 
-def read_detections(folder: Path) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
-    """Detections and image features of every image, in the order they were written."""
+def read_detections(folder: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+    """Detections and image features of every image, in the order they were written.
+
+    With ``only_boxes`` embeddings (``[n, 0]`` then), probabilities and features stay on disk: they are most of it.
+    """
     for path in _shards(folder):
-        yield from _read(path)
+        yield from _read(path, only_boxes)
 
 
-def _read(path: Path) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
-    with np.load(path, allow_pickle=False) as data:
-        arrays = {name: data[name] for name in data.files}
+def _read(path: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+    with np.load(path, allow_pickle=False) as data:  # an array is read when it is asked for, not before
+        arrays = {name: data[name] for name in data.files if not only_boxes or name in _BOXES}
+    if only_boxes:
+        arrays["embeddings"] = np.zeros((len(arrays["scores"]), 0), np.float32)
     features = {n.removeprefix("feature_"): v for n, v in arrays.items() if n.startswith("feature_")}
     ends = np.cumsum(arrays["counts"])
     for i, end in enumerate(ends):

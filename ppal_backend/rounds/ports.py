@@ -156,3 +156,4 @@ class Ports:
     engine: Engine
     publisher: Publisher
     observer: Observer
+    similarity: Callable[..., Any] | None = None  # computes CCMS of pools whose matrix does not fit; None: here

@@ -8,9 +8,9 @@ from ppal_backend.rounds.ports import PoolEntry, QueueEntry
 
 
 def read_queue(folder: RoundFolder) -> list[QueueEntry]:
-    """Every ranked task, the one to label first in front, with what was detected on its image."""
+    """Every ranked task, the one to label first in front, with what was detected on its image, without embeddings."""
     sizes = {entry["image_id"]: PoolEntry(**entry) for entry in folder.read("dataset/pool.json")}
-    detections = {d.image_id: d for d, _ in read_detections(folder / "detections")}
+    detections = {d.image_id: d for d, _ in read_detections(folder / "detections", only_boxes=True)}
     queue = []
     for task_id in folder.read("query_set.json")["queue"]:
         entry = sizes.get(task_id)

@@ -18,6 +18,7 @@ from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
+from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of
 from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles
 from ppal_backend.rounds.queue import read_queue
 from ppal_backend.rounds.review import QUALITY, review_of
@@ -141,6 +142,9 @@ class _Run:
         seen = self._infer("detections", self.pool, model)
         if self.pool and self.looks_at_labelled:
             self._infer("labelled_detections", labelled_entries(self.train_set), model)
+        elif self.pool and self.spec.draw_map:
+            drawn = labelled_to_draw(self._labelled(), len(self.pool))
+            self._infer("labelled_detections", drawn, model, keep_boxes=False)
         return {"images": seen, "unreadable_images": len(self.pool) - seen}
 
     def _cold_start(self) -> dict[str, Any]:
@@ -197,7 +201,23 @@ class _Run:
                 "queue": list(queue),
             },
         )
+        self._draw_map()
         return {"query_set": len(chosen.image_ids), "queue": len(queue)}
+
+    def _draw_map(self) -> None:
+        """Leave the map, where it is asked for and images were described."""
+        features = self.context.image_features.get(FEATURE)
+        if not self.spec.draw_map or features is None:
+            return
+        labelled = {d.image_id: f[FEATURE] for d, f in read_detections(self.folder / "labelled_detections")}
+        pool = dict(zip(self.context.pool_ids, np.asarray(features), strict=True))
+        self.folder.write(MAP, map_of(pool, labelled, self._labelled()))
+
+    def _labelled(self) -> list[PoolEntry]:
+        """All labelled images, those held out included."""
+        held_out = self.folder / HELD_OUT
+        sets = [self.train_set, *([CocoDataset.read(held_out)] if held_out.is_file() else [])]
+        return [entry for one in sets for entry in labelled_entries(one)]
 
     def step_publish(self) -> dict[str, Any]:
         queue = read_queue(self.folder)
@@ -236,7 +256,7 @@ class _Run:
         difficulty = stored["difficulty"]
         return ModelRef(
             stored["detector"],
-            stored["checkpoint"],
+            self.folder.checkpoint(stored["checkpoint"]),
             tuple(stored["labels"]),
             None if difficulty is None else tuple(difficulty),
         )
@@ -251,7 +271,8 @@ class _Run:
     def strategy(self) -> Any:
         if self.model is None:
             return get_strategy(self.folder.facts("infer").get("strategy", "random"))
-        return get_strategy(self.spec.strategy, **{"delta": self.spec.delta, **self.spec.strategy_options})
+        given = {"delta": self.spec.delta, **self.spec.strategy_options, "similarity": self.ports.similarity}
+        return get_strategy(self.spec.strategy, **given)
 
     @property
     def looks_at_labelled(self) -> bool:

@@ -114,7 +114,11 @@ class Guard:
         if "Authorization" in request.headers:
             self._failures.add(address)
             log.warning("wrong credentials from %s for %r", address, request.path)
-        response = answer("credentials are missing or wrong; give this backend's user name and password", 401)
+        response = answer(
+            "credentials are missing or wrong; give this backend's user name and password (BASIC_AUTH_USER and "
+            "BASIC_AUTH_PASS; in Label Studio's form: Basic Authentication)",
+            401,
+        )
         response.headers["WWW-Authenticate"] = 'Basic realm="ppal", charset="UTF-8"'
         return response
 

@@ -13,7 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable, QueueUnavailable
+from ppal_backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailable,
+    QueueUnavailable,
+    StoreUnavailable,
+)
 from ppal_backend.heartbeat import heartbeat_age_s
 from ppal_backend.service.events import ACTIONS
 from ppal_backend.service.gpu import gpu_memory
@@ -40,7 +46,7 @@ class Metrics:
 
     Args:
         store: the state.
-        settings: where its files lie; without them nothing is told of disk and worker.
+        settings: where its files lie; without them nothing is told of the disk.
         queue: the job queue; without it nothing is told of its length.
     """
 
@@ -93,6 +99,16 @@ class _StateCollector(Collector):
         return [_gauge("ppal_rounds", "Rounds, by state.", {}), _gauge("ppal_events", "Events, by state.", {})]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            of_store = list(self._of_store())
+        except StoreUnavailable as error:  # what it would have told is missing then, the rest is not
+            log.warning("%s", error)
+            of_store = []
+        yield GaugeMetricFamily("ppal_database_up", "1 when the state database answers.", value=int(bool(of_store)))
+        yield from of_store
+        yield from self._of_machine()
+
+    def _of_store(self) -> Iterator[GaugeMetricFamily]:
         rounds = {state: 0 for state in ROUND_STATES} | self._store.rounds.counts()
         yield _gauge("ppal_rounds", "Rounds, by state.", rounds)
         events = {state: 0 for state in EVENT_STATES} | self._store.events.counts()
@@ -100,7 +116,10 @@ class _StateCollector(Collector):
         projects = self._store.projects.all()
         yield GaugeMetricFamily("ppal_projects", "Connected projects.", value=len(projects))
         yield from self._of_projects(projects)
-        yield from self._of_machine()
+        age_s = heartbeat_age_s(self._store)
+        if age_s is not None:
+            text = "Since any worker's last sign of life."
+            yield GaugeMetricFamily("ppal_worker_heartbeat_age_seconds", text, value=age_s)
 
     def _of_projects(self, projects: Sequence[ProjectRecord]) -> Iterator[GaugeMetricFamily]:
         new = _labelled("ppal_new_annotations", "Annotations that no training has used yet.", "project")
@@ -131,20 +150,18 @@ class _StateCollector(Collector):
     def _of_queue(self) -> Iterator[GaugeMetricFamily]:
         if self._queue is None:
             return
+        pending = None
         try:
             pending = self._queue.pending()
-        except QueueUnavailable as error:  # its metric is missing then, the others are not
+        except QueueUnavailable as error:  # its length is missing then, the other metrics are not
             log.warning("%s", error)
-        else:
+        yield GaugeMetricFamily("ppal_queue_up", "1 when the job queue answers.", value=int(pending is not None))
+        if pending is not None:
             yield GaugeMetricFamily("ppal_jobs_pending", "Jobs that wait in the queue.", value=pending)
 
     def _of_machine(self) -> Iterator[GaugeMetricFamily]:
         yield from self._of_queue()
         if self._settings is not None:
-            age_s = heartbeat_age_s(self._settings.model_dir)
-            if age_s is not None:
-                text = "Since any worker's last sign of life."
-                yield GaugeMetricFamily("ppal_worker_heartbeat_age_seconds", text, value=age_s)
             free = shutil.disk_usage(self._settings.model_dir).free
             yield GaugeMetricFamily("ppal_disk_free_bytes", "Free space for MODEL_DIR.", value=free)
         used = _labelled("ppal_gpu_memory_used_bytes", "GPU memory in use by all processes.", "gpu")

@@ -14,6 +14,7 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 CLOSE_WAIT_S = 5.0
+PAUSE_S = 0.25  # between notices: hundreds of webhooks a second are a few jobs, and each of those handles them all
 
 
 class Jobs(Protocol):
@@ -24,7 +25,7 @@ class Jobs(Protocol):
 
 
 class Notifier:
-    """Passes notices on in a thread of its own; notices of one project that wait are one notice.
+    """Passes notices on in a thread of its own, the first at once; notices of one project that wait are one notice.
 
     Args:
         jobs: where they go. A failure, of whatever kind, is logged and forgotten.
@@ -53,23 +54,28 @@ class Notifier:
 
     def close(self) -> None:
         """Pass on what waits, then end the thread."""
-        self.flush()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.flush()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._busy = False
-                self._changed.notify_all()
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-                project_id = next(iter(self._waiting))
-                del self._waiting[project_id]
+                projects, self._waiting = list(self._waiting), {}
                 self._busy = True
-            try:
-                self._jobs.sync(project_id)
-            except Exception:
-                log.exception("the job queue took no job for project %d; the next poll will handle it", project_id)
+            for project_id in projects:
+                self._pass_on(project_id)
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closed, PAUSE_S)
+
+    def _pass_on(self, project_id: int) -> None:
+        try:
+            self._jobs.sync(project_id)
+        except Exception:
+            log.exception("the job queue took no job for project %d; the next poll will handle it", project_id)

@@ -108,7 +108,7 @@ def extra_params(value: object) -> dict[str, Any]:
         RequestError: anything else.
     """
     if isinstance(value, str):
-        value = loads(value, "the extra parameters") if value.strip() else None
+        value = loads(value, 'the extra parameters, such as {"budget": 50},') if value.strip() else None
     if value is None:
         return {}
     if not isinstance(value, dict):

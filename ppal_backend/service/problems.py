@@ -10,6 +10,7 @@ from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
 from ppal_backend.errors import (
+    ArtifactsUnavailable,
     LabelStudioError,
     LabelStudioUnavailable,
     PPALError,
@@ -20,7 +21,8 @@ from ppal_backend.errors import (
 
 log = logging.getLogger(__name__)
 
-LONGEST_REASON = 400
+LONGEST_REASON = 1000
+"""Characters of a status line: the list of detectors alone has some hundreds."""
 
 
 class RequestError(PPALError):
@@ -42,11 +44,13 @@ def answer(message: str, status: int) -> Response:
     """The JSON error ``message`` with ``status``.
 
     The message is the status line's reason too: of an answer to ``/setup``, Label Studio's connect dialog shows
-    that and nothing else.
+    that and nothing else. It goes on with "for url: …" behind it, hence the full stop. The dialog takes the text for
+    HTML, so angle brackets are left out: with them tags would be missing from it, or worse, work.
     """
     response = jsonify({"error": message})
-    reason = " ".join(message.encode("ascii", "replace").decode().split())[:LONGEST_REASON]
-    response.status = f"{status} {reason}" if reason.isprintable() and reason else str(status)
+    plain = message.translate({ord(bracket): None for bracket in "<>"})
+    reason = " ".join(plain.encode("ascii", "replace").decode().split())[:LONGEST_REASON]
+    response.status = f"{status} {reason}." if reason.isprintable() and reason else str(status)
     return response
 
 
@@ -54,7 +58,7 @@ def status_of(error: PPALError) -> int:
     """The HTTP status that tells a caller what kind of error it met."""
     if isinstance(error, RequestError):
         return error.status
-    if isinstance(error, LabelStudioUnavailable | StoreUnavailable | QueueUnavailable):
+    if isinstance(error, LabelStudioUnavailable | StoreUnavailable | QueueUnavailable | ArtifactsUnavailable):
         return 503
     if isinstance(error, LabelStudioError):
         return 424

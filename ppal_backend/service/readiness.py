@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 
+from ppal_backend.errors import StoreUnavailable
 from ppal_backend.heartbeat import ALIVE_WITHIN_S, heartbeat_age_s
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store
@@ -16,7 +17,7 @@ GIB = 1 << 30
 
 def problems(settings: Settings, store: Store) -> dict[str, str]:
     """What hinders it: one entry for each check, empty where all is well."""
-    return {"database": database(store), "worker": worker(settings), "disk": disk(settings)}
+    return {"database": database(store), "worker": worker(store), "disk": disk(settings)}
 
 
 def database(store: Store) -> str:
@@ -29,11 +30,14 @@ def database(store: Store) -> str:
     return ""
 
 
-def worker(settings: Settings) -> str:
+def worker(store: Store) -> str:
     """Whether a worker has shown a sign of life."""
-    age_s = heartbeat_age_s(settings.model_dir)
+    try:
+        age_s = heartbeat_age_s(store)
+    except StoreUnavailable:
+        return "nobody knows while the state database does not answer"
     if age_s is None:
-        return "no worker runs on this MODEL_DIR; start ppal worker, or ppal up for both"
+        return "no worker runs on this state database; start ppal worker, or ppal up for both"
     if age_s > ALIVE_WITHIN_S:
         return f"no worker has shown a sign of life for {age_s:.0f} s; look at its log and start it again"
     return ""

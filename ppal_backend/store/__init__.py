@@ -8,6 +8,7 @@ from ppal_backend.store.projects import ProjectRecord, ProjectStore
 from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundStore
 from ppal_backend.store.store import Store, database_file, open_store
 from ppal_backend.store.versions import ModelVersion, VersionStore
+from ppal_backend.store.workers import WorkerStore
 
 __all__ = [
     "CRASH_LIMIT",
@@ -25,6 +26,7 @@ __all__ = [
     "SeenAnnotation",
     "Store",
     "VersionStore",
+    "WorkerStore",
     "database_file",
     "open_store",
 ]

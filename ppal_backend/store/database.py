@@ -49,24 +49,43 @@ class Database:
         with self._told():
             migrate(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._open = threading.local()  # the transaction that this thread is in
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session that commits at the end of the block, or rolls back when it raises.
 
+        Within another transaction of the same thread it is a part of that one: what it wrote is undone when it
+        raises, and stored when the outer block ends well.
+
         Raises:
             StoreUnavailable: the database is locked, full or down; nothing of the block is stored.
         """
+        outer: Session | None = getattr(self._open, "session", None)
+        if outer is not None:
+            with self._told(), outer.begin_nested():
+                yield outer
+            return
         with self._told(), self._turn, self._sessions.begin() as session:
-            yield session
+            self._open.session = session
+            try:
+                yield session
+            finally:
+                self._open.session = None
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A session for reads only: under SQLite it sees one snapshot and waits for no writer.
+        """A session for reads only: under SQLite it sees one snapshot and waits for no writer. Within a transaction of
+        the same thread it sees what that one wrote.
 
         Raises:
             StoreUnavailable: the database is locked or down.
         """
+        outer: Session | None = getattr(self._open, "session", None)
+        if outer is not None:
+            with self._told():
+                yield outer
+            return
         with self._told(), self._turn, self._sessions() as session:
             session.connection(execution_options={"readonly": True})
             yield session

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
 
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import EventRow, now
@@ -54,6 +56,19 @@ class EventStore:
                 return 1
             row.attempts += 1
             return row.attempts
+
+    @contextmanager
+    def handling(self, event_id: int) -> Iterator[bool]:
+        """A transaction in which an event's effects are stored together with its being done, by one worker only.
+
+        Yields:
+            Whether the event is ours; False when another worker has handled it. While another one is at it this waits,
+            so a project's events take effect in their order. When the block raises, the event is pending as before.
+        """
+        mine = update(EventRow).where(EventRow.id == event_id, EventRow.state == "pending")
+        with self._database.transaction() as session:
+            taken = session.execute(mine.values(state="done", reason="").returning(EventRow.id)).first()
+            yield taken is not None
 
     def waiting(self, longer_than_s: float) -> list[int]:
         """Projects with an event that has been pending for a while: the job that told of it was lost."""

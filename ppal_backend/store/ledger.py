@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 
 from ppal_backend.store.database import Database, IntegrityError
 from ppal_backend.store.tables import AnnotationRow
@@ -106,6 +106,17 @@ class AnnotationLedger:
                 .where(AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None))
                 .values(round_number=round_number)
             )
+
+    def tasks_after(self, project_id: int, round_number: int) -> list[int]:
+        """Tasks with a usable annotation that this round had not exported yet."""
+        query = select(AnnotationRow.task_id).where(
+            AnnotationRow.project_id == project_id,
+            AnnotationRow.usable.is_(True),
+            AnnotationRow.task_id.is_not(None),
+            or_(AnnotationRow.round_number.is_(None), AnnotationRow.round_number > round_number),
+        )
+        with self._database.reading() as session:
+            return sorted(set(session.scalars(query)))
 
     def new_count(self, project_id: int) -> int:
         """Usable annotations that no round has exported yet."""

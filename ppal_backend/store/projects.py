@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -77,6 +79,13 @@ class ProjectStore:
         """Every connected project, by id."""
         with self._database.reading() as session:
             return [_record(row) for row in session.scalars(select(ProjectRow).order_by(ProjectRow.id))]
+
+    @contextmanager
+    def locked(self, project_id: int) -> Iterator[None]:
+        """A transaction in which nobody else decides on the project's rounds or claims one."""
+        with self._database.transaction() as session:
+            session.get(ProjectRow, project_id, with_for_update=True)
+            yield
 
     def set_label_config(self, project_id: int, label_config: str) -> None:
         """Keep the labeling config that Label Studio reported last."""

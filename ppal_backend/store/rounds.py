@@ -98,7 +98,7 @@ class RoundStore:
 
     def _claim(self, project_id: int, lease: Lease, lease_s: float, crash_limit: int) -> RoundRecord | None:
         with self._database.transaction() as session:
-            project = session.get(ProjectRow, project_id)
+            project = session.get(ProjectRow, project_id, with_for_update=True)
             if project is None or project.paused:
                 return None
             row = session.scalar(_of(project_id, "running").with_for_update())

@@ -13,6 +13,7 @@ from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
 from ppal_backend.store.rounds import RoundStore
 from ppal_backend.store.versions import VersionStore
+from ppal_backend.store.workers import WorkerStore
 
 
 class Store:
@@ -25,6 +26,7 @@ class Store:
         self.ledger = AnnotationLedger(database)
         self.rounds = RoundStore(database)
         self.versions = VersionStore(database)
+        self.workers = WorkerStore(database)
 
     def close(self) -> None:
         """Give the database connections back."""

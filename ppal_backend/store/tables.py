@@ -85,6 +85,12 @@ class RoundRow(Base):
     lease_until: Mapped[datetime | None]
 
 
+class WorkerRow(Base):
+    __tablename__ = "workers"
+    name: Mapped[str] = mapped_column(primary_key=True)  # a Lease: host, process and its start
+    beat_at: Mapped[datetime]
+
+
 class VersionRow(Base):
     __tablename__ = "model_versions"
     id: Mapped[int] = mapped_column(primary_key=True)

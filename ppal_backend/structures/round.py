@@ -29,6 +29,7 @@ class RoundSpec:
     on held-out images that brought nothing; ``deterministic`` asks for the same bits on every run on a GPU too.
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
+    ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     """
 
     project_id: int
@@ -56,6 +57,7 @@ class RoundSpec:
     embedding: Literal["query", "sampled"] = "query"
     levels: Literal["provenance", "scale"] = "provenance"
     cold_start: Literal["typical", "random"] = "random"
+    draw_map: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):

@@ -33,8 +33,8 @@ def internal_site():
 
 
 @pytest.fixture
-def healthy_worker(settings):  # noqa: F811
+def healthy_worker(store):  # noqa: F811
     """A worker that has just shown a sign of life."""
     from ppal_backend.heartbeat import Heartbeat
 
-    Heartbeat(settings.model_dir).beat()
+    Heartbeat(store).beat()

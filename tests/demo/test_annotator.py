@@ -31,6 +31,7 @@ class Stub:
     def __init__(self):
         self.queue = []
         self.submitted = {}
+        self.parents = {}
         self.calls = []
         self.views = [{"id": 5}]
         self.parsed = RECTANGLES
@@ -70,6 +71,7 @@ class Stub:
             return 200, {"parsed_label_config": self.parsed}
         if found := re.fullmatch(r"/api/tasks/(\d+)/annotations/", route):
             self.submitted[int(found[1])] = body["result"]
+            self.parents[int(found[1])] = body.get("parent_prediction")
             return 201, {"id": 1000 + int(found[1])}
         return 404, {"detail": "Not found"}
 
@@ -155,6 +157,16 @@ def test_pre_annotations_and_queue_are_kept(stub):
     stub.queue = [task(9, predictions=[{"score": 0.25, "model_version": "v1"}], queue="Active learning")]
     served = annotator(stub, {}).next_task()
     assert (served.predictions[0]["model_version"], served.queue) == ("v1", "Active learning")
+
+
+def test_pre_annotations_are_corrected_and_named_as_parent(stub):
+    value = {"x": 10.0, "y": 10.0, "width": 50.0, "height": 21.0, "rotation": 0, "rectanglelabels": ["wolf"]}
+    region = {"id": "kept", "from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}
+    stub.queue = [task(11, predictions=[{"id": 70, "score": 0.1, "result": [region]}]), task(12)]
+    truth = {11: ImageTruth(200, 50, (("wolf", 20.0, 5.0, 100.0, 10.0),)), 12: ImageTruth(10, 10)}
+    annotator(stub, truth).label(2)
+    assert stub.submitted[11] == [{**region, "origin": "prediction"}]
+    assert stub.parents == {11: 70, 12: None}
 
 
 @pytest.mark.parametrize("name", ["a%20b.jpg", "0123abcd-a%20b.jpg"])

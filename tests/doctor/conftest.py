@@ -98,7 +98,7 @@ def store(settings):
     store = open_store(settings)
     store.projects.connect(1, "1.5", CONFIG, settings.label_studio_url, {})
     store.versions.activate(ModelVersion(1, "ppal-1-r1", 1, "retinanet_tiny", "x.pth", ("Cat",), None, {"map": 0.5}))
-    Heartbeat(settings.model_dir).beat()
+    Heartbeat(store).beat()
     yield store
     store.close()
 

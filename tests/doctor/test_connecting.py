@@ -137,6 +137,27 @@ def test_a_backend_that_refuses_the_project(connect, fresh):
         connect(extra_params='{"bugdet": 1}')
 
 
+def test_a_backend_that_refuses_the_project_as_this_version_tells_it(connect, fresh):
+    """Label Studio 1.23 answers 400 with the reason and makes no connection."""
+    said = "Reason: 400 Client Error: extra parameters: 'bugdet' is unknown (known: detector). for url: http://x/setup"
+    body = {"detail": "Validation error", "validation_errors": {"non_field_errors": [said]}}
+    fresh.refusal = httpx.Response(400, json=body)
+    with pytest.raises(LabelStudioError, match="'bugdet' is unknown") as caught:
+        connect(extra_params='{"bugdet": 1}')
+    assert "mend that and connect again" in str(caught.value) and "{" not in str(caught.value)
+
+
+def test_a_connection_that_is_gone_again(connect, fresh):
+    def forget(request, response):
+        if (request.method, request.url.path) == ("POST", "/api/ml"):
+            fresh.connections.clear()
+        return response
+
+    fresh.after = forget
+    with pytest.raises(LabelStudioError, match=r"could not use .*no connection is there; mend that"):
+        connect()
+
+
 def test_a_webhook_that_label_studio_refuses(connect, fresh):
     fresh.connect(hook=False)
     fresh.fault = lambda r: (

@@ -6,7 +6,7 @@ from pydantic import SecretStr
 
 from ppal_backend.doctor.address import address, usable_host
 from ppal_backend.doctor.run import diagnose
-from ppal_backend.errors import DetectorError
+from ppal_backend.errors import DetectorError, StoreUnavailable
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.store import Lease
 from tests.doctor.conftest import BACKEND
@@ -52,10 +52,21 @@ class TestMachine:
         monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
         said(examine()["database"], "failed", "does not answer", "log")
 
-    def test_worker(self, examine, settings):
-        for file in (settings.model_dir / "workers").iterdir():
-            file.unlink()
+    def test_worker(self, examine, store):
+        for name in store.workers.ages_s():
+            store.workers.leave(name)
         said(examine()["worker"], "failed", "no worker", "ppal worker")
+
+    def test_a_worker_that_has_fallen_silent(self, examine, monkeypatch):
+        monkeypatch.setattr("ppal_backend.service.readiness.heartbeat_age_s", lambda store: 90.0)
+        said(examine()["worker"], "failed", "a sign of life for 90 s", "start it again")
+
+    def test_whether_a_worker_lives_is_not_known_without_the_database(self, examine, monkeypatch):
+        def gone(store):
+            raise StoreUnavailable("the state database is locked; try again")
+
+        monkeypatch.setattr("ppal_backend.service.readiness.heartbeat_age_s", gone)
+        said(examine()["worker"], "failed", "nobody knows while the state database does not answer", "log")
 
     def test_disk(self, examine):
         said(examine(min_free_gib=2.0**40)["disk"], "failed", "GiB are free", "make room")
@@ -63,6 +74,13 @@ class TestMachine:
     def test_parked_events(self, examine, store):
         store.events.settle(store.events.add(1, "START_TRAINING", {}), "because")
         said(examine()["events"], "warning", "1 events", "log")
+
+    def test_the_bucket(self, examine, tmp_path):
+        found = examine(artifacts=f"file://{tmp_path}/bucket")["artifacts"]
+        assert found.state == "ok" and list((tmp_path / "bucket").iterdir()) == [], "and nothing is left there"
+        (tmp_path / "file").touch()
+        said(examine(artifacts=f"file://{tmp_path}/file")["artifacts"], "failed", "to answer", "check that it is up")
+        said(examine(artifacts="nosuch://bucket")["artifacts"], "failed", "expected PPAL_ARTIFACTS", "")
 
     def test_the_queue_is_down(self, examine):
         found = examine(queue_url=SecretStr("redis://:word-4@127.0.0.1:9/0"))["queue"]
@@ -80,6 +98,10 @@ class TestMachine:
     def test_something_else_is_there(self, examine, service, answer):
         service.answer = answer
         assert examine()["service"].state == "failed"
+
+    def test_another_kind_of_backend_is_there(self, examine, service):
+        service.answer = httpx.Response(200, json={"status": "UP", "model_class": "YOLO"})
+        said(examine()["service"], "failed", f"something else answers at {BACKEND}/health", "correct PPAL_PUBLIC_URL")
 
     def test_the_service_is_looked_for_on_this_machine_without_an_address(self, examine, service, label_studio):
         examine(public_url="")
@@ -140,6 +162,9 @@ class TestAddress:
     )
     def test_names_that_work(self, url):
         assert usable_host(url) == ""
+
+    def test_the_whole_examination_looks_at_the_address(self, examine):
+        said(examine(public_url="http://ppal:9090")["address"], "failed", "no dot", "give the backend a name")
 
     def test_unset(self):
         said(address(""), "warning", "PPAL_PUBLIC_URL", "ppal.local")
@@ -213,6 +238,16 @@ class TestLabelStudio:
         label_studio.clock_s = 20
         assert examine()["clock"].state == "ok"
 
+    def test_label_studio_goes_away_meanwhile(self, examine, label_studio):
+        asked = []
+
+        def down(request):
+            asked.append(request.url.path)
+            return httpx.Response(502) if asked.count("/api/version") > 1 else None
+
+        label_studio.fault = down
+        said(examine()["clock"], "failed", "502", "try again")
+
     def test_no_date(self, examine, label_studio):
         label_studio.date = "none"
         said(examine()["clock"], "warning", "no date", "by hand")
@@ -255,7 +290,12 @@ class TestProject:
 
     def test_the_backend_does_not_answer_label_studio(self, examine, label_studio):
         label_studio.connections[0] |= {"state": "DI", "error_message": "Connection refused"}
-        said(examine()["project 1: connection"], "failed", "Connection refused", "where Label Studio reaches it")
+        said(
+            examine()["project 1: connection"],
+            "failed",
+            "Label Studio cannot use it: Connection refused",
+            "where Label Studio reaches it",
+        )
 
     def test_a_blocked_network(self, examine, label_studio):
         text = "URL resolves to a reserved network address (block: 127.0.0.0/8)"

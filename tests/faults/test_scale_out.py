@@ -1,5 +1,7 @@
-"""Several workers on PostgreSQL and Redis: projects train side by side, every round runs once; Redis may go."""
+"""Several workers on PostgreSQL, jobs there or in Redis: projects train side by side, every round runs once; Redis may
+go."""
 
+import itertools
 import time
 
 import pytest
@@ -10,17 +12,20 @@ from tests.servers import new_database, postgresql, redis_server, wait_for
 pytestmark = [pytest.mark.faults, pytest.mark.servers]
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture(scope="module")
 def servers():
     with postgresql() as dsn, redis_server() as (url, server):
         yield dsn, url, server
 
 
-@pytest.fixture
+@pytest.fixture(params=["redis", "postgresql"])
 def rig(servers, make_rig, request):
     dsn, url, _ = servers
-    name = f"rig{abs(hash(request.node.name))}"
-    return make_rig(PPAL_DATABASE_URL=new_database(dsn, name), PPAL_QUEUE_URL=url)
+    state = new_database(dsn, f"rig{next(_numbers)}")
+    return make_rig(PPAL_DATABASE_URL=state, PPAL_QUEUE_URL=url if request.param == "redis" else state)
 
 
 def test_two_workers_train_two_projects_at_once_and_each_round_once(rig):
@@ -56,6 +61,7 @@ def test_many_rounds_on_two_workers_each_run_once(rig):
         assert rig.calls(project_id).count("export") == rig.calls(project_id).count("publish") == 1
 
 
+@pytest.mark.parametrize("rig", ["redis"], indirect=True)
 def test_redis_restarted_while_a_round_runs(rig, servers, recovered):
     _, url, redis = servers
     rig.project(1)

@@ -1,14 +1,21 @@
 """Jobs reach their handler, from another producer too, and quick work does not wait for a round."""
 
+import contextlib
+import itertools
 import threading
 import time
 
+import psycopg
 import pytest
+from sqlalchemy import inspect
 
 from ppal_backend.errors import QueueUnavailable, SettingsError
 from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.settings import load_settings
-from tests.servers import redis_server
+from ppal_backend.store import Database
+from tests.servers import new_database, postgresql, redis_server
+
+_numbers = itertools.count()
 
 
 def wait_for(condition, timeout_s=10.0):
@@ -24,11 +31,22 @@ def redis():
         yield url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
+@pytest.fixture(scope="module")
+def postgres():
+    with postgresql() as dsn:
+        yield dsn
+
+
+KINDS = ["sqlite", *(pytest.param(kind, marks=pytest.mark.servers) for kind in ("redis", "postgresql"))]
+
+
+@pytest.fixture(params=KINDS)
 def place(request, tmp_path):
     """Where a queue lies; every test runs over every kind."""
     if request.param == "sqlite":
         return tmp_path / "jobs.db"
+    if request.param == "postgresql":
+        return new_database(request.getfixturevalue("postgres"), f"queue{next(_numbers)}")
     from redis import Redis
 
     url = request.getfixturevalue("redis")
@@ -96,6 +114,26 @@ def test_each_job_goes_to_one_of_several_workers(place):
             consumer.stop(graceful=True)
 
 
+def test_jobs_taken_at_once_by_several_threads_are_each_taken_once(place):
+    queue = JobQueue(place)
+    for project_id in range(60):
+        queue.sync(project_id)
+    taken, barrier = [], threading.Barrier(4)
+
+    def take():
+        light = JobQueue(place)._light
+        barrier.wait(30)
+        while (job := light.dequeue()) is not None:
+            taken.append(job.args[0])
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(taken) == list(range(60))
+
+
 def test_waiting_jobs_do_not_pile_up(place, monkeypatch):
     monkeypatch.setattr("ppal_backend.jobs.queue.MOST_ROUNDS", 10)
     monkeypatch.setattr("ppal_backend.jobs.queue.MOST_SYNCS", 20)
@@ -109,6 +147,8 @@ def test_waiting_jobs_do_not_pile_up(place, monkeypatch):
 def test_a_queue_that_does_not_answer_says_so(tmp_path):
     with pytest.raises(QueueUnavailable, match="does not answer"):
         JobQueue("redis://127.0.0.1:1/0").sync(1)
+    with pytest.raises(QueueUnavailable, match="does not answer"):
+        JobQueue("postgresql://ppal:word-9@127.0.0.1:1/x").sync(1)
     (tmp_path / "jobs.db").write_bytes(b"this is no database, whatever its name says" * 100)
     with pytest.raises(QueueUnavailable, match="not a database"):
         JobQueue(tmp_path / "jobs.db").sync(1)
@@ -120,3 +160,31 @@ def test_the_settings_name_the_queue(tmp_path):
     for url in ("amqp://somewhere", "redis://host:notaport/0"):
         with pytest.raises(SettingsError, match="expected PPAL_QUEUE_URL such as redis"):
             open_queue(load_settings(MODEL_DIR=tmp_path, queue_url=url))
+
+
+@pytest.mark.servers
+def test_a_queue_beside_the_state_touches_none_of_its_tables(postgres):
+    url = new_database(postgres, "shared")
+    state = Database(url)
+    queue = JobQueue(url)
+    queue.sync(1)
+    with state.engine.connect() as connection:
+        tables = set(inspect(connection).get_table_names())
+        assert "projects" in tables and not {"task", "schedule", "kv", "counter"} & tables
+        assert "task" in inspect(connection).get_table_names(schema="ppal_jobs")
+    state.close()
+
+
+@pytest.mark.servers
+def test_a_queue_answers_again_after_its_connections_were_cut(postgres):
+    url = new_database(postgres, "cut")
+    queue = JobQueue(url)
+    queue.sync(1)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'cut' AND pid <> pg_backend_pid()"
+        )
+    with contextlib.suppress(QueueUnavailable):
+        queue.sync(2)
+    queue.sync(3)
+    assert 2 <= queue.pending() <= 3

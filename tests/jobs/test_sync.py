@@ -102,6 +102,27 @@ def test_a_poll_that_fails_is_told_and_loses_nothing(world):
     assert world.store.projects.get(1).problems == {}
 
 
+def test_a_poll_holds_a_batch_at_a_time_and_goes_on_where_it_was_cut_off(world, monkeypatch):
+    monkeypatch.setattr("ppal_backend.jobs.sync.POLL_BATCH", 10)
+    read = []
+
+    def updates(project_id, since):
+        for i in range(25):
+            if i == 15 and not since:
+                raise LabelStudioUnavailable("the connection broke")
+            if f"2026-01-{i + 1:02d}" >= since:
+                read.append(i)
+                yield TaskUpdate(i, f"2026-01-{i + 1:02d}", (SeenAnnotation(i, i),))
+
+    world.sync._updates = updates
+    world.sync(1)
+    assert world.store.projects.get(1).polled_until == "2026-01-10", "a whole batch is kept"
+    assert world.store.ledger.new_count(1) == 10
+    world.poll_now()
+    assert read == [*range(15), *range(9, 25)]
+    assert (world.store.ledger.new_count(1), world.store.projects.get(1).polled_until) == (25, "2026-01-25")
+
+
 def test_annotations_that_the_running_export_will_take_ask_for_no_second_round(world):
     world.annotate(1, 2, 3)
     record = world.store.rounds.claim(1, Lease.mine())

@@ -44,7 +44,7 @@ def test_reads_are_repeated_while_it_is_down_with_growing_waits():
         (httpx.Response(500), LabelStudioUnavailable, "500"),
         (httpx.Response(401, json={"detail": "Invalid token."}), LabelStudioAuthError, "Invalid token"),
         (httpx.Response(403, json={"detail": "no"}), LabelStudioAuthError, "403"),
-        (httpx.Response(400, json={"detail": "bad", "validation_errors": {"a": ["b"]}}), LabelStudioError, "'a'"),
+        (httpx.Response(400, json={"detail": "bad", "validation_errors": {"a": ["b"]}}), LabelStudioError, "a: b"),
         (httpx.Response(200, text="<html>hello"), LabelStudioError, "expected JSON"),
         (httpx.Response(302, headers={"location": "https://ls.test/x?secret=1"}), LabelStudioError, "redirect"),
     ],

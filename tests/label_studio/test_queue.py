@@ -44,7 +44,7 @@ def test_published_order_is_the_served_order():
     assert fake.project["sampling"] == "Uncertainty sampling"
     assert result.created == 5
     assert result.version.startswith("ppal-r1-")
-    assert [p["score"] for p in fake.predictions] == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert [p["score"] for p in fake.predictions] == [0.001, 0.002, 0.003, 0.004, 0.005]
     assert [s["state"] for s in states] == ["importing", "imported", "activating", "done"]
     assert fake.paths("POST") == ["/api/projects/1/import/predictions"]
     assert fake.paths("PATCH") == ["/api/projects/1/"]
@@ -305,7 +305,15 @@ def test_the_active_version_cannot_be_deleted():
 
 def test_scores_rise_strictly_for_huge_pools():
     scores = queue_scores(200_000)
-    assert scores[0] == 0.0
+    assert scores[0] > 0.0
     assert scores[-1] < 1.0
     assert all(a < b for a, b in pairwise(scores))
     assert queue_scores(0) == []
+
+
+@pytest.mark.parametrize("count", [1, 24, 998, 999, 5000])
+def test_a_score_reads_as_the_position(count):
+    """Label Studio shows three decimals: 0.042 is the 42nd task."""
+    shown = [f"{score:.3f}" for score in queue_scores(count)]
+    assert shown[:998] == [f"{position / 1000:.3f}" for position in range(1, min(count, 998) + 1)]
+    assert set(shown[998:]) <= {"0.999", "1.000"} and max(queue_scores(count)) < 1.0

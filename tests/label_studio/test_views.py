@@ -16,6 +16,28 @@ from tests.rounds.fakes import SPEC
 MINE = {"title": "My tab", "ordering": ["-tasks:id"]}
 
 
+def column(name, explore, labeling, **more):
+    return {"id": name, "visibility_defaults": {"explore": explore, "labeling": labeling}, **more}
+
+
+COLUMNS = [
+    column("image", True, True, parent="data"),
+    column("source", True, False, parent="data"),
+    column("id", True, False),
+    column("completed_at", True, False),
+    column("total_annotations", True, True),
+    column("predictions_score", False, False),
+    column("predictions_model_versions", False, False),
+    column("draft_exists", False, False),
+    {"id": "data", "type": "List", "children": ["image"]},
+]
+BESIDE_A_TASK = ["tasks:data.source", "tasks:id", "tasks:completed_at", "tasks:predictions_score",
+                 "tasks:predictions_model_versions", "tasks:draft_exists"]  # fmt: skip
+IN_QUEUE = ["tasks:completed_at", "tasks:total_annotations", "tasks:draft_exists"]
+IN_FIRST = ["tasks:predictions_score", "tasks:predictions_model_versions", "tasks:draft_exists"]
+MADE = QUEUE | {"hiddenColumns": {"explore": IN_QUEUE, "labeling": BESIDE_A_TASK}}
+
+
 class FakeWithTabs(FakeLabelStudio):
     """A Label Studio with Data Manager tabs."""
 
@@ -25,6 +47,9 @@ class FakeWithTabs(FakeLabelStudio):
         self.tabs = [dict(tab) for tab in tabs]
 
     def _answer(self, request):
+        if request.url.path == "/api/dm/columns":
+            assert request.url.params["project"] == "1"
+            return httpx.Response(200, json={"columns": COLUMNS})
         if request.url.path != "/api/dm/views/":
             return super()._answer(request)
         if request.method == "POST":
@@ -44,12 +69,13 @@ def test_publishing_makes_the_tab_once_and_leaves_the_others_alone():
     fake = FakeWithTabs(MINE)
     for _ in range(3):
         fake.publish()
-    assert fake.tabs == [MINE, QUEUE]
+    assert fake.tabs == [MINE, MADE]
     unlabelled = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
     assert fake.tabs[1] == {
         "title": "PPAL queue",
         "ordering": ["tasks:predictions_score"],
         "filters": {"conjunction": "and", "items": [unlabelled]},
+        "hiddenColumns": {"explore": IN_QUEUE, "labeling": BESIDE_A_TASK},
     }
 
 
@@ -58,7 +84,8 @@ def test_a_project_without_tabs_keeps_a_first_one_that_shows_all_tasks():
     fake.publish()
     first, second = fake.tabs
     assert (first["title"], first["filters"]["items"]) == ("Default", []) and "ordering" not in first
-    assert second == QUEUE
+    assert first["hiddenColumns"] == {"explore": IN_FIRST, "labeling": BESIDE_A_TASK}
+    assert second == MADE
 
 
 def test_a_tab_that_people_changed_stays_as_they_have_it():
@@ -73,7 +100,7 @@ def test_a_deleted_tab_comes_back_with_the_next_queue():
     fake.publish()
     fake.tabs.pop()
     fake.publish()
-    assert fake.tabs == [MINE, QUEUE]
+    assert fake.tabs == [MINE, MADE]
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 403), ("GET", 404), ("GET", 502), ("POST", 400), ("POST", 500)])
@@ -97,6 +124,15 @@ def test_an_answer_that_is_no_list_is_told_and_makes_nothing(caplog):
     )
     keep_queue_tab(fake.client(), 1)
     assert fake.tabs == [MINE] and "expected the project's tabs as a list, got dict" in caplog.text
+
+
+def test_unknown_columns_are_told_and_make_nothing(caplog):
+    fake = FakeWithTabs(MINE)
+    fake.after = lambda request, response: (
+        httpx.Response(200, json=[]) if request.url.path == "/api/dm/columns" else response
+    )
+    keep_queue_tab(fake.client(), 1)
+    assert fake.tabs == [MINE] and "expected the columns of the project's tabs" in caplog.text
 
 
 def test_an_empty_queue_makes_no_tab():

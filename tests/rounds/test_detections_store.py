@@ -21,6 +21,19 @@ def test_what_is_written_comes_back_in_order(tmp_path):
         assert len(found) == len(wanted) and features["global"].tolist() == [i, i, i]
 
 
+def test_boxes_alone_come_back_without_what_is_heavy(tmp_path):
+    writer = DetectionsWriter(tmp_path, shard_size=2)
+    for i in (14, 5, 3):
+        writer.add(detections_of(i), {"global": np.full(3, i, dtype=np.float32)})
+    writer.flush()
+    for (found, features), i in zip(read_detections(tmp_path, only_boxes=True), (14, 5, 3), strict=True):
+        wanted = detections_of(i)
+        np.testing.assert_array_equal(found.boxes_xyxy, np.asarray(wanted.boxes_xyxy).reshape(-1, 4))
+        np.testing.assert_array_equal(found.scores, wanted.scores)
+        np.testing.assert_array_equal(found.class_indices, wanted.class_indices)
+        assert found.embeddings.shape == (len(wanted), 0) and features == {}
+
+
 def test_optional_fields_and_softmax_are_kept(tmp_path):
     probs = np.array([[0.1, 0.2, 0.7]], dtype=np.float32)
     one = Detections(

@@ -6,14 +6,17 @@ from pathlib import Path
 import yaml
 
 from ppal_backend.heartbeat import Heartbeat
+from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.service.app import create_app
 from tests.service.conftest import activate, annotation_payload
 
 RULES = yaml.safe_load((Path(__file__).parents[2] / "docs" / "alerts.example.yml").read_text())["groups"][0]["rules"]
 
 
-def test_every_metric_of_every_alert_exists(client, connected, store, settings):
+def test_every_metric_of_every_alert_exists(settings, connected, store):
     activate(store)
-    Heartbeat(settings.model_dir).beat()
+    Heartbeat(store).beat()
+    client = create_app(settings, store=store, jobs=JobQueue(settings.jobs_file)).test_client()
     client.post("/webhook", json=annotation_payload())
     text = client.get("/metrics").text
     known = set(re.findall(r"^# TYPE (ppal_\w+)", text, re.MULTILINE)) | {

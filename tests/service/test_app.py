@@ -1,22 +1,22 @@
 """Routes for operators, and errors that tell outsiders nothing."""
 
-import os
 import subprocess
 import sys
-import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 from pydantic import SecretStr
 
-from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, StateError
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, StateError, StoreUnavailable
 from ppal_backend.heartbeat import Heartbeat
 from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.service.app import create_app
 from ppal_backend.service.gpu import GpuMemory, gpu_memory
 from ppal_backend.service.protocol import EXTENSION
 from ppal_backend.store import Lease, SeenAnnotation
+from ppal_backend.store.tables import now
 from tests.service.conftest import activate, annotation_payload, predict_payload, setup_payload, task
 
 
@@ -27,8 +27,8 @@ def test_health_touches_nothing(client, app, path):
     assert (answer.status_code, answer.json) == (200, {"status": "UP", "model_class": "PPALBackend"})
 
 
-def test_ready_while_database_worker_and_disk_are_well(client, settings):
-    Heartbeat(settings.model_dir).beat()
+def test_ready_while_database_worker_and_disk_are_well(client, store):
+    Heartbeat(store).beat()
     answer = client.get("/ready")
     assert (answer.status_code, answer.json) == (
         200,
@@ -43,28 +43,29 @@ def not_ready(client, check):
     return answer.json["checks"][check]
 
 
-def test_not_ready_without_its_database(client, settings, store, monkeypatch):
-    Heartbeat(settings.model_dir).beat()
+def test_not_ready_without_its_database(client, store, monkeypatch):
+    Heartbeat(store).beat()
     monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
     assert not_ready(client, "database") == "the state database does not answer; see the backend's log"
 
 
-def test_not_ready_without_a_worker(client, settings):
+def test_not_ready_without_a_worker(client, store, monkeypatch):
     assert "start ppal worker" in not_ready(client, "worker")
-    beat = Heartbeat(settings.model_dir)
-    beat.beat()
-    (file,) = (settings.model_dir / "workers").iterdir()
+    monkeypatch.setattr("ppal_backend.heartbeat.BEAT_EVERY_S", 0.0)
+    beat = Heartbeat(store)
     for age_s in (45, -3600):  # long ago, and in the future after a clock was set back
-        os.utime(file, (time.time() - age_s,) * 2)
-        assert "no sign of life" in not_ready(client, "worker").replace("has shown a", "no")
+        with monkeypatch.context() as patch:
+            patch.setattr(store.database, "now", lambda session, age_s=age_s: now() - timedelta(seconds=age_s))
+            beat.beat()
+        assert "no worker has shown a sign of life" in not_ready(client, "worker")
     beat.beat()
     assert client.get("/ready").status_code == 200
     beat.end()
     assert "start ppal worker" in not_ready(client, "worker")
 
 
-def test_not_ready_without_space(make_app, settings):
-    Heartbeat(settings.model_dir).beat()
+def test_not_ready_without_space(make_app, store):
+    Heartbeat(store).beat()
     assert "GiB are free" in not_ready(make_app(min_free_gib=2.0**40).test_client(), "disk")
 
 
@@ -118,7 +119,7 @@ def test_metrics_tell_of_projects_and_the_machine(make_app, connected, store, se
     store.rounds.claim(7, Lease.mine())
     store.ledger.see(7, [SeenAnnotation(1, 2, True), SeenAnnotation(2, 3, True)])
     store.projects.set_problem(7, "webhook", "gone")
-    Heartbeat(settings.model_dir).beat()
+    Heartbeat(store).beat()
     client = create_app(settings, store=store, jobs=queue).test_client()
     seen = samples(client)
     assert seen['ppal_map{project="7"}'] == 0.5
@@ -128,6 +129,7 @@ def test_metrics_tell_of_projects_and_the_machine(make_app, connected, store, se
     assert seen['ppal_new_annotations{project="7"}'] == 2
     assert seen['ppal_problems{project="7",topic="webhook"}'] == 1
     assert seen["ppal_jobs_pending"] == 2
+    assert (seen["ppal_queue_up"], seen["ppal_database_up"]) == (1, 1)
     assert 0 <= seen["ppal_worker_heartbeat_age_seconds"] < 60
     assert seen["ppal_disk_free_bytes"] > 0
     assert seen['ppal_gpu_memory_used_bytes{gpu="0"}'] == 3
@@ -138,6 +140,17 @@ def test_metrics_without_the_queue_that_is_down(settings, store):
     queue = open_queue(settings.model_copy(update={"queue_url": SecretStr("redis://127.0.0.1:9/0")}))
     seen = samples(create_app(settings, store=store, jobs=queue).test_client())
     assert "ppal_jobs_pending" not in seen and "ppal_projects" in seen
+    assert (seen["ppal_queue_up"], seen["ppal_database_up"]) == (0, 1)
+
+
+def test_metrics_without_the_database_that_is_down(settings, store, monkeypatch):
+    def down():
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(store.rounds, "counts", down)
+    seen = samples(create_app(settings, store=store, jobs=JobQueue(settings.jobs_file)).test_client())
+    assert (seen["ppal_queue_up"], seen["ppal_database_up"]) == (1, 0)
+    assert "ppal_projects" not in seen and seen["ppal_disk_free_bytes"] > 0
 
 
 def test_gpu_memory_without_a_driver_and_with_one_that_hangs():

@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from ppal_backend.benchmarks.service import _annotation, _setup, call, run, service
+from ppal_backend.benchmarks.service import _setup, annotation_payload, call, run, service
 from ppal_backend.jobs.queue import JobQueue
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
@@ -21,7 +21,7 @@ def test_a_short_measurement_loses_nothing():
 def test_events_and_their_job_outlive_the_process(tmp_path):
     with service(tmp_path) as (port, process):
         assert call(port, "POST", "/setup", _setup()) == 200
-        assert call(port, "POST", "/webhook", _annotation(31)) == 201
+        assert call(port, "POST", "/webhook", annotation_payload(31)) == 201
         children = psutil.Process(process.pid).children(recursive=True)
         start = time.monotonic()
     assert time.monotonic() - start < 10
@@ -37,7 +37,7 @@ def test_events_and_their_job_outlive_the_process(tmp_path):
 def test_a_request_under_way_is_answered_after_sigterm(tmp_path, capfd):
     with service(tmp_path, LOG_LEVEL="INFO") as (port, process):
         assert call(port, "POST", "/setup", _setup()) == 200
-        body = json.dumps(_annotation(31)).encode()
+        body = json.dumps(annotation_payload(31)).encode()
         head = (
             f"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             "Expect: 100-continue\r\nConnection: close\r\n\r\n"

@@ -37,6 +37,21 @@ def test_notify_does_not_wait_and_notices_that_wait_become_one():
     assert jobs.seen == [1, 1, 2]  # project 1 once more: its first job began before the later events
 
 
+def test_many_notices_are_few_jobs_and_the_first_is_passed_on_at_once(monkeypatch):
+    monkeypatch.setattr("ppal_backend.service.notifier.PAUSE_S", 30.0)
+    jobs = SlowJobs()
+    jobs.gate.set()
+    notifier = Notifier(jobs)
+    notifier.notify(1)
+    assert notifier.flush(5.0) and jobs.seen == [1], "nobody waits for the first"
+    for _ in range(100):
+        notifier.notify(1)
+        notifier.notify(2)
+    assert not notifier.flush(timeout_s=0.05) and jobs.seen == [1], "the others wait for each other"
+    notifier.close()
+    assert jobs.seen == [1, 1, 2], "and are passed on before the end"
+
+
 def test_a_failure_does_not_end_it(caplog):
     jobs = SlowJobs()
     jobs.gate.set()

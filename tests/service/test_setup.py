@@ -200,3 +200,22 @@ def test_the_status_line_tells_the_error_because_label_studio_shows_only_that(cl
     assert answer.status_code == 400
     assert answer.status.startswith("400 expected") and "RectangleLabels" in answer.status
     assert answer.get_json()["error"].startswith("expected")
+
+
+def test_the_status_line_holds_no_tags_because_label_studio_shows_it_as_html(client):
+    answer = post(client, extra_params={"detector": "<img src=x onerror=alert(1)>"})
+    assert "got 'img src=x onerror=alert(1)'" in answer.status, answer.status
+    assert "<img" in answer.get_json()["error"]
+
+
+def test_the_status_line_holds_the_whole_list_of_detectors(client):
+    answer = post(client, extra_params={"detector": "yolo99"})
+    assert answer.status.startswith("400 expected a detector of the zoo") and "retinanet_tiny" in answer.status
+    assert answer.status.endswith("got 'yolo99'; choose one."), "it was cut off"
+
+
+def test_broken_extra_parameters_are_answered_with_an_example(client):
+    answer = post(client, extra_params="budget: 50")
+    assert answer.status == (
+        '400 expected the extra parameters, such as {"budget": 50}, to be valid JSON (line 1 column 1).'
+    )

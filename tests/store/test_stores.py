@@ -3,11 +3,15 @@
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from ppal_backend.errors import SettingsError, StateError, StoreUnavailable
 from ppal_backend.store import Database, ModelVersion, SeenAnnotation, Store
+from ppal_backend.store import tables as store_module
 
 VERSION = ModelVersion(1, "ppal-r1-a", 1, "retinanet_tiny", "projects/1/m.pth", ("a", "b"), (0.5, 1.0), {"map": 0.3})
 
@@ -52,6 +56,45 @@ def test_events_tell_how_often_they_were_begun_and_since_when_they_wait(store, p
     assert store.events.waiting(longer_than_s=0) == [project] and store.events.waiting(longer_than_s=60) == []
     store.events.settle(event)
     assert store.events.waiting(longer_than_s=0) == []
+
+
+def test_an_event_takes_effect_together_with_its_being_done_or_not_at_all(store, project):
+    event = store.events.add(1, "START_TRAINING", {})
+    with pytest.raises(ZeroDivisionError), store.events.handling(event) as is_ours:
+        assert is_ours and store.rounds.request(1, "train", "x").number == 1
+        assert store.rounds.is_open(1), "what the transaction wrote is seen within it"
+        raise ZeroDivisionError
+    assert [e.id for e in store.events.pending(1)] == [event] and store.rounds.of_project(1) == []
+    with store.events.handling(event) as is_ours:
+        store.rounds.request(1, "train", "x")
+    assert is_ours and store.events.counts() == {"done": 1} and store.rounds.is_open(1)
+    with store.events.handling(event) as is_ours:
+        assert not is_ours, "somebody has handled it"
+
+
+def test_what_fails_within_a_transaction_undoes_its_own_part_only(store, project):
+    with store.database.transaction():
+        store.projects.set_problem(1, "poll", "kept")
+        with pytest.raises(IntegrityError), store.database.transaction() as session:
+            store.projects.set_problem(1, "disk", "undone")
+            session.execute(text("INSERT INTO workers (name, beat_at) VALUES (NULL, NULL)"))
+        assert store.projects.get(1).problems == {"poll": "kept"}
+    assert store.projects.get(1).problems == {"poll": "kept"}
+
+
+def test_workers_are_known_by_their_last_sign_of_life(store, monkeypatch):
+    start = store_module.now()
+    monkeypatch.setattr(store.database, "now", lambda session: start + timedelta(seconds=passed))
+    passed = 0.0
+    store.workers.beat("a")
+    store.workers.beat("b")
+    passed = 20.0
+    store.workers.beat("b")
+    assert store.workers.ages_s() == {"a": pytest.approx(20.0), "b": pytest.approx(0.0)}
+    store.workers.leave("b")
+    passed = 90_000.0
+    store.workers.beat("c")
+    assert list(store.workers.ages_s()) == ["c"], "a has been silent for a day"
 
 
 def test_an_event_survives_a_kill_right_after_it_was_stored(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ppal_backend.acquisition.budget import UNITS, Budget
+from ppal_backend.acquisition.ccms import MakeSimilarity
 from ppal_backend.acquisition.dcus import Scorer
 from ppal_backend.acquisition.explain import explain
 from ppal_backend.acquisition.selection import FIRST, Selector
@@ -65,6 +66,8 @@ class Options:
         metric: CCMS on ``cosine`` or ``kl``; ``auto`` decides by what the detections hold.
         memory_gib: Bound for stage 2; beyond it similarities are computed row by row.
         device: Where to compute similarities; default where the detections are.
+        similarity: Makes what computes CCMS where a matrix does not fit, from the arguments of
+            :class:`~ppal_backend.acquisition.ccms.LazySimilarity`; None for that class itself.
         strength: How much ``ppal+balance`` prefers rare predicted classes, >= 0.
     """
 
@@ -87,6 +90,7 @@ class Options:
     memory_gib: float | None = None
     device: str | None = None
     strength: float = 1.0
+    similarity: MakeSimilarity | None = None
 
     def __post_init__(self) -> None:
         choices = (

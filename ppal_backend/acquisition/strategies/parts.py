@@ -25,4 +25,7 @@ def diverse(options: Options, compare: Compare) -> DiverseSelector:
 
 def ccms(options: Options, labelled: bool = False) -> DiverseSelector:
     """k-Center-Greedy and k-medoids on CCMS."""
-    return diverse(options, compare_ccms(options.boxes, options.device, options.memory_gib, options.metric, labelled))
+    compare = compare_ccms(
+        options.boxes, options.device, options.memory_gib, options.metric, labelled, options.similarity
+    )
+    return diverse(options, compare)

@@ -13,12 +13,14 @@ TICKS = 5
 
 @dataclass(frozen=True)
 class Mark:
-    """A value to draw, with the text that appears when it is pointed at. ``name`` is written beside it."""
+    """A value to draw, with the text that appears when it is pointed at. ``name`` is written beside it; ``interval``
+    (low and high) becomes a line through it."""
 
     x: float
     y: float
     title: str
     name: str = ""
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Band:
-    """An interval over x: rows of x, low and high."""
+    """An interval over x: rows of x, low and high. ``style`` names a CSS class."""
 
     rows: Sequence[tuple[float, float, float]]
     title: str
+    style: str = "band"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,21 @@ class Axis:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A series in pixels: the line's path, and x, y, title and name of each mark."""
+    """A series in pixels: the line's path; x, y, title and name of each mark; x, low and high of the intervals."""
 
     style: str
     path: str
     dots: Sequence[tuple[float, float, str, str]]
+    whiskers: Sequence[tuple[float, float, float]] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A band in pixels."""
+
+    style: str
+    path: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -73,14 +86,13 @@ class Chart:
     x: Axis
     y: Axis
     drawn: Sequence[Drawn]
-    band_path: str = ""
-    band_title: str = ""
+    bands: Sequence[Outline] = ()
     width: float = field(default=WIDTH)
     height: float = field(default=HEIGHT)
 
 
 def chart(
-    title: str, summary: str, x_label: str, y_label: str, series: Sequence[Series], band: Band | None = None
+    title: str, summary: str, x_label: str, y_label: str, series: Sequence[Series], bands: Sequence[Band] = ()
 ) -> Chart:
     """Lay a chart out; both axes start at 0.
 
@@ -90,17 +102,17 @@ def chart(
     marks = [mark for one in series for mark in one.marks]
     if not marks:
         raise ValueError("expected at least one mark to draw, got none")
-    rows = band.rows if band is not None else ()
+    rows = [row for band in bands for row in band.rows]
+    tops = [mark.interval[1] for mark in marks if mark.interval is not None]
     x = axis(x_label, max([m.x for m in marks] + [r[0] for r in rows]), LEFT, WIDTH - RIGHT)
-    y = axis(y_label, max([m.y for m in marks] + [r[2] for r in rows]), HEIGHT - BOTTOM, TOP)
+    y = axis(y_label, max([m.y for m in marks] + [r[2] for r in rows] + tops), HEIGHT - BOTTOM, TOP)
     return Chart(
         title=title,
         summary=summary,
         x=x,
         y=y,
         drawn=[_drawn(one, x, y) for one in series],
-        band_path=_outline(rows, x, y),
-        band_title=band.title if band is not None else "",
+        bands=[Outline(band.style, _outline(band.rows, x, y), band.title) for band in bands if band.rows],
     )
 
 
@@ -131,12 +143,11 @@ def _step(highest: float) -> float:
 def _drawn(one: Series, x: Axis, y: Axis) -> Drawn:
     dots = [(x.px(m.x), y.px(m.y), m.title, m.name) for m in one.marks]
     path = _path([(px, py) for px, py, _, _ in dots]) if one.joined and len(dots) > 1 else ""
-    return Drawn(one.style, path, dots)
+    whiskers = [(x.px(m.x), y.px(m.interval[0]), y.px(m.interval[1])) for m in one.marks if m.interval is not None]
+    return Drawn(one.style, path, dots, whiskers)
 
 
 def _outline(rows: Sequence[tuple[float, float, float]], x: Axis, y: Axis) -> str:
-    if not rows:
-        return ""
     upper = [(x.px(at), y.px(high)) for at, _, high in rows]
     lower = [(x.px(at), y.px(low)) for at, low, _ in reversed(rows)]
     return _path(upper + lower) + "Z"

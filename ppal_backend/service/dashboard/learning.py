@@ -20,7 +20,8 @@ Verdict = Literal["go on", "stop", "open"]
 
 @dataclass(frozen=True)
 class Point:
-    """A round that trained and was evaluated. ``value`` is mAP in [0, 1] on ``measured_on`` images it did not see."""
+    """A round that trained and was evaluated. ``value`` is mAP in [0, 1] on ``measured_on`` images it did not see,
+    ``interval`` its low and high had other images been held out; None where the round kept none."""
 
     number: int
     version: str
@@ -31,6 +32,7 @@ class Point:
     measured_on: int
     started: datetime
     per_class: Mapping[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def points_of(rounds: Sequence[RoundRecord]) -> list[Point]:
             measured_on=int(r.metrics.get("images") or 0),
             started=r.created_at,
             per_class=dict(r.metrics.get("per_class") or {}),
+            interval=_interval(r.metrics.get("map_interval")),
         )
         for r in rounds
         if r.state == "done" and r.kind == "train" and r.metrics.get("map") is not None
@@ -108,6 +111,17 @@ def advice_of(
     return [_by_budget(images, goal), _by_plateau(gain, budget), _by_uncertainty(uncertainty)]
 
 
+def stretches_of(points: Sequence[Point]) -> list[list[Point]]:
+    """Rounds in a row that have an interval, as a band can be drawn over two or more of them."""
+    stretches: list[list[Point]] = [[]]
+    for point in points:
+        if point.interval is None:
+            stretches.append([])
+        else:
+            stretches[-1].append(point)
+    return [stretch for stretch in stretches if len(stretch) > 1]
+
+
 def mean_utility(query: Query | None) -> float | None:
     """Mean utility of a query set; None without a query set or without utilities."""
     values = [query.utilities[i] for i in query.image_ids if i in query.utilities] if query is not None else []
@@ -133,15 +147,21 @@ def _by_plateau(gain: Range | None, budget: int) -> Advice:
 
 def _by_uncertainty(uncertainty: tuple[float, float] | None) -> Advice:
     if uncertainty is None or uncertainty[0] <= 0:
-        return Advice("Uncertainty", "open", "Two rounds that ranked the pool with a model are needed to compare.")
+        return Advice(
+            "Uncertainty floor", "open", "Two rounds that ranked the pool with a model are needed to compare."
+        )
     share = uncertainty[1] / uncertainty[0]
     told = (
         f"What the model finds most worth labeling is {share:.0%} as uncertain as in the first round "
         f"({uncertainty[1]:.2f} after {uncertainty[0]:.2f})"
     )
     if share < UNCERTAINTY_FLOOR:
-        return Advice("Uncertainty", "stop", f"{told}: below {UNCERTAINTY_FLOOR:.0%}, little is left to ask.")
-    return Advice("Uncertainty", "go on", f"{told}.")
+        return Advice("Uncertainty floor", "stop", f"{told}: below {UNCERTAINTY_FLOOR:.0%}, little is left to ask.")
+    return Advice("Uncertainty floor", "go on", f"{told}.")
+
+
+def _interval(stored: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if stored is None else (float(stored[0]), float(stored[1]))
 
 
 def _points(gain: Range) -> str:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ppal_backend.errors import PPALError
+from ppal_backend.errors import PPALError, StateError
 from ppal_backend.rounds.boxes import read_boxes
 from ppal_backend.service import readiness
-from ppal_backend.service.dashboard import learning, now, origins, quality, queue
+from ppal_backend.service.dashboard import learning, now, origins, pool_map, quality, queue
 from ppal_backend.service.dashboard.charts import Band, Chart, Mark, Series, chart, sparkline
 from ppal_backend.service.dashboard.classes import ClassRow, class_rows
 from ppal_backend.service.dashboard.forecast import COVERED, Forecast
@@ -21,6 +21,7 @@ from ppal_backend.store import RoundRecord
 CURVE_STEPS = 40
 LOOK_AHEAD = 2.0
 ROUNDS_SHOWN = 12
+MEASURED = "95% of resamples of the held-out images"
 
 
 def overview(projects: Sequence[Project]) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def now_page(project: Project) -> dict[str, Any]:
         "waiting": project.opened[1:],
         "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
         "missing": max(0, project.options.budget - project.new_annotations),
-        "worker_problem": readiness.worker(project.runtime.settings),
+        "worker_problem": readiness.worker(project.runtime.store),
     }
 
 
@@ -123,8 +124,24 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     boxes = read_boxes(files.folder / "detections", queue.ids_on(query, page))
     threshold = project.options.score_threshold
     items = queue.items_on(query, page, version.labels, files.pool(), boxes, threshold)
+    drawn = files.map() if page == 1 else None
+    since = project.labelled_since(version.round_number) if drawn is not None else ()
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
-            "pages": pages, "parts": queue.parts_of(query), "threshold": threshold}  # fmt: skip
+            "pages": pages, "parts": queue.parts_of(query), "threshold": threshold,
+            "map": pool_map.summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
+
+
+def map_points(project: Project, number: int) -> dict[str, Any]:
+    """The points of a round's map.
+
+    Raises:
+        StateError: the round has no map.
+    """
+    files, version = project.files(number), next((v for v in project.versions if v.round_number == number), None)
+    query, drawn = files.query(), files.map()
+    if version is None or query is None or drawn is None:
+        raise StateError(f"round {number} of project {project.id} has no map; the next round draws one")
+    return pool_map.points_of(query, drawn, project.labelled_since(number), version.labels)
 
 
 def quality_page(project: Project, page: int) -> dict[str, Any]:
@@ -179,29 +196,40 @@ def _uncertainty(project: Project) -> tuple[float, float] | None:
 
 
 def _map_chart(points: Sequence[Point], forecast: Forecast | None, budget: int) -> Chart:
-    marks = [
-        Mark(p.images, p.value, f"round {p.number}: mAP {p.value:.3f} with {p.images} images, {p.boxes} boxes")
-        for p in points
-    ]
+    marks = [Mark(p.images, p.value, _told(p, f"{p.images} images, {p.boxes} boxes"), "", p.interval) for p in points]
     last = points[-1]
     summary = f"mAP of {len(points)} rounds, from {points[0].value:.3f} to {last.value:.3f}"
+    measured = _bands(points, "images")
     if forecast is None:
-        return chart("mAP by labelled images", summary, "labelled images", "mAP", [Series(marks)])
+        return chart("mAP by labelled images", summary, "labelled images", "mAP", [Series(marks)], measured)
     first = points[0].images
     end = max(last.images * LOOK_AHEAD, last.images + budget)
     at = [first + (end - first) * i / CURVE_STEPS for i in range(CURVE_STEPS + 1)]
     ranges = [forecast.at(n) for n in at]
     curve = [Mark(n, max(0.0, r.middle), "") for n, r in zip(at, ranges, strict=True)]
     rows = [(n, max(0.0, r.low), min(1.0, r.high)) for n, r in zip(at, ranges, strict=True)]
-    band = Band(rows, f"{COVERED:.0%} of the curves that fit")
+    bands = [Band(rows, f"{COVERED:.0%} of the curves that fit"), *measured]
     series = [Series(curve, "forecast"), Series(marks)]
-    return chart("mAP by labelled images", summary + ", with forecast", "labelled images", "mAP", series, band)
+    return chart("mAP by labelled images", summary + ", with forecast", "labelled images", "mAP", series, bands)
 
 
 def _boxes_chart(points: Sequence[Point]) -> Chart:
-    marks = [Mark(p.boxes, p.value, f"round {p.number}: mAP {p.value:.3f} with {p.boxes} boxes") for p in points]
+    marks = [Mark(p.boxes, p.value, _told(p, f"{p.boxes} boxes"), "", p.interval) for p in points]
     summary = f"mAP of {len(points)} rounds by labelled boxes"
-    return chart("mAP by labelled boxes", summary, "labelled boxes", "mAP", [Series(marks)])
+    bands = _bands(points, "boxes")
+    return chart("mAP by labelled boxes", summary, "labelled boxes", "mAP", [Series(marks)], bands)
+
+
+def _bands(points: Sequence[Point], by: str) -> list[Band]:
+    return [
+        Band([(getattr(p, by), *p.interval) for p in stretch if p.interval is not None], MEASURED, "measured")
+        for stretch in learning.stretches_of(points)
+    ]
+
+
+def _told(point: Point, having: str) -> str:
+    spread = "" if point.interval is None else " ({:.3f} to {:.3f})".format(*point.interval)
+    return f"round {point.number}: mAP {point.value:.3f}{spread} with {having}"
 
 
 def _class_lines(points: Sequence[Point]) -> list[dict[str, Any]]:

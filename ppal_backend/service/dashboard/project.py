@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ppal_backend.errors import StateError
 from ppal_backend.logs import Redacting
+from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.service.connecting import schema_of
 from ppal_backend.service.dashboard.round_files import PoolImage, RoundFiles
 from ppal_backend.service.runtime import Runtime
@@ -72,10 +73,15 @@ class Project:
         """Annotations that no training has used yet."""
         return self.runtime.store.ledger.new_count(self.id)
 
+    def labelled_since(self, number: int) -> frozenset[int]:
+        """Tasks with an annotation that came after a round had read them."""
+        return frozenset(self.runtime.store.ledger.tasks_after(self.id, number))
+
     @property
     def label_studio(self) -> str:
         """Label Studio's address for links, without credentials."""
-        parts = urlsplit(self.runtime.settings.label_studio_url or self.record.url)
+        settings = self.runtime.settings
+        parts = urlsplit(settings.label_studio_public_url or settings.label_studio_url or self.record.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
     def task_link(self, task_id: int) -> str:
@@ -84,15 +90,19 @@ class Project:
 
     def files(self, number: int) -> RoundFiles:
         """The folder of a round."""
+        mirror = open_mirror(self.runtime.settings)
+        if mirror is not None:
+            mirror.show(self.record.key, self.id, number)
         return RoundFiles(self.runtime.settings.project_folder(self.id) / "rounds" / str(number))
 
     def image_file(self, number: int, task_id: int) -> Path:
-        """A pool image of a round; only files of the image cache are ever named.
+        """An image of a round's pool, or of its map; only files of the image cache are ever named.
 
         Raises:
-            StateError: the round's pool has no such task, or its file is not in the cache any more.
+            StateError: the round has no such task, or its file is not in the cache any more.
         """
-        image: PoolImage | None = self.files(number).pool().get(task_id)
+        files = self.files(number)
+        image: PoolImage | None = files.pool().get(task_id) or files.drawn_labelled().get(task_id)
         cache = (self.runtime.settings.model_dir / "images").resolve()
         path = Path(image.path).resolve() if image is not None else cache
         if not path.is_relative_to(cache) or path.suffix not in IMAGE_TYPES or not path.is_file():

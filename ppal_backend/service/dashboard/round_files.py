@@ -70,6 +70,16 @@ class RoundFiles:
         path = self.folder / "dataset" / "pool.json"
         return _pool(*_identity(path)) if path.is_file() else {}
 
+    def map(self) -> Mapping[str, Any] | None:
+        """The map of the pool; None where the round had no features of images to draw it by."""
+        path = self.folder / "map.json"
+        return _map(*_identity(path)) if path.is_file() else None
+
+    def drawn_labelled(self) -> Mapping[int, PoolImage]:
+        """The labelled images on the map, by task id."""
+        rows = (self.map() or {}).get("labelled", ())
+        return {e["image_id"]: PoolImage(e["path"], e["width"], e["height"]) for e in rows}
+
     def review(self) -> Mapping[str, Any] | None:
         """What the detector disputes of the annotations; None where the round did not compare them."""
         path = self.folder / "dataset" / "quality.json"
@@ -110,6 +120,11 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
 @lru_cache(maxsize=3)
 def _pool(path: Path, _changed: int, _size: int) -> dict[int, PoolImage]:
     return {int(e["image_id"]): PoolImage(e["path"], e["width"], e["height"]) for e in _read(path)}
+
+
+@lru_cache(maxsize=3)
+def _map(path: Path, _changed: int, _size: int) -> Mapping[str, Any]:
+    return dict(_read(path))
 
 
 def _mark(path: Path) -> Mark:

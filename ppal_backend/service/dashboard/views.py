@@ -6,7 +6,18 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, redirect, render_template, request, send_file, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    current_app,
+    jsonify,
+    redirect,
+    render_template,
+    request,
+    send_file,
+    url_for,
+)
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -15,6 +26,7 @@ from ppal_backend.service.dashboard import pages
 from ppal_backend.service.dashboard.actions import Actions
 from ppal_backend.service.dashboard.csrf import FIELD, FormTokens
 from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
+from ppal_backend.service.dashboard.thumbnails import small_jpeg
 from ppal_backend.service.events import LARGEST_PROJECT_ID
 from ppal_backend.service.problems import status_of
 from ppal_backend.service.runtime import Runtime
@@ -119,6 +131,15 @@ def queue(project_id: int) -> str:
     return _page("queue", project, **pages.queue_page(project, request.args.get("page", 1, type=int)))
 
 
+@ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/map")
+def map_points(project_id: int, number: int) -> AnyResponse:
+    """The points of the map on the page before."""
+    response = jsonify(pages.map_points(_project(project_id), number))
+    response.cache_control.private, response.cache_control.no_cache = True, True
+    response.add_etag()
+    return response.make_conditional(request)
+
+
 @ui.get(f"{PROJECT}/quality")
 def quality(project_id: int) -> str:
     """What is worth a second look, and what pre-annotations saved."""
@@ -139,6 +160,15 @@ def image(project_id: int, number: int, task_id: int) -> Response:
     path = _project(project_id).image_file(number, task_id)
     response = send_file(path, mimetype=IMAGE_TYPES[path.suffix], conditional=True, max_age=IMAGE_AGE_S)
     response.cache_control.public, response.cache_control.private = False, True
+    return response
+
+
+@ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/thumbnails/<int:task_id>")
+def thumbnail(project_id: int, number: int, task_id: int) -> Response:
+    """The same, small."""
+    path = _project(project_id).image_file(number, task_id)
+    response = Response(small_jpeg(path), mimetype="image/jpeg")
+    response.cache_control.private, response.cache_control.max_age = True, IMAGE_AGE_S
     return response
 
 

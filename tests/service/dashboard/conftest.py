@@ -28,15 +28,21 @@ class LearningWorld(FakeWorld):
 
     def prepare(self, folder, on_progress):
         data = super().prepare(folder, on_progress)
-        pool = [replace(e, path=str(self.cache / f"{e.image_id}.png")) for e in data.pool]
-        for entry in pool:
-            (self.cache / f"{entry.image_id}.png").write_bytes(PIXEL)
-        return replace(data, pool=pool)
+        pool = [replace(e, path=self.file(e.image_id)) for e in data.pool]
+        labelled = replace(data.labelled, images=[replace(i, file_name=self.file(i.id)) for i in data.labelled.images])
+        return replace(data, pool=pool, labelled=labelled)
+
+    def file(self, image_id):
+        path = self.cache / f"{image_id}.png"
+        path.write_bytes(PIXEL)
+        return str(path)
 
     def evaluate(self, spec, model, ann_json):
         value = 0.7 - 1.2 * self.labelled**-0.5
         per_class = {"cat": value + 0.1, "dog": value - 0.1}
-        return {"map": value, "map50": value + 0.2, "per_class": per_class, "images": 6, "instances": 9}
+        interval = [value - 0.05, value + 0.04] if self.labelled > 10 else None
+        return {"map": value, "map50": value + 0.2, "per_class": per_class, "images": 12, "instances": 19,
+                "map_interval": interval}  # fmt: skip
 
 
 class ReviewedWorld(LearningWorld):

@@ -1,18 +1,22 @@
 """The pages in a real browser: no console error, no sideways scrolling, readable by everybody, usable by keyboard."""
 
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from werkzeug.serving import make_server
 
+from ppal_backend.benchmarks.dashboard import Size, build
+from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.store import Lease
-from tests.service.dashboard.conftest import PASSWORD, ReviewedWorld, ShownPlace
+from tests.service.dashboard.conftest import PASSWORD, PIXEL, ReviewedWorld, ShownPlace
 
 CHROMIUM = Path("/usr/bin/chromium")
-PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/queue", "projects/1/quality",
-         "projects/1/settings"]  # fmt: skip
+PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/queue", "projects/1/queue?page=2",
+         "projects/1/quality", "projects/1/settings"]  # fmt: skip
+LABEL_STUDIO = "http://ls.test:8080"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Debian's package chromium")]
 
@@ -26,11 +30,17 @@ def shown(tmp_path_factory):
     place.store.rounds.claim(1, Lease.mine())
     place.store.rounds.report(record.id, "train", {"done": 1, "total": 4, "detail": "loss 0.9"})
     place.running = record.id
+    with served(place):
+        yield place
+
+
+@contextmanager
+def served(place):
     app = place.app(basic_auth_user="op", basic_auth_pass=SecretStr(PASSWORD))
     server = make_server("127.0.0.1", 0, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place.url = f"http://127.0.0.1:{server.port}/ui/"
-    yield place
+    yield
     server.shutdown()
     place.store.close()
 
@@ -58,15 +68,18 @@ def open_page(browser, shown):
     """Opens a page at a width; whatever its console says fails the test."""
     said, contexts = [], []
 
-    def open_at(path, width=1280):
-        context = browser.new_context(
-            viewport={"width": width, "height": 850}, http_credentials={"username": "op", "password": PASSWORD}
-        )
+    def open_at(path, width=1280, place=shown, image=None, **options):
+        login = {"username": "op", "password": PASSWORD}
+        context = browser.new_context(viewport={"width": width, "height": 850}, http_credentials=login, **options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        assert page.goto(shown.url + path).status == 200
+        page.route(f"{LABEL_STUDIO}/**", lambda route: route.fulfill(body="<title>Label Studio</title>"))
+        if image is not None:  # instead of files that the place does not have
+            page.route("**/rounds/*/*/*", lambda route: route.fulfill(body=image, content_type="image/png"))
+        assert page.goto(place.url + path).status == 200
         return page
 
     yield open_at
@@ -93,6 +106,115 @@ def test_images_are_shown(open_page, path):
     assert page.locator(".frame img").count() >= 3
     for image in page.locator(".frame img").all()[:3]:
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+@pytest.fixture
+def map_page(open_page, shown):
+    """The queue with its map drawn, and what the round chose."""
+
+    def open_map(width=1280, **options):
+        page = open_page("projects/1/queue", width, **options)
+        page.locator("#map[data-ready]").wait_for()
+        return page, RoundFolder(shown.folder(5)).read("query_set.json")["image_ids"]
+
+    return open_map
+
+
+def coloured(page, kind):
+    """How many pixels of the map have a kind's colour."""
+    return page.evaluate(
+        """kind => {
+            const rgb = COLOURS[kind].match(/[0-9a-f]{2}/gi).map(part => parseInt(part, 16));
+            const copy = new OffscreenCanvas(canvas.width, canvas.height);
+            const reader = copy.getContext("2d", { willReadFrequently: true });
+            reader.drawImage(canvas, 0, 0);
+            const data = reader.getImageData(0, 0, copy.width, copy.height).data;
+            let count = 0;
+            for (let i = 0; i < data.length; i += 4)
+                if (data[i + 3] > 99 && rgb.every((value, n) => Math.abs(data[i + n] - value) < 4)) count++;
+            return count;
+        }""",
+        kind,
+    )
+
+
+def point_at(page, task_id):
+    """Where a task's point is on the screen."""
+    page.locator("#map canvas").scroll_into_view_if_needed()
+    return page.evaluate(
+        """task => {
+            const box = canvas.getBoundingClientRect(), index = byTask.get(task);
+            return [box.left + at[2 * index], box.top + at[2 * index + 1]];
+        }""",
+        task_id,
+    )
+
+
+def test_the_map_draws_every_kind_and_hides_what_is_not_wanted(map_page):
+    page, _ = map_page()
+    kinds = page.eval_on_selector_all(".layers input", "all => all.map(one => one.value)")
+    assert kinds == [k for k in "pcrls" if k in page.evaluate("points.kinds")] and {"p", "c", "l"} <= set(kinds)
+    assert page.evaluate("points.ids.length") == 80, "10 of the pool, 70 that are labelled"
+    for kind in kinds:
+        assert coloured(page, kind) >= 5, kind
+        page.locator(f".layers input[value={kind}]").uncheck()
+        assert coloured(page, kind) == 0, kind
+
+
+def test_pointing_at_the_map_shows_image_place_and_reason_and_a_press_opens_the_task(map_page):
+    page, chosen = map_page()
+    page.mouse.move(*point_at(page, chosen[2]))
+    card = page.locator("#map .shown")
+    card.get_by_text(f"Task {chosen[2]}").wait_for()
+    assert "query set, place 3" in card.inner_text() and "by uncertainty" in card.inner_text()
+    assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    page.mouse.click(*point_at(page, chosen[2]))
+    page.wait_for_url(f"{LABEL_STUDIO}/projects/1/data?task={chosen[2]}")
+
+
+def test_the_map_is_walked_by_keyboard_in_the_order_of_the_queue(map_page, axe):
+    page, chosen = map_page()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === canvas"):
+            break
+    card = page.locator("#map .shown")
+    for key, task in (("ArrowRight", chosen[0]), ("ArrowRight", chosen[1]), ("End", chosen[4]), ("Home", chosen[0])):
+        page.keyboard.press(key)
+        card.get_by_text(f"Task {task}", exact=True).wait_for()
+        assert f"place {chosen.index(task) + 1}" in card.inner_text()
+    assert card.get_attribute("aria-live") == "polite", "it is read out"
+    page.evaluate(axe)
+    assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{LABEL_STUDIO}/projects/1/data?task={chosen[0]}")
+
+
+def test_the_list_beside_the_map_points_at_it(map_page):
+    page, chosen = map_page()
+    links = page.locator("#map .chosen a")
+    assert links.all_inner_texts() == [f"Task {task}" for task in chosen]
+    links.nth(3).focus()
+    page.locator("#map .shown").get_by_text(f"Task {chosen[3]}").wait_for()
+    assert page.evaluate("points.ids[picked]") == chosen[3]
+
+
+def test_a_finger_picks_and_opens_nothing(map_page):
+    page, chosen = map_page(390, has_touch=True)
+    page.touchscreen.tap(*point_at(page, chosen[0]))
+    page.locator("#map .shown img").wait_for()
+    assert page.evaluate("points.kinds[picked]") == "p" and page.url.endswith("/queue")
+
+
+def test_twenty_thousand_points_are_drawn_and_can_be_pointed_at(open_page, tmp_path_factory):
+    place = ShownPlace(tmp_path_factory.mktemp("large") / "data")
+    build(place.settings, place.store, Size(rounds=1))
+    with served(place):
+        page = open_page("projects/1/queue", place=place, image=PIXEL)
+        page.locator("#map[data-ready]").wait_for()
+        assert page.evaluate("points.ids.length") == 22_000 and coloured(page, "r") > 5000
+        page.mouse.move(*point_at(page, 7))
+        page.locator("#map .shown .tag", has_text="query set").wait_for()
 
 
 def test_now_follows_the_round_without_a_reload(open_page, shown):

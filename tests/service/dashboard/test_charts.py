@@ -35,12 +35,20 @@ def test_values_lie_where_the_axes_say():
 
 def test_a_band_goes_up_and_back_and_fits_in():
     band = Band([(0, 0.1, 0.2), (10, 0.3, 1.9)], "interval")
-    made = chart("t", "s", "x", "y", [Series([Mark(5, 0.5, "a")])], band)
+    made = chart("t", "s", "x", "y", [Series([Mark(5, 0.5, "a")])], [band])
+    (drawn,) = made.bands
+    assert (drawn.style, drawn.title) == ("band", "interval")
     assert made.y.high >= 1.9 and made.x.high >= 10
     up = [made.y.px(0.2), made.y.px(1.9)]
-    assert made.band_path == f"M{LEFT:g} {up[0]:g}L{END:g} {up[1]:g}L{END:g} " + (
+    assert drawn.path == f"M{LEFT:g} {up[0]:g}L{END:g} {up[1]:g}L{END:g} " + (
         f"{made.y.px(0.3):g}L{LEFT:g} {made.y.px(0.1):g}Z"
     )
+
+
+def test_a_mark_with_an_interval_has_a_line_through_it_that_fits_in():
+    made = chart("t", "s", "x", "y", [Series([Mark(10, 0.5, "a", interval=(0.4, 1.3)), Mark(20, 0.6, "b")])])
+    assert made.y.high >= 1.3
+    assert made.drawn[0].whiskers == [(made.x.px(10), made.y.px(0.4), made.y.px(1.3))]
 
 
 def test_points_that_are_not_joined_have_no_line():

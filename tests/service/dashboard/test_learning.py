@@ -12,6 +12,7 @@ from ppal_backend.service.dashboard.learning import (
     mean_utility,
     pace_per_hour,
     points_of,
+    stretches_of,
     why_no_forecast,
 )
 from ppal_backend.service.dashboard.round_files import Query
@@ -27,8 +28,9 @@ def record(number=1, kind="train", state="done", **metrics):
     )
 
 
-def point(images, value, hours=0.0):
-    return Point(1, "v", images, 3 * images, value, None, 4, START + timedelta(hours=hours))
+def point(images, value, hours=0.0, interval=None):
+    started = START + timedelta(hours=hours)
+    return Point(1, "v", images, 3 * images, value, None, 4, started, interval=interval)
 
 
 def growing(ceiling, images=(100, 200, 300, 400, 500)):
@@ -43,6 +45,22 @@ def verdicts(points, budget=50, goal=1000, uncertainty=None):
 def test_only_complete_measured_trainings_are_points():
     rounds = [record(1), record(2, kind="rank"), record(3, state="failed"), record(4, map=None), record(5, map=0.7)]
     assert [(p.number, p.value, p.measured_on) for p in points_of(rounds)] == [(1, 0.5, 4), (5, 0.7, 4)]
+
+
+def test_a_point_has_the_interval_that_its_round_kept():
+    rounds = [record(1), record(2, map_interval=None), record(3, map_interval=[0.4, 0.7])]
+    assert [p.interval for p in points_of(rounds)] == [None, None, (0.4, 0.7)]
+
+
+def test_a_band_covers_rounds_in_a_row_that_have_an_interval():
+    has = [True, True, False, True, False, True, True, True]
+    points = [point(n, 0.5, interval=(0.4, 0.6) if known else None) for n, known in enumerate(has)]
+    assert [[p.images for p in stretch] for stretch in stretches_of(points)] == [[0, 1], [5, 6, 7]]
+    assert stretches_of([]) == []
+
+
+def test_the_three_criteria_are_budget_plateau_and_uncertainty_floor():
+    assert list(verdicts(growing(0.8))) == ["Budget", "Plateau", "Uncertainty floor"]
 
 
 def test_budget_is_used_up_when_as_many_as_planned_are_labelled():
@@ -60,10 +78,11 @@ def test_plateau_needs_a_gain_below_what_two_trainings_differ_by():
 
 def test_uncertainty_is_compared_with_the_first_round():
     points = growing(0.8)
-    assert verdicts(points, uncertainty=(10.0, 1.9))["Uncertainty"] == "stop"
-    assert verdicts(points, uncertainty=(10.0, 2.1))["Uncertainty"] == "go on"
+    assert verdicts(points, uncertainty=(10.0, 1.9))["Uncertainty floor"] == "stop"
+    assert verdicts(points, uncertainty=(10.0, 2.1))["Uncertainty floor"] == "go on"
     assert (
-        verdicts(points)["Uncertainty"] == "open" and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty"] == "open"
+        verdicts(points)["Uncertainty floor"] == "open"
+        and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty floor"] == "open"
     )
 
 

@@ -8,13 +8,14 @@ import sys
 import pytest
 from pydantic import SecretStr
 
+from ppal_backend.detector.bootstrap import FEWEST_IMAGES
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
 from tests.operations.conftest import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
 PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
-         "projects/1/quality", "projects/1/settings"]  # fmt: skip
+         "projects/1/quality", "projects/1/settings", "projects/1/rounds/5/map"]  # fmt: skip
 HUGE = 10**30
 
 
@@ -22,6 +23,11 @@ def text_of(answer):
     """What people read, in one line."""
     assert answer.status_code == 200, answer.text
     return " ".join(re.sub(r"<[^>]+>", " ", answer.text).split())
+
+
+def in_gallery(page):
+    """Tasks of the gallery, in order."""
+    return [int(t) for t in re.findall(r'<h2><span class="place">\d+</span> <a [^>]+>Task (\d+)</a>', page)]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -79,21 +85,42 @@ def test_now_shows_the_running_round_its_log_and_what_hinders(place):
     text = text_of(page)
     assert "Round 2 running" in text and "five &lt;b&gt;new&lt;/b&gt; annotations" in text
     assert "Read the annotations 3 s" in text and "3 of 12 · images" in text and 'value="3"' in page.text
-    assert "the webhook is missing" in text and "no worker runs on this MODEL_DIR" in text
+    assert "the webhook is missing" in text and "no worker runs on this state database" in text
     assert "first\nloss 0.5 token [secret]" in page.text
     assert text_of(place.app().test_client().get("/ui/")).count("round 2: dataset") == 1
 
 
 def test_learning_shows_every_round_and_the_forecast(client):
     text = text_of(client.get("/ui/projects/1/learning"))
-    assert "round 1: mAP 0.321 with 10 images, 10 boxes" in text and "round 5: mAP 0.530 with 50 images" in text
+    assert (
+        "round 1: mAP 0.321 with 10 images, 10 boxes" in text
+        and "round 5: mAP 0.530 (0.480 to 0.570) with 50 images" in text
+    )
     assert "The dashed curve is a power law" in text and "fitted to 5 trainings" in text
     found = re.search(r"After the next 5 images mAP is expected at ([\d.]+) \(([\d.]+) to ([\d.]+)\)", text)
     low, high = float(found[2]), float(found[3])
     assert low < 100 * (0.7 - 1.2 * 55**-0.5) < high
     assert "label on Budget. 50 of 80 images are labelled, 30 are left." in text
     assert "dog 0.221 0.430 +0.020 cat 0.421 0.630 +0.020" in text
-    assert "could stop Budget. 50 of the 50" in text_of(client.get("/ui/projects/1/learning?goal=50"))
+    assert "go on: budget, plateau, uncertainty floor" in text and "0 of 3 criteria would stop" in text
+    full = text_of(client.get("/ui/projects/1/learning?goal=50"))
+    assert "could stop Budget. 50 of the 50" in full and "1 of 3 criteria would stop" in full
+
+
+def test_learning_shows_how_far_each_map_may_be_off(client):
+    answer = client.get("/ui/projects/1/learning")
+    page, text = answer.text, text_of(answer)
+    assert page.count('class="measured"') == 2 and page.count('class="whisker"') == 8, "on both charts, but the first"
+    assert "0.480–0.570 0.730" in text and "0.321 – 0.521" in text, "in the table, none for the first"
+    assert "hold 95 % of" in text and "Points without one were measured on fewer than 10 images" in text
+
+
+def test_rounds_without_intervals_show_none(place):
+    place.world.labelled = 5
+    place.train()
+    answer = place.app().test_client().get("/ui/projects/1/learning")
+    assert 'class="measured"' not in answer.text and 'class="whisker"' not in answer.text
+    assert f"No point has an interval: it takes {FEWEST_IMAGES} held-out images" in text_of(answer)
 
 
 def test_with_too_few_rounds_there_is_no_forecast_but_a_reason(place):
@@ -113,13 +140,13 @@ def test_classes_show_difficulty_ap_weight_and_count(client):
 def test_the_queue_comes_in_order_with_reasons_boxes_and_links(client, trained):
     query = RoundFolder(trained.folder(5)).read("query_set.json")
     page = client.get("/ui/projects/1/queue").text
-    tasks = [int(t) for t in re.findall(r">Task (\d+)</a>", page)]
+    tasks = in_gallery(page)
     assert tasks == query["queue"][:12]
     assert f"http://ls.test:8080/projects/1/data?task={tasks[0]}" in page
     assert f'src="/ui/projects/1/rounds/5/images/{tasks[0]}"' in page and page.count("Unsure about") >= 5
     assert page.count('class="counts"') == sum(len(query["explanations"][str(t)]["boxes"]) for t in tasks[:5])
     last = client.get("/ui/projects/1/queue?page=99").text
-    assert [int(t) for t in re.findall(r">Task (\d+)</a>", last)] == query["queue"][24:]
+    assert in_gallery(last) == query["queue"][24:] and 'id="map"' not in last, "the map is on the first page"
 
 
 def test_credentials_in_the_address_of_label_studio_are_in_no_link(trained):
@@ -145,7 +172,7 @@ def test_images_come_from_the_cache_and_from_nowhere_else(place, tmp_path):
                  tmp_path / "data" / "ppal.db"):  # fmt: skip
         folder.write("dataset/pool.json", [{**e, "path": str(path)} for e in pool])
         assert client.get(url).status_code == 404, path
-    assert client.get("/ui/projects/1/rounds/1/images/1").status_code == 404, "a task of no pool"
+    assert client.get("/ui/projects/1/rounds/1/images/77").status_code == 404, "a task of no pool"
 
 
 def test_a_project_without_rounds_has_all_its_pages(place):
@@ -184,7 +211,8 @@ def test_what_is_wrong_is_a_page_in_words(client, place):
 @pytest.mark.parametrize("project_id", [1, HUGE])
 def test_no_address_breaks_a_page(client, project_id):
     for page in ("", "queue?page=-5", f"queue?page={HUGE}", "learning?goal=x", f"learning?goal={HUGE}", "nothing",
-                 f"quality?page={HUGE}", f"rounds/{HUGE}/images/1", f"rounds/1/images/{HUGE}"):  # fmt: skip
+                 f"quality?page={HUGE}", f"rounds/{HUGE}/images/1", f"rounds/1/images/{HUGE}",
+                 f"rounds/{HUGE}/map", f"rounds/1/thumbnails/{HUGE}", "rounds/99/map"):  # fmt: skip
         assert client.get(f"/ui/projects/{project_id}/{page}").status_code in (200, 404), page
 
 

@@ -1,0 +1,125 @@
+"""``ppal up``, ``serve``, ``worker`` and ``migrate``: the processes, and the database they need."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppal_backend.commands.shared import (
+    AsJson,
+    aside,
+    console,
+    errors_in_one_line,
+    opened,
+    print_json,
+    settings_and_logging,
+)
+from ppal_backend.errors import StateError
+
+Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs that train one detector together (PPAL_GPUS)")]
+
+
+class Profile(StrEnum):
+    """What ``ppal up`` starts."""
+
+    small = "small"
+    full = "full"
+
+
+def up(
+    gpus: Gpus = None,
+    profile: Annotated[
+        Profile, typer.Option(help="small: service and worker; full: what docker-compose.yml starts, for testing")
+    ] = Profile.small,
+    folder: Annotated[Path, typer.Option(help="of --profile full: its data, logs and passwords")] = Path("full-run"),
+) -> None:
+    """Run the service and the worker together, until Ctrl-C.
+
+    With --profile full also PostgreSQL, Redis and Label Studio, and two workers.
+
+    Example: ppal up --profile full --folder full-run
+    """
+    with errors_in_one_line():
+        _for_children(gpus)
+        settings_and_logging()
+        if profile is Profile.full:
+            from ppal_backend.topology.full import run_full
+
+            run_full(folder, aside)
+        else:
+            from ppal_backend.launcher import up as run_up
+
+            run_up()
+
+
+def serve() -> None:
+    """Run the HTTP service alone.
+
+    Example: ppal serve
+    """
+    from ppal_backend.launcher import serve as run_serve
+
+    with errors_in_one_line():
+        settings_and_logging()
+        run_serve()
+
+
+def worker(
+    rounds: Annotated[int, typer.Option(min=1, help="projects that may run a round at the same time")] = 1,
+    gpus: Gpus = None,
+    alive: Annotated[
+        bool, typer.Option("--alive", help="only tell whether a worker lives on this machine: exit code 0 or 1")
+    ] = False,
+) -> None:
+    """Run the worker alone: it handles events and runs rounds.
+
+    Example: ppal worker --rounds 2
+    """
+    from ppal_backend.worker import run_worker
+
+    if alive:
+        return _need_worker()
+    with errors_in_one_line():
+        _for_children(gpus)
+        run_worker(settings_and_logging(), parallel_rounds=rounds)
+
+
+def migrate(as_json: AsJson = False) -> None:
+    """Bring the state database to this release's schema; service and worker do so at their start as well.
+
+    Example: ppal migrate
+    """
+    from ppal_backend.store.migrate import HEAD
+
+    with opened(as_json) as (_, store):
+        kind = "SQLite" if store.database.is_sqlite else "PostgreSQL"
+    if as_json:
+        print_json({"database": kind, "schema": HEAD})
+        return
+    console.print(f"the {kind} state database is at schema {HEAD}", highlight=False)
+
+
+def _need_worker() -> None:
+    from ppal_backend.heartbeat import ALIVE_WITHIN_S
+    from ppal_backend.store import Lease
+
+    with opened() as (_, store):
+        ages = [age for name, age in store.workers.ages_s().items() if Lease.parse(name).is_here]
+        if min(ages, default=ALIVE_WITHIN_S) >= ALIVE_WITHIN_S:
+            raise StateError(
+                f"expected a worker of this machine within {ALIVE_WITHIN_S:.0f} s, got none; start ppal worker"
+            )
+        console.print(f"a worker was last heard of {min(ages):.0f} s ago", highlight=False)
+
+
+def _for_children(gpus: int | None) -> None:
+    """Rounds run in processes of their own, which read the environment."""
+    if gpus is not None:
+        os.environ["PPAL_GPUS"] = str(gpus)
+
+
+COMMANDS = (up, serve, worker, migrate)

@@ -1,0 +1,280 @@
+"""Rounds that go on on another machine: what is in the bucket is taken up, and nothing else is believed."""
+
+import json
+import shutil
+import uuid
+
+import pytest
+
+from ppal_backend.errors import ArtifactsUnavailable, DamagedArtifact
+from ppal_backend.rounds.artifacts import OUTPUTS, RoundFolder
+from ppal_backend.rounds.bucket import Bucket
+from ppal_backend.rounds.mirror import Mirror, resume
+from ppal_backend.rounds.ports import Ports
+from ppal_backend.rounds.run import TRAIN_STEPS, run_round
+from tests.rounds.fakes import SPEC, Killed
+from tests.rounds.test_artifacts import World, flip_a_byte
+
+KEY = "1.1795336563"
+WORK = ["export", "prepare", "train", "evaluate", "infer", "publish"]
+
+
+class Machines:
+    """Machines with a data folder each, and one bucket."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.bucket = Bucket(f"memory://{uuid.uuid4().hex}", lambda _: None)
+
+    def mirror(self, name):
+        return Mirror(self.bucket, self.folder / name)
+
+    def copy(self, name, number=1):
+        return self.mirror(name).round(KEY, 1, number)
+
+    def run(self, name, world, first=False):
+        copy = self.copy(name)
+        folder = RoundFolder(copy.folder, copy)
+        folder.repair()
+        resume(copy, folder, first)
+        return run_round(SPEC, folder, Ports(world, world, world, world))
+
+    def killed(self, name, call):
+        world = World()
+        world.kill_in = call
+        with pytest.raises(Killed):
+            self.run(name, world)
+        return world
+
+    def lose(self, name):
+        shutil.rmtree(self.folder / name)
+
+    def there(self):
+        return [name.split("/rounds/1/")[1] for name in self.bucket.names("projects")]
+
+
+def work(world):
+    return [call for call in world.calls if not call.startswith("progress")]
+
+
+@pytest.fixture
+def machines(tmp_path):
+    return Machines(tmp_path)
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    world = World()
+    return run_round(SPEC, RoundFolder(tmp_path / "alone"), Ports(world, world, world, world)).queue
+
+
+def test_everything_a_round_leaves_is_in_the_bucket(machines):
+    machines.run("a", World(), first=True)
+    here = machines.copy("a").folder
+    files = sorted(str(p.relative_to(here)) for p in here.rglob("*") if p.is_file())
+    assert machines.there() == files and "train/model.pth" in files
+    for name in files:
+        assert machines.bucket.read(f"projects/{KEY}/rounds/1/{name}") == (here / name).read_bytes()
+
+
+@pytest.mark.parametrize("call", WORK)
+def test_a_round_goes_on_on_another_machine_from_its_last_finished_step(machines, undisturbed, call):
+    machines.killed("a", call)
+    machines.lose("a")
+    world = World()
+    assert machines.run("b", world).queue == undisturbed
+    done = WORK[: WORK.index(call)]
+    needs_images = call in ("train", "evaluate", "infer")  # the images are on the other machine, they are fetched again
+    expected = [c for c in WORK if c not in done or (c == "prepare" and needs_images)]
+    assert work(world) == expected
+    assert world.published[0][0].checkpoint == str(machines.copy("b").folder / "train" / "model.pth")
+
+
+def test_what_publishing_has_come_to_reaches_the_other_machine(machines):
+    machines.killed("a", "publish")
+    machines.lose("a")
+    world = World()
+    machines.run("b", world)
+    assert world.states == [{"version": "ppal-r1-x", "state": "importing"}]
+
+
+def test_images_that_are_here_are_not_fetched_again(machines, monkeypatch):
+    machines.killed("a", "train")
+    machines.lose("a")
+    monkeypatch.setattr("ppal_backend.rounds.mirror._has_images", lambda folder: True)
+    world = World()
+    machines.run("b", world)
+    assert "prepare" not in work(world)
+
+
+def test_an_upload_that_fails_midway_leaves_no_mark_and_is_made_up_for(machines, monkeypatch):
+    upload, broken = machines.bucket.upload, []
+
+    def breaks(source, name):
+        if name.endswith("model.json") and not broken:
+            broken.append(name)
+            raise ArtifactsUnavailable("expected the bucket to take it, got nothing")
+        upload(source, name)
+
+    monkeypatch.setattr(machines.bucket, "upload", breaks)
+    world = World()
+    with pytest.raises(ArtifactsUnavailable, match="expected the bucket to take it"):
+        machines.run("a", world)
+    assert "steps/train.json" not in machines.there() and "steps/dataset.json" in machines.there()
+    again = World()
+    machines.run("a", again)
+    assert work(again) == ["evaluate", "infer", "publish"], "the training was done, and only not copied"
+    assert "steps/train.json" in machines.there() and "train/model.json" in machines.there()
+
+
+@pytest.mark.parametrize("step", ["export", "train", "infer", "query"])
+def test_a_damaged_copy_is_given_up_with_what_came_of_it(machines, undisturbed, step, caplog):
+    machines.killed("a", "publish")
+    machines.lose("a")
+    (victim,) = [n for n in machines.bucket.names("projects") if n.split("/rounds/1/")[1] in DAMAGED[step]]
+    machines.bucket.write(victim, b"something else")
+    world = World()
+    assert machines.run("b", world).queue == undisturbed
+    images = ("dataset",) if step in ("train", "infer") else ()  # they were on the other machine
+    assert tuple(world.steps) == images + TRAIN_STEPS[TRAIN_STEPS.index(step) :]
+    assert f"done again from step '{step}'" in caplog.text
+    machines.lose("b")
+    world = World()
+    machines.run("c", world)
+    assert world.steps == [], "the bucket holds it all again"
+
+
+DAMAGED = {
+    "export": ["export/annotated.json"],
+    "train": ["train/model.pth"],
+    "infer": ["detections/shard-00000.npz"],
+    "query": ["query_set.json"],
+}
+
+
+def test_a_damaged_file_here_is_fetched_instead_of_trained_again(machines):
+    machines.killed("a", "publish")
+    flip_a_byte(machines.copy("a").folder / "train" / "model.pth")
+    world = World()
+    machines.run("a", world)
+    assert work(world) == ["publish"]
+
+
+def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines, undisturbed, monkeypatch):
+    def no_bucket(*_):
+        raise ArtifactsUnavailable("the network is away here")
+
+    first = World()
+    with monkeypatch.context() as patch:  # trained, but nobody heard of it
+        patch.setattr(machines.bucket, "upload", lambda s, n: no_bucket() if "/train/" in n else upload(s, n))
+        upload = Bucket.upload.__get__(machines.bucket)
+        with pytest.raises(ArtifactsUnavailable):
+            machines.run("a", first)
+    stale = machines.copy("a").folder
+    (stale / "detections").mkdir()
+    (stale / "detections" / "shard-00007.npz").write_bytes(b"of a model that is none any more")
+    other = World()
+    other.kill_in = "infer"
+    other.labelled = 20
+    train = other.train
+
+    def trained_otherwise(spec, labels, files, folder, *rest):
+        result = train(spec, labels, files, folder, *rest)
+        (folder / "model.pth").write_bytes(b"weights of the other machine")
+        return result
+
+    other.train = trained_otherwise
+    with pytest.raises(Killed):
+        machines.run("b", other)
+    machines.lose("b")
+    world = World()
+    assert machines.run("a", world).queue == undisturbed
+    assert (stale / "train" / "model.pth").read_bytes() == b"weights of the other machine"
+    assert work(world) == ["prepare", "infer", "publish"]
+    assert not (stale / "detections" / "shard-00007.npz").exists()
+
+
+def test_a_copy_under_the_number_of_a_new_round_is_deleted(machines, caplog):
+    machines.run("old", World(), first=True)
+    machines.lose("old")
+    world = World()
+    machines.run("new", world, first=True)
+    assert work(world) == WORK and "earlier installation" in caplog.text
+
+
+def test_projects_with_the_same_id_are_kept_apart(machines):
+    machines.run("a", World(), first=True)
+    other = machines.mirror("b").round("1.999", 1, 1)
+    other.need(list(OUTPUTS))
+    assert not (machines.folder / "b").exists()
+
+
+def test_a_service_fetches_the_checkpoint_that_it_lacks(machines):
+    machines.run("a", World(), first=True)
+    machines.lose("a")
+    mirror = machines.mirror("service")
+    mirror.need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+    folder = machines.folder / "service" / "projects/1/rounds/1"
+    assert (folder / "train" / "model.pth").read_bytes() == b"weights of round 1"
+    assert not (folder / "detections").exists(), "nothing else is fetched"
+    machines.bucket.delete(machines.bucket.names("projects"))
+    mirror.need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+
+
+def test_a_service_that_fetches_a_damaged_checkpoint_says_so(machines):
+    machines.run("a", World(), first=True)
+    machines.bucket.write(f"projects/{KEY}/rounds/1/train/model.pth", b"something else")
+    with pytest.raises(DamagedArtifact, match="damaged; train again"):
+        machines.mirror("service").need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+    assert not (machines.folder / "service/projects/1/rounds/1/train/model.pth").exists()
+
+
+def test_a_page_s_files_come_without_the_heavy_ones(machines):
+    machines.killed("a", "publish")
+    machines.lose("a")
+    machines.mirror("service").show(KEY, 1, 1)
+    folder = machines.folder / "service" / "projects/1/rounds/1"
+    shown = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    marks = sorted(f"steps/{step}.json" for step in TRAIN_STEPS[:-1])
+    assert shown == sorted([*marks, "metrics.json", "query_set.json", "dataset/pool.json", "dataset/quality.json"])
+    assert json.loads((folder / "metrics.json").read_text())["map"] == 0.5
+    world = World()
+    assert machines.run("service", world) and work(world) == ["publish"], "a worker there takes the round up as a whole"
+
+
+def test_a_page_is_shown_without_the_bucket(machines, monkeypatch, caplog):
+    def away(*_):
+        raise ArtifactsUnavailable("the bucket is away")
+
+    monkeypatch.setattr(machines.bucket, "names", away)
+    machines.mirror("service").show(KEY, 1, 1)
+    assert "cannot be shown as a whole: the bucket is away" in caplog.text
+
+
+def test_marks_that_name_files_elsewhere_are_refused(machines):
+    for name in ("../../../escaped", "/etc/passwd"):
+        mark = json.dumps({"sha256": {name: "0" * 64}, "seconds": 1, "facts": {}}).encode()
+        machines.bucket.write(f"projects/{KEY}/rounds/1/steps/train.json", mark)
+        with pytest.raises(DamagedArtifact, match="names of files within the round"):
+            machines.copy("a").need(("train",))
+
+
+def test_old_rounds_lose_their_heavy_copies_but_not_what_others_need(machines):
+    for number in (1, 2, 3, 4):
+        copy = machines.copy("a", number)
+        folder = RoundFolder(copy.folder, copy)
+        for name in ("train/model.pth", "detections/shard-00000.npz", "metrics.json"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"x")
+        for step in ("train", "infer", "evaluate"):
+            folder.mark_done(step, 1.0, {})
+    gone = machines.mirror("elsewhere").prune(KEY, {2}, 4, {"1/train/model.pth"})
+    left = [name.split("/rounds/")[1] for name in machines.bucket.names("projects")]
+    assert gone == [1, 3]
+    assert [name for name in left if "steps" not in name] == [
+        "1/metrics.json", "1/train/model.pth",
+        "2/detections/shard-00000.npz", "2/metrics.json", "2/train/model.pth",
+        "3/metrics.json",
+        "4/detections/shard-00000.npz", "4/metrics.json", "4/train/model.pth",
+    ]  # fmt: skip
+    assert sum("/steps/" in name for name in left) == 12

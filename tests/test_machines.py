@@ -1,0 +1,159 @@
+"""Workers and a service that share a database and a bucket, and no disk."""
+
+import shutil
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from ppal_backend.errors import SettingsError
+from ppal_backend.operations.pruning import prune_project
+from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.service.app import create_app
+from ppal_backend.settings import load_settings
+from ppal_backend.store import open_store
+from ppal_backend.worker import run_next_round, run_worker
+from tests.rounds.fakes import Killed
+from tests.service.conftest import CONFIG, FakeImages, FakePredictor, RecordingJobs
+from tests.test_worker import World, only
+
+KEY = "1.1795336563"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """``machine(name)``: the settings of one."""
+
+    def settings(name, **changes):
+        return load_settings(
+            MODEL_DIR=tmp_path / name,
+            database_url=f"sqlite:///{tmp_path}/state/ppal.db",
+            artifacts=f"file://{tmp_path}/bucket",
+            START_TRAINING_EACH_N_UPDATES=5,
+            **changes,
+        )
+
+    return settings
+
+
+@pytest.fixture
+def store(machine):
+    store = open_store(machine("a"))
+    store.projects.connect(1, KEY, "<View/>", "http://ls", {"delta": 2.0})
+    yield store
+    store.close()
+
+
+def killed(settings, call):
+    world = World()
+    world.kill_in = call
+    with pytest.raises(Killed):
+        run_next_round(settings, 1, world.ports)
+
+
+def test_a_round_begun_on_one_machine_is_completed_on_another(machine, store, tmp_path):
+    store.rounds.request(1, "train", "x")
+    killed(machine("a"), "infer")
+    shutil.rmtree(tmp_path / "a")
+    store.rounds.release(only(store).id)  # what the lease does once it has run out
+    world = World()
+    assert run_next_round(machine("b"), 1, world.ports)
+    assert only(store).state == "done" and "train" not in world.calls
+    version = store.versions.active(1)
+    assert version.checkpoint == "projects/1/rounds/1/train/model.pth"
+    assert (tmp_path / "b" / version.checkpoint).read_bytes() == b"weights of round 1"
+
+
+def test_a_ranking_finds_its_model_on_whichever_machine_it_runs(machine, store, tmp_path):
+    store.rounds.request(1, "train", "x")
+    run_next_round(machine("a"), 1, World().ports)
+    store.rounds.request(1, "rank", "x")
+    killed(machine("b"), "infer")
+    record = store.rounds.running(1)
+    for name in ("a", "b"):
+        shutil.rmtree(tmp_path / name)
+    store.rounds.release(record.id)
+    world = World()
+    run_next_round(machine("c"), 1, world.ports)
+    assert store.rounds.get(record.id).state == "done"
+    assert world.published[0][0].checkpoint == str(tmp_path / "c/projects/1/rounds/1/train/model.pth")
+    assert (tmp_path / "c/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of round 1"
+
+
+def test_the_service_predicts_with_a_checkpoint_that_it_fetches(machine, store, tmp_path, monkeypatch):
+    store.projects.connect(1, KEY, CONFIG, "http://ls", {"delta": 2.0})
+    store.rounds.request(1, "train", "x")
+    run_next_round(machine("a"), 1, World().ports)
+    predictor = FakePredictor()
+    app = create_app(machine("service"), store, RecordingJobs(), predictor, images=FakeImages(tmp_path))
+    payload = {"tasks": [{"id": 5, "data": {"image": "/data/5.jpg"}}], "project": KEY, "label_config": CONFIG}
+    with monkeypatch.context() as patch:
+
+        def broken(self, *_, **__):
+            raise ConnectionResetError("the connection broke")
+
+        patch.setattr("ppal_backend.rounds.bucket.WAIT_S", 0.0)
+        patch.setattr(LocalFileSystem, "cat_file", broken)
+        assert app.test_client().post("/predict", json=payload).status_code == 503, "nothing that would be stored"
+    assert app.test_client().post("/predict", json=payload).status_code == 200
+    ((model, images, _),) = predictor.calls
+    assert model.checkpoint == str(tmp_path / "service/projects/1/rounds/1/train/model.pth")
+    assert (tmp_path / "service/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of round 1"
+    assert [image_id for image_id, _ in images] == [5]
+
+
+def test_a_bucket_that_is_away_makes_the_round_wait_and_says_why(machine, store, monkeypatch):
+    store.rounds.request(1, "train", "x")
+    monkeypatch.setattr("ppal_backend.rounds.bucket.WAIT_S", 0.0)
+    with monkeypatch.context() as patch:
+
+        def broken(self, *_, **__):
+            raise ConnectionResetError("the connection broke")
+
+        patch.setattr(LocalFileSystem, "put_file", broken)
+        world = World()
+        run_next_round(machine("a"), 1, world.ports)
+        record = only(store)
+        assert record.state == "running" and "to take projects/" in record.error and "3 times" in record.error
+        assert not run_next_round(machine("b"), 1, World().ports), "it has to wait a little"
+    store.rounds.release(record.id)
+    run_next_round(machine("a"), 1, world.ports)
+    assert only(store).state == "done" and world.calls.count("train") == 1
+
+
+def test_files_of_old_rounds_go_from_the_bucket_too(machine, store):
+    settings = machine("a", keep_artifacts=1)
+    for _ in range(2):
+        store.rounds.request(1, "train", "x")
+        world = World()
+        world.publish = lambda spec, *_: f"ppal-r{spec.number}"
+        run_next_round(settings, 1, world.ports)
+    names = open_mirror(settings).bucket.names("projects")
+    heavy = {n.split("/rounds/")[1][0] for n in names if n.endswith(".pth") or n.endswith(".npz")}
+    assert heavy == {"2"}
+    assert f"projects/{KEY}/rounds/1/query_set.json" in names
+    assert prune_project(settings, store, 1) == []
+
+
+def test_without_a_bucket_nothing_of_it_happens(tmp_path):
+    assert open_mirror(load_settings(MODEL_DIR=tmp_path)) is None
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/prefix", "just-a-bucket"])
+def test_the_address_of_a_bucket_holds_no_secret_and_is_one(tmp_path, url):
+    with pytest.raises(SettingsError, match="expected an address") as told:
+        load_settings(MODEL_DIR=tmp_path, artifacts=url)
+    assert "secret" not in str(told.value)
+
+
+def test_the_keys_of_the_bucket_are_blanked_like_any_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret-of-the-bucket")
+    assert "the-secret-of-the-bucket" in load_settings(MODEL_DIR=tmp_path).secrets
+
+
+def test_a_worker_does_not_start_with_a_bucket_that_refuses_it(machine, monkeypatch):
+    def refused(self, *_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", refused)
+    with pytest.raises(SettingsError, match=r"expected to be let into PPAL_ARTIFACTS=file://.*set AWS_ACCESS_KEY_ID"):
+        run_worker(machine("a"))
