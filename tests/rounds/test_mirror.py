@@ -190,7 +190,7 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
     world = World()
     assert machines.run("a", world).queue == undisturbed
     assert (stale / "train" / "model.pth").read_bytes() == b"weights of the other machine"
-    assert work(world) == ["prepare", "infer", "publish"]
+    assert [step for step in work(world) if step != "prepare"] == ["infer", "publish"], "it trained again"
     assert not (stale / "detections" / "shard-00007.npz").exists()
 
 
