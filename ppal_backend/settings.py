@@ -64,7 +64,7 @@ class ProjectOptions(BaseModel):
         "query", description="what describes a detection of DETR's relatives: its query, or the maps at its box"
     )
     cold_start: Literal["typical", "random"] = Field(
-        "typical", description="order of a pool that no model has seen; typical needs the zoo's initial weights"
+        "random", description="order of a pool that no model has seen; typical needs the zoo's initial weights"
     )
     from_name: str | None = Field(None, max_length=256, description="the RectangleLabels control to use")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     patience: int | None = None
     deterministic: bool = ProjectOptions.model_fields["deterministic"].default
     embedding: Literal["query", "sampled"] = "query"
-    cold_start: Literal["typical", "random"] = "typical"
+    cold_start: Literal["typical", "random"] = "random"
     budget: int = Field(
         ProjectOptions.model_fields["budget"].default,
         validation_alias=AliasChoices("START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"),
