@@ -16,6 +16,7 @@ from tests.detector.shapes import CLASSES, write_set
 from tests.rounds.fakes import SPEC
 
 SMALL_SPEC = replace(SPEC, detector="small", device="auto", init_weights="random", max_iterations=6)
+SMALL_STEPS = 60  # what its schedule makes of 12 images
 SIZES = ((96, 96), (96, 48), (48, 96))  # resized to three shapes, so that the others in a batch matter
 
 

@@ -15,7 +15,7 @@ from ppal_backend.errors import CheckpointError, EngineUnavailable, RoundCancell
 from ppal_backend.rounds.ports import TrainingFiles
 from tests.detector.shapes import CLASSES, write_set
 from tests.engines.ray_nodes import add_node, ray_cluster
-from tests.engines.ray_rig import SMALL_SPEC, assert_same, make_model, make_pool, make_zoo
+from tests.engines.ray_rig import SMALL_SPEC, SMALL_STEPS, assert_same, make_model, make_pool, make_zoo
 
 pytestmark = pytest.mark.servers
 
@@ -124,7 +124,7 @@ def test_a_training_in_the_cluster_is_the_training_here(engine, zoo, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_is_stopped_and_goes_on(engine, tmp_path):
-    steps, long = [], replace(SMALL_SPEC, max_iterations=400)
+    steps, long = [], replace(SMALL_SPEC, max_iterations=None)
     stop = threading.Event()
 
     def note(progress):
@@ -135,10 +135,10 @@ def test_a_training_is_stopped_and_goes_on(engine, tmp_path):
         train(engine, tmp_path, note, stop.is_set, long)
     (left,) = (tmp_path / "train").glob("iter_*.pth")
     begun = int(left.stem.removeprefix("iter_"))
-    assert 0 < begun < 400
+    assert 0 < begun < SMALL_STEPS
     later = []
     train(engine, tmp_path, lambda p: later.append(p.done), spec=long)
-    assert begun < min(later) and max(later) == 400
+    assert begun < min(later) and max(later) == SMALL_STEPS
 
 
 @pytest.mark.slow
