@@ -95,8 +95,8 @@ def test_connect_then_doctor(ppal, guarded, label_studio):
 def test_connect_refuses_what_label_studio_would_refuse_silently(ppal, guarded, label_studio):
     project_id = label_studio.create_project("refused", "<View><Text name='t' value='$t'/></View>")
     code, told = ppal("connect", label_studio.url, "--project", str(project_id), "--backend", guarded.url)
-    assert code == 1 and "RectangleLabels" in told
+    assert code == 1 and "RectangleLabels" in told["error"]
     code, told = ppal("connect", label_studio.url, "--project", str(project_id), "--backend", "http://ppal:9090")
-    assert code == 1 and "no dot" in told
+    assert code == 1 and "no dot" in told["error"]
     code, told = ppal("connect", label_studio.url, "--project", "999999", "--backend", guarded.url)
-    assert code == 1 and "404" in told
+    assert code == 1 and "404" in told["error"]

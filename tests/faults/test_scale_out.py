@@ -44,7 +44,7 @@ def test_two_workers_train_two_projects_at_once_and_each_round_once(rig):
         record = rig.wait_done(round_id)
         assert record.attempts == 1 and record.crashes == 0
         assert [c for c in rig.calls(project_id) if not c.startswith("progress")] == [
-            "export", "prepare", "train", "evaluate", "infer", "publish"]  # fmt: skip
+            "export", "prepare", "train", "evaluate", "infer", "infer", "publish"]  # fmt: skip
     assert rig.label_studio.projects[1].served() == rig.label_studio.projects[2].served()
     assert not (rig.data / "ppal.db").exists() and not (rig.data / "jobs.db").exists()
 
