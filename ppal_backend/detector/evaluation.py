@@ -144,18 +144,7 @@ def coco_metrics(
         classes: Labels in the order of the class indices.
         with_interval: Also tell how far the mAP depends on which images these are.
     """
-    truth = [
-        {
-            "image_id": record.image_id,
-            "category_id": item.class_index + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": int(item.crowd),
-        }
-        for record in records
-        for item in record.instances
-        for x1, y1, x2, y2 in [item.box_xyxy]
-    ]
+    truth = coco_truth(records)
     counted = [item for item in truth if not item["iscrowd"]]
     if not counted:
         return Metrics(None, None, {}, len(records), 0)
@@ -170,6 +159,22 @@ def coco_metrics(
         instances=len(counted),
         map_interval=map_interval(evaluator) if with_interval else None,
     )
+
+
+def coco_truth(records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+    """Annotated images as COCO annotations: ``category_id`` is class index + 1, boxes are x, y, width, height in px."""
+    return [
+        {
+            "image_id": record.image_id,
+            "category_id": item.class_index + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(item.crowd),
+        }
+        for record in records
+        for item in record.instances
+        for x1, y1, x2, y2 in [item.box_xyxy]
+    ]
 
 
 def _evaluated(

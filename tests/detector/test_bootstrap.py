@@ -12,7 +12,7 @@ import pytest
 from ppal_backend.detector import bootstrap
 from ppal_backend.detector.bootstrap import FEWEST_IMAGES, map_interval, resampled_map
 from ppal_backend.detector.data import ImageRecord, Instance
-from ppal_backend.detector.evaluation import _evaluated, coco_metrics
+from ppal_backend.detector.evaluation import _evaluated, coco_metrics, coco_truth
 
 CLASSES = ("a", "b", "c", "absent")
 Prediction = dict[str, Any]
@@ -60,7 +60,7 @@ def reference(records: list[ImageRecord], predictions: list[Prediction], times: 
 @pytest.mark.parametrize("crowds", [False, True])
 def test_a_resample_is_what_the_copied_images_give(crowds: bool) -> None:
     records, predictions = scene(25, crowds=crowds)
-    evaluator = _evaluated(records, [*truth(records)], predictions, len(CLASSES))
+    evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     times = np.random.default_rng(5).multinomial(25, np.full(25, 1 / 25), size=12)
     times[0] = 1
     found = resampled_map(evaluator, times)
@@ -72,7 +72,7 @@ def test_a_resample_is_what_the_copied_images_give(crowds: bool) -> None:
 def test_sets_without_any_box_are_left_out() -> None:
     records, predictions = scene(8, seed=2)
     empty = next(n for n, record in enumerate(records) if not record.instances)
-    evaluator = _evaluated(records, [*truth(records)], predictions, len(CLASSES))
+    evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     times = np.zeros((2, 8), dtype=int)
     times[0, empty] = 8
     times[1, :] = 1
@@ -81,7 +81,7 @@ def test_sets_without_any_box_are_left_out() -> None:
 
 def test_small_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     records, predictions = scene(30, seed=4)
-    evaluator = _evaluated(records, [*truth(records)], predictions, len(CLASSES))
+    evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     whole = map_interval(evaluator, resamples=40)
     monkeypatch.setattr(bootstrap, "_AT_ONCE", 1)
     assert map_interval(evaluator, resamples=40) == whole
@@ -116,27 +116,11 @@ def test_without_being_asked_with_few_images_or_boxes_there_is_none() -> None:
     assert coco_metrics(bare, [], CLASSES, with_interval=True).map_interval is None
 
 
-def truth(records: list[ImageRecord]) -> list[dict[str, Any]]:
-    """Annotations as the evaluation writes them."""
-    return [
-        {
-            "image_id": record.image_id,
-            "category_id": item.class_index + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": int(item.crowd),
-        }
-        for record in records
-        for item in record.instances
-        for x1, y1, x2, y2 in [item.box_xyxy]
-    ]
-
-
 @pytest.mark.slow
 def test_it_costs_less_than_the_matching_does() -> None:
     records, predictions = scene(1000, most_boxes=10)
     started = time.process_time()
-    evaluator = _evaluated(records, truth(records), predictions, len(CLASSES))
+    evaluator = _evaluated(records, coco_truth(records), predictions, len(CLASSES))
     matching = time.process_time() - started
     started = time.process_time()
     map_interval(evaluator)
