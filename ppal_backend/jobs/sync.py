@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 BEFORE_EXPORT_ENDS = ("", "export")
 EVENT_TRIES = 5
+EVENT_BATCH = 100  # events that share a transaction; webhooks wait while it writes
 POLL_BATCH = 1000  # tasks that a poll holds at a time
+_UNEXPECTED_CONTENT = (KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -67,33 +69,52 @@ class Synchroniser:
     def _apply_events(self, project: ProjectRecord) -> bool:
         """Handle what is pending; whether tasks were imported."""
         new_tasks = False
-        for event in self._store.events.pending(project.id):
-            tries = self._store.events.begin(event.id)
-            if tries > EVENT_TRIES:  # one that ends the process or breaks in a way nobody foresaw must not block others
-                log.error("event %d (%s) parked: its handling never ended", event.id, event.action)
-                self._store.events.settle(event.id, f"its handling was begun {EVENT_TRIES} times and never ended")
-                continue
-            try:
-                with self._store.events.handling(event.id) as is_ours:
-                    if is_ours:
-                        self._apply(project, event)
-            except (KeyError, TypeError, ValueError) as error:
-                log.warning("event %d (%s) parked: %r", event.id, event.action, error)
-                self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
-                continue
-            new_tasks = new_tasks or (is_ours and event.action == "TASKS_CREATED")
+        waiting = iter(self._store.events.pending(project.id))
+        while batch := list(islice(waiting, EVENT_BATCH)):
+            new_tasks |= self._handle_batch(project, batch)
         return new_tasks
 
-    def _apply(self, project: ProjectRecord, event: EventRecord) -> None:
+    def _handle_batch(self, project: ProjectRecord, batch: Sequence[EventRecord]) -> bool:
+        """Handle events together or, when one of them may be bad, one by one, so that it takes no other with it."""
+        if not any(event.attempts for event in batch):
+            try:
+                return self._handle(project, batch)
+            except _UNEXPECTED_CONTENT:
+                log.info("one of %d events has unexpected content; they are handled one by one", len(batch))
+        return any([self._handle_alone(project, event) for event in batch])
+
+    def _handle_alone(self, project: ProjectRecord, event: EventRecord) -> bool:
+        if event.attempts >= EVENT_TRIES:  # it ends the process or breaks in a way nobody foresaw
+            log.error("event %d (%s) parked: its handling never ended", event.id, event.action)
+            self._store.events.settle(event.id, f"its handling was begun {EVENT_TRIES} times and never ended")
+            return False
+        try:
+            return self._handle(project, [event])
+        except _UNEXPECTED_CONTENT as error:
+            log.warning("event %d (%s) parked: %r", event.id, event.action, error)
+            self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
+            return False
+
+    def _handle(self, project: ProjectRecord, events: Sequence[EventRecord]) -> bool:
+        """Let events take effect, all or none; whether they tell of imported tasks."""
+        ids = [event.id for event in events]
+        self._store.events.begin(ids)
+        with self._store.events.handling(ids) as ours:
+            mine = [event for event in events if event.id in ours]
+            self._apply(project, mine)
+        return any(event.action == "TASKS_CREATED" for event in mine)
+
+    def _apply(self, project: ProjectRecord, events: Sequence[EventRecord]) -> None:
         seen = [
             SeenAnnotation(int(a["id"]), a.get("task_id"), bool(a.get("usable", True)))
+            for event in events
             for a in event.body.get("annotations", [])
         ]
         self._store.ledger.see(project.id, seen)
-        config = event.body.get("label_config")
-        if config and config != project.label_config:
-            self._store.projects.set_label_config(project.id, config)
-        if event.action == "START_TRAINING":
+        configs = [event.body["label_config"] for event in events if event.body.get("label_config")]
+        if configs:
+            self._store.projects.set_label_config(project.id, configs[-1])
+        if any(event.action == "START_TRAINING" for event in events):
             # The wish is stored with the event: a crash between here and the decision must not lose it.
             self._store.rounds.request(project.id, "train", "training was started by hand")
 

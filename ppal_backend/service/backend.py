@@ -126,9 +126,12 @@ class PPALModel(_Base):
             return {"status": "ignored", "reason": parsed.reason}
         if self._number is not None and parsed.project_id != self._number:
             raise RequestError("the event is about another project than this model")
-        project = self.runtime.store.projects.get(parsed.project_id)
-        if parsed.action == "PROJECT_UPDATED" and parsed.body["label_config"] in (None, project.label_config):
-            return {"status": "ignored", "reason": "the labeling config is the one known already"}
+        projects = self.runtime.store.projects
+        projects.need(parsed.project_id)
+        if parsed.action == "PROJECT_UPDATED":
+            known = projects.get(parsed.project_id).label_config
+            if parsed.body["label_config"] in (None, known):
+                return {"status": "ignored", "reason": "the labeling config is the one known already"}
         number = self.runtime.store.events.add(parsed.project_id, parsed.action, parsed.body)
         self.runtime.notifier.notify(parsed.project_id)
         return {"status": "stored", "event": number}

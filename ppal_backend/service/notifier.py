@@ -41,11 +41,13 @@ class Notifier:
     def notify(self, project_id: int) -> None:
         """Have a job enqueued for a project; returns at once."""
         with self._changed:
+            is_known = project_id in self._waiting
             self._waiting[project_id] = None
             if self._thread is None or not self._thread.is_alive():  # none yet, or lost in a fork
                 self._thread = threading.Thread(target=self._run, name="ppal-notifier", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if not is_known:
+                self._changed.notify_all()
 
     def flush(self, timeout_s: float = CLOSE_WAIT_S) -> bool:
         """Wait until every notice is passed on; False when that takes too long."""

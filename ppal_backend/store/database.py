@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, StaticPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -89,6 +89,17 @@ class Database:
         with self._told(), self._turn, self._sessions() as session:
             session.connection(execution_options={"readonly": True})
             yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction as in :meth:`transaction`, without a session around it, which costs three times as much: for
+        what comes by the hundred a second. Not to be used within another transaction of the same thread.
+
+        Raises:
+            StoreUnavailable: the database is locked, full or down; nothing of the block is stored.
+        """
+        with self._told(), self._turn, self.engine.begin() as connection:
+            yield connection
 
     def now(self, session: Session) -> datetime:
         """The time by which leases run: the database server's, so that workers' clocks need not agree."""

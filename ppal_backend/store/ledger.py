@@ -7,7 +7,7 @@ already told all end in the same state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import func, or_, select, update
 
@@ -47,8 +47,13 @@ class AnnotationLedger:
                 )
 
     def see(self, project_id: int, annotations: Iterable[SeenAnnotation]) -> None:
-        """Insert or update annotations; seeing one twice changes nothing."""
-        seen = {a.annotation_id: a for a in annotations}
+        """Insert or update annotations, the last word about one counts; seeing one twice changes nothing."""
+        seen: dict[int, SeenAnnotation] = {}
+        for item in annotations:
+            earlier = seen.get(item.annotation_id)
+            if item.task_id is None and earlier is not None:  # a deletion does not tell the task
+                item = replace(item, task_id=earlier.task_id)
+            seen[item.annotation_id] = item
         if not seen:
             return
         try:

@@ -35,6 +35,7 @@ class ProjectStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._connected: set[int] = set()
 
     def connect(self, project_id: int, key: str, label_config: str, url: str, options: dict[str, Any]) -> bool:
         """Record a project as Label Studio described it; True when it is new here.
@@ -74,6 +75,16 @@ class ProjectStore:
                 f"project {project_id} is not connected; add this backend under Settings > Model of that project"
             )
         return record
+
+    def need(self, project_id: int) -> None:
+        """Every webhook asks this, so the database is asked once: what has connected stays.
+
+        Raises:
+            StateError: the project never connected.
+        """
+        if project_id not in self._connected:
+            self.get(project_id)
+            self._connected.add(project_id)
 
     def all(self) -> list[ProjectRecord]:
         """Every connected project, by id."""

@@ -1,6 +1,7 @@
 """From events and polls to rounds, against a real store and a scripted Label Studio."""
 
 import pytest
+from sqlalchemy import event
 
 from ppal_backend.errors import LabelStudioUnavailable
 from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
@@ -185,6 +186,37 @@ def test_an_event_with_a_body_nobody_expects_is_parked_and_holds_up_nothing(worl
     world.annotate(1, 2, 3)
     assert world.store.events.counts() == {"parked": 1, "done": 3}
     assert world.rounds() == [("train", "pending")]
+
+
+def test_hundreds_of_events_are_a_few_transactions_and_end_as_one_by_one(world):
+    created = [("ANNOTATION_CREATED", {"annotations": [{"id": i, "task_id": i}]}) for i in range(1, 241)]
+    deleted = [("ANNOTATIONS_DELETED", {"annotations": [{"id": i, "usable": False}]}) for i in range(1, 240)]
+    for action, body in created + deleted:
+        world.store.events.add(1, action, body)
+    world.store.events.add(1, "ANNOTATION_CREATED", {"annotations": [{"id": 5, "task_id": 5}]})
+    begun = []
+    event.listen(world.store.database.engine, "begin", begun.append)
+    world.sync(1)
+    assert len(begun) < 40
+    assert world.store.events.counts() == {"done": 480}
+    assert world.store.ledger.new_count(1) == 2 and world.store.ledger.tasks_after(1, 0) == [5, 240]
+
+
+def test_an_event_that_was_begun_before_is_handled_alone(world, monkeypatch):
+    ids = [world.store.events.add(1, "TASKS_CREATED", {"tasks": n}) for n in range(3)]
+    world.store.events.begin(ids[1:2])
+    together = []
+    begin = world.store.events.begin
+    monkeypatch.setattr(world.store.events, "begin", lambda batch: (together.append(len(batch)), begin(batch)))
+    world.sync(1)
+    assert together == [1, 1, 1] and world.store.events.counts() == {"done": 3}
+
+
+def test_a_label_config_that_was_taken_back_is_the_one_in_force(world):
+    for config in ("<View>new</View>", "<View/>"):
+        world.store.events.add(1, "PROJECT_UPDATED", {"label_config": config})
+    world.sync(1)
+    assert world.store.projects.get(1).label_config == "<View/>"
 
 
 def test_a_job_for_a_project_that_is_gone_does_nothing(world):

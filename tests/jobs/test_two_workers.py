@@ -91,9 +91,9 @@ def test_an_event_that_was_handled_since_it_was_read_does_nothing_more(workers, 
     first.store.events.add(1, "START_TRAINING", {})
     begin = second.store.events.begin
 
-    def late(event_id):
+    def late(event_ids):
         first.sync(1)
-        return begin(event_id)
+        begin(event_ids)
 
     monkeypatch.setattr(second.store.events, "begin", late)
     second.sync(1)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import event, text
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from ppal_backend.errors import SettingsError, StateError, StoreUnavailable
 from ppal_backend.store import Database, ModelVersion, SeenAnnotation, Store
@@ -50,26 +52,72 @@ def test_events_leave_the_inbox_once_and_in_order(store, project):
 
 
 def test_events_tell_how_often_they_were_begun_and_since_when_they_wait(store, project):
-    event = store.events.add(project, "ANNOTATION_CREATED", {})
+    number = store.events.add(project, "ANNOTATION_CREATED", {})
     store.events.add(None, "ANNOTATION_CREATED", {})
-    assert [store.events.begin(event), store.events.begin(event)] == [1, 2]
+    assert [e.attempts for e in store.events.pending(project)] == [0]
+    store.events.begin([number])
+    store.events.begin([number, number + 1])
+    assert [e.attempts for e in store.events.pending(project)] == [2]
     assert store.events.waiting(longer_than_s=0) == [project] and store.events.waiting(longer_than_s=60) == []
-    store.events.settle(event)
+    store.events.settle(number)
     assert store.events.waiting(longer_than_s=0) == []
 
 
-def test_an_event_takes_effect_together_with_its_being_done_or_not_at_all(store, project):
-    event = store.events.add(1, "START_TRAINING", {})
-    with pytest.raises(ZeroDivisionError), store.events.handling(event) as is_ours:
-        assert is_ours and store.rounds.request(1, "train", "x").number == 1
+def test_events_take_effect_together_with_their_being_done_or_not_at_all(store, project):
+    first, second = (store.events.add(1, "START_TRAINING", {}) for _ in range(2))
+    with pytest.raises(ZeroDivisionError), store.events.handling([first, second]) as ours:
+        assert ours == {first, second} and store.rounds.request(1, "train", "x").number == 1
         assert store.rounds.is_open(1), "what the transaction wrote is seen within it"
         raise ZeroDivisionError
-    assert [e.id for e in store.events.pending(1)] == [event] and store.rounds.of_project(1) == []
-    with store.events.handling(event) as is_ours:
+    assert [e.id for e in store.events.pending(1)] == [first, second] and store.rounds.of_project(1) == []
+    with store.events.handling([first]) as ours:
         store.rounds.request(1, "train", "x")
-    assert is_ours and store.events.counts() == {"done": 1} and store.rounds.is_open(1)
-    with store.events.handling(event) as is_ours:
-        assert not is_ours, "somebody has handled it"
+    assert ours == {first} and store.events.counts() == {"done": 1, "pending": 1} and store.rounds.is_open(1)
+    with store.events.handling([first, second]) as ours:
+        assert ours == {second}, "somebody has handled the first"
+
+
+def in_one_batch(store, project, bodies):
+    """Add events in a thread each while another one writes; what each of them got."""
+    outcomes = {}
+
+    def add(number, body):
+        try:
+            outcomes[number] = store.events.add(project, "ANNOTATION_CREATED", body)
+        except (StoreUnavailable, StatementError) as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=add, args=item) for item in enumerate(bodies)]
+    with store.events._writing:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(store.events._arrived) <= number:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join(30)
+    return [outcomes[number] for number in range(len(bodies))]
+
+
+def test_events_that_come_at_once_share_a_transaction_and_keep_their_order(store, project):
+    begun = []
+    event.listen(store.database.engine, "begin", begun.append)
+    ids = in_one_batch(store, project, [{"n": n} for n in range(20)])
+    assert len(begun) == 1
+    assert [(e.id, e.body["n"]) for e in store.events.pending(project)] == [(i, n) for n, i in enumerate(ids)]
+
+
+def test_an_event_that_cannot_be_stored_takes_no_other_with_it(store, project):
+    ids = in_one_batch(store, project, [{"n": 0}, {"n": {1}}, {"n": 2}])
+    assert isinstance(ids[1], StatementError)
+    assert [(e.id, e.body["n"]) for e in store.events.pending(project)] == [(ids[0], 0), (ids[2], 2)]
+
+
+def test_everybody_is_told_that_the_database_is_away(store, project, monkeypatch):
+    with monkeypatch.context() as patched:
+        away = StoreUnavailable("away")
+        patched.setattr(store.database, "writing", lambda: (_ for _ in ()).throw(away))
+        assert in_one_batch(store, project, [{}, {}, {}]) == [away, away, away]
+    assert store.events.pending(project) == [] and store.events.add(project, "START_TRAINING", {}) > 0
 
 
 def test_what_fails_within_a_transaction_undoes_its_own_part_only(store, project):
@@ -121,6 +169,13 @@ def test_skipped_and_deleted_annotations_do_not_count(store, project):
     assert store.ledger.new_count(project) == 1
     store.ledger.see(project, [SeenAnnotation(1, None, usable=False)])
     assert store.ledger.new_count(project) == 0
+
+
+def test_an_annotation_deleted_as_soon_as_it_was_made_keeps_its_task(store, project):
+    store.ledger.see(project, [SeenAnnotation(1, 10), SeenAnnotation(1, None, usable=False)])
+    assert store.ledger.new_count(project) == 0
+    store.ledger.see(project, [SeenAnnotation(1, None)])
+    assert store.ledger.tasks_after(project, 0) == [10]
 
 
 def test_exported_annotations_no_longer_count_even_if_no_event_came(store, project):
