@@ -4,7 +4,7 @@
 #   docker build -t ppal-backend:gpu --build-arg FORCE_CUDA=1 \
 #     --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 --build-arg RUNTIME_BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 \
 #     --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cu128 .
-# With Ray in it (PPAL_ENGINE=ray), either of them: --build-arg RAY=1.
+# With Ray in it (PPAL_ENGINE=ray), either of them: --build-arg RAY=1; with S3 (PPAL_ARTIFACTS=s3://…): --build-arg S3=1.
 ARG BASE=python:3.11-slim-bookworm
 ARG RUNTIME_BASE=${BASE}
 
@@ -12,6 +12,7 @@ FROM ${BASE} AS build
 ARG FORCE_CUDA=0
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG RAY=0
+ARG S3=0
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PPAL_DEV=0 PPAL_CACHE=/tmp/ppal-cache \
     FORCE_CUDA=${FORCE_CUDA} TORCH_INDEX_URL=${TORCH_INDEX_URL}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -21,11 +22,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/ppal
 # First what the environment is made from: mmcv is not compiled again when only our code changes.
-COPY pyproject.toml README.md LICENSE requirements.txt requirements-ray.txt ./
+COPY pyproject.toml README.md LICENSE requirements.txt requirements-ray.txt requirements-s3.txt ./
 COPY scripts/setup.sh scripts/versions.env scripts/
 COPY ppal_backend/__init__.py ppal_backend/__init__.py
 RUN scripts/setup.sh backend \
     && if [ "${RAY}" = 1 ]; then scripts/setup.sh ray; fi \
+    && if [ "${S3}" = 1 ]; then scripts/setup.sh s3; fi \
     && rm -rf /tmp/ppal-cache \
     && find .venv -name __pycache__ -type d -prune -exec rm -rf {} +
 COPY ppal_backend ppal_backend

@@ -22,6 +22,7 @@ from typing import Any
 
 from ppal_backend.errors import StateError
 from ppal_backend.files import atomic_file, sha256_of
+from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store, database_file, open_store
 from ppal_backend.structures.progress import OnProgress, Progress
@@ -48,6 +49,8 @@ def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgr
 
     Raises:
         StateError: ``target`` exists.
+        ArtifactsUnavailable: the bucket does not answer.
+        DamagedArtifact: a file of the bucket is not as it was written.
     """
     if target.exists():
         raise StateError(f"expected a new file to back up to, got {target}, which exists; choose another name")
@@ -111,19 +114,29 @@ def restore(
 
 
 def _files(settings: Settings, store: Store) -> Iterator[Path]:
-    """What the active versions need, and each project's claim to its folder."""
-    root = settings.model_dir.resolve()
+    """What the active versions need, from the bucket where this machine lacks it, and each project's claim to its
+    folder."""
+    root, mirror = settings.model_dir.resolve(), open_mirror(settings)
     for project in store.projects.all():
         folder = settings.project_folder(project.id)
         yield from (p for p in [folder / "project.json"] if p.is_file())
-        active = (store.versions.active(project.id), store.versions.active(project.id, with_model=True))
+        active = [store.versions.active(project.id), store.versions.active(project.id, with_model=True)]
         numbers = {v.round_number for v in active if v is not None}
         checkpoints = {root / v.checkpoint for v in active if v is not None and v.checkpoint}
+        if mirror is not None:
+            for checkpoint in checkpoints:
+                mirror.need_checkpoint(project.key, str(checkpoint.relative_to(root)))
+            for number in numbers:
+                mirror.round(project.key, project.id, number).need_shown()
         numbers |= {int(c.parent.parent.name) for c in checkpoints if c.parent.parent.name.isdigit()}
         for number in sorted(numbers):
             for pattern in SMALL:
                 yield from (p for p in (folder / "rounds" / str(number)).glob(pattern) if not p.name.startswith("."))
-        yield from (c for c in checkpoints if c.is_file())
+        for checkpoint in checkpoints:
+            if checkpoint.is_file():
+                yield checkpoint
+            else:
+                log.warning("the backup is without %s, which an active version needs: it is gone", checkpoint)
 
 
 def _copy_database(source: Path, target: Path) -> Path:

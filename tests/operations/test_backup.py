@@ -1,6 +1,7 @@
 """A backup brings everything back, holds no secret, and neither it nor a restore can destroy anything."""
 
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -119,3 +120,22 @@ def test_a_path_out_of_the_folder_is_refused(place, tmp_path):
     with pytest.raises(StateError, match="made by ppal backup"):
         restore(elsewhere(tmp_path), tmp_path / "bad.tar")
     assert not (tmp_path / "escaped").exists()
+
+
+def test_what_another_machine_made_is_fetched_from_the_bucket(make_place, tmp_path):
+    place = make_place(artifacts=f"file://{tmp_path}/bucket")
+    place.round()
+    shutil.rmtree(place.folder(1))
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    restore(elsewhere(tmp_path), tmp_path / "b.tar")
+    there = elsewhere(tmp_path).model_dir / "projects/1/rounds/1"
+    assert (there / "train/model.pth").read_bytes() == b"weights of round 1"
+    assert (there / "query_set.json").is_file() and (there / "metrics.json").is_file()
+
+
+def test_a_checkpoint_that_is_nowhere_is_told(place, tmp_path, caplog):
+    place.round()
+    (place.folder(1) / "train/model.pth").unlink()
+    manifest = back_up(place.settings, place.store, tmp_path / "b.tar")
+    assert "is without" in caplog.text and "model.pth" in caplog.text
+    assert "ppal.db" in manifest["sha256"] and not any(name.endswith(".pth") for name in manifest["sha256"])
