@@ -47,8 +47,8 @@ class ProjectOptions(BaseModel):
 
     detector: str = Field("retinanet_tiny", pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
     budget: int = Field(50, ge=1, le=100_000, description="new annotations that start a round; images queried")
-    strategy: str = Field("ppal", max_length=64)
-    delta: float = Field(4.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
+    strategy: str = Field("ppal+labelled", max_length=64)
+    delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
     score_threshold: float = Field(0.3, ge=0.0, le=1.0, description="pre-annotations below are not shown")
     holdout_fraction: float = Field(0.1, ge=0.0, le=0.5, description="share of annotated tasks to evaluate on")
     max_iterations: int | None = Field(None, ge=1, description="training length; default by data set size")

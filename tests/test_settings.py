@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.settings import Settings, load_settings
+from ppal_backend.settings import ProjectOptions, Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,7 +109,10 @@ def test_the_file_goes_before_defaults_and_fills_the_options_of_projects(toml):
     options = settings.project_options({"delta": 3.5})
     assert (options.budget, options.delta, options.difficulty) == (33, 3.5, False)
     assert settings.from_file == {"budget", "delta", "port", "model_dir", "difficulty"}
-    assert settings.strategy == "ppal" and settings.model_copy(update={"port": 1}).from_file == settings.from_file
+    assert (
+        settings.strategy == ProjectOptions().strategy
+        and settings.model_copy(update={"port": 1}).from_file == settings.from_file
+    )
 
 
 @pytest.mark.parametrize("variable", ["PPAL_BUDGET", "START_TRAINING_EACH_N_UPDATES"])

@@ -109,10 +109,11 @@ def run_ranking(url: str, project_id: int, folder: Path) -> dict[str, Any]:
     client = LabelStudioClient(url, os.environ[TOKEN])
     world = World(client, project_id)
     model = ModelRef("retinanet_r50_fpn", "", LABELS, tuple(0.5 for _ in LABELS))
+    defaults = load_settings().project_options({})
     spec = RoundSpec(
         project_id=project_id, project_key=str(project_id), number=1, kind="rank", detector=model.detector,
-        strategy="ppal", budget=BUDGET, delta=4.0, seed=0, score_threshold=0.3, holdout_fraction=0.1, model=model,
-        draw_map=True,
+        strategy=defaults.strategy, budget=BUDGET, delta=defaults.delta, seed=0, score_threshold=0.3,
+        holdout_fraction=0.1, model=model, draw_map=True,
     )  # fmt: skip
     before = peak_gib()
     ports = Ports(world, world, LabelStudioPublisher(client), world)  # type: ignore[arg-type]

@@ -140,11 +140,11 @@ class _Run:
         if model is None:
             return self._cold_start()
         seen = self._infer("detections", self.pool, model)
-        if self.pool and self.looks_at_labelled:
-            self._infer("labelled_detections", labelled_entries(self.train_set), model)
-        elif self.pool and self.spec.draw_map:
-            drawn = labelled_to_draw(self._labelled(), len(self.pool))
-            self._infer("labelled_detections", drawn, model, keep_boxes=False)
+        known = labelled_entries(self.train_set) if self.looks_at_labelled else []
+        ids = {entry.image_id for entry in known}
+        labelled = known + [entry for entry in self._drawn() if entry.image_id not in ids]
+        if self.pool and labelled:
+            self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)
         return {"images": seen, "unreadable_images": len(self.pool) - seen}
 
     def _cold_start(self) -> dict[str, Any]:
@@ -209,9 +209,15 @@ class _Run:
         features = self.context.image_features.get(FEATURE)
         if not self.spec.draw_map or features is None:
             return
-        labelled = {d.image_id: f[FEATURE] for d, f in read_detections(self.folder / "labelled_detections")}
+        drawn = {entry.image_id for entry in self._drawn()}
+        seen = read_detections(self.folder / "labelled_detections")
+        labelled = {d.image_id: f[FEATURE] for d, f in seen if d.image_id in drawn}
         pool = dict(zip(self.context.pool_ids, np.asarray(features), strict=True))
         self.folder.write(MAP, map_of(pool, labelled, self._labelled()))
+
+    def _drawn(self) -> list[PoolEntry]:
+        """The labelled images on the map; none where no map is asked for."""
+        return labelled_to_draw(self._labelled(), len(self.pool)) if self.spec.draw_map else []
 
     def _labelled(self) -> list[PoolEntry]:
         """All labelled images, those held out included."""

@@ -145,15 +145,16 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _reading(summary: Mapping[str, Any]) -> str:
-    if summary["baseline"] is None:
-        return "No `random` was run, so there is nothing to compare with."
+    baseline = summary["baseline"]
+    if baseline is None:
+        return "Neither `random` nor `ppal` was run, so there is nothing to compare with."
     return (
-        "AULC: mean mAP over the range of labelled images. Gaps are paired by seed against `random`. The permutation "
-        "test over seeds × rounds flips the sign of every paired difference; rounds of one seed share images, so it "
-        "says more than independent data would: the test over seeds alone (one difference each) is the careful one "
-        "and cannot fall below 2 / 2^seeds. Label saving: share of `random`'s labels not needed to reach its last "
-        "mAP, on the mean curves, linear between rounds. Gap at equal boxes: mean gap over the range of labelled "
-        "boxes that both curves cover."
+        f"AULC: mean mAP over the range of labelled images. Gaps are paired by seed against `{baseline}`. The "
+        "permutation test over seeds × rounds flips the sign of every paired difference; rounds of one seed share "
+        "images, so it says more than independent data would: the test over seeds alone (one difference each) is the "
+        f"careful one and cannot fall below 2 / 2^seeds. Label saving: share of `{baseline}`'s labels not needed to "
+        "reach its last mAP, on the mean curves, linear between rounds. Gap at equal boxes: mean gap over the range "
+        "of labelled boxes that both curves cover."
     )
 
 

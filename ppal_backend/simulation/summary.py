@@ -16,7 +16,8 @@ from ppal_backend.simulation.statistics import (
     permutation_test,
 )
 
-BASELINE = "random"
+BASELINES = ("random", "ppal")
+"""What others are compared with: the first of these that was run."""
 SUBJECT = "ppal"
 
 
@@ -24,11 +25,13 @@ def summarise(results: Results) -> dict[str, Any]:
     """All figures of a simulation.
 
     ``label_saving`` and ``p_value`` at the top are those of ``subject`` (``ppal``, or the strategy with the largest
-    area under the curve where it was not run) against ``baseline`` (``random``); they are None where one is missing.
+    area under the curve where it was not run or is the baseline) against ``baseline`` (``random``, or ``ppal`` where
+    that was not run); they are None where one is missing.
     """
-    baseline = BASELINE if BASELINE in results.names else None
+    baseline = next((name for name in BASELINES if name in results.names), None)
     strategies = {name: _strategy(results, name, baseline) for name in results.names}
-    subject = SUBJECT if SUBJECT in strategies else _best(strategies)
+    others = {name: s for name, s in strategies.items() if name != baseline}
+    subject = SUBJECT if SUBJECT in others else _best(others)
     chosen = strategies.get(subject or "", {})
     return {
         "title": results.plan.title,
@@ -160,5 +163,5 @@ def _spread(values: list[float]) -> dict[str, Any] | None:
 
 
 def _best(strategies: dict[str, dict[str, Any]]) -> str | None:
-    rated = [(s["aulc"]["mean"], name) for name, s in strategies.items() if s["aulc"] and name != BASELINE]
+    rated = [(s["aulc"]["mean"], name) for name, s in strategies.items() if s["aulc"]]
     return max(rated)[1] if rated else None

@@ -70,6 +70,21 @@ def test_candidate_pool_is_delta_times_the_budget_and_ties_go_to_the_lowest_id()
     assert len(query("ppal", make_context(0), 3, delta=2.5).candidate_ids) == 8
 
 
+@pytest.mark.parametrize(
+    ("name", "budget", "delta", "candidates"),
+    [
+        ("ppal+labelled", 2, 16.0, 10),  # a quarter of 40
+        ("ppal+labelled", 3, 8.0, 12),  # four budgets, though that is more than a quarter
+        ("ppal+labelled", 2, 3.0, 6),
+        ("ppal", 2, 16.0, 32),
+        ("ppal", 3, 16.0, 40),
+    ],
+)
+def test_of_a_small_pool_only_a_quarter_are_candidates_of_ppal_labelled(name, budget, delta, candidates):
+    pool = make_context(0, images=40)
+    assert len(query(name, pool, budget, delta=delta).candidate_ids) == candidates
+
+
 def test_random_depends_on_the_seed_only():
     context = make_context(3)
     assert query("random", context, 8, seed=1).image_ids != query("random", context, 8, seed=2).image_ids

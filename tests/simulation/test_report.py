@@ -161,9 +161,9 @@ def test_one_round_of_one_strategy_is_enough_for_a_report(tmp_path):
     run_tasks(tmp_path, plan, lambda _: FakeEngine())
     for number in (1, 2, 3):
         (tmp_path / "seed-0" / "ppal" / f"round-0{number}" / "result.json").unlink()
-    text = write_report(tmp_path, plots=False).read_text()
-    assert "No `random` was run" in text
-    assert read_json(tmp_path / "report" / "summary.json")["p_value"] is None
+    write_report(tmp_path, plots=False)
+    summary = read_json(tmp_path / "report" / "summary.json")
+    assert summary["baseline"] == "ppal" and summary["subject"] is None and summary["p_value"] is None
 
 
 def test_without_groups_and_difficulty_the_report_leaves_them_out(tmp_path):
@@ -177,6 +177,27 @@ def test_without_groups_and_difficulty_the_report_leaves_them_out(tmp_path):
             place.write_result({**place.result(), "difficulty": None})
     text = write_report(tmp_path).read_text()
     assert "Near-duplicates" not in text and "Rank correlation" not in text and "difficulty.svg" not in text
+
+
+def test_without_random_others_are_compared_with_ppal(tmp_path):
+    data = benchmark()
+    plan = make_plan(data, "ppal,entropy")
+    lay_out(tmp_path, data, plan)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    text = write_report(tmp_path).read_text()
+    summary = read_json(tmp_path / "report" / "summary.json")
+    assert (summary["subject"], summary["baseline"]) == ("entropy", "ppal")
+    gaps = [
+        mine["map"] - theirs["map"]
+        for seed in plan.seeds
+        for mine, theirs in zip(
+            results_of(tmp_path, "entropy", seed, plan.rounds),
+            results_of(tmp_path, "ppal", seed, plan.rounds),
+            strict=True,
+        )
+    ]
+    assert summary["p_value"] == pytest.approx(permutation_test([g for g in gaps if g != 0]))
+    assert "**entropy against ppal:**" in text and "paired by seed against `ppal`" in text
 
 
 def test_a_folder_without_simulation_is_refused(tmp_path):

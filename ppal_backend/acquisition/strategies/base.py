@@ -21,6 +21,7 @@ from ppal_backend.structures.query import by_utility
 logger = logging.getLogger(__name__)
 
 PRESETS = ("paper", "reference")
+PAPER_DELTA = 4.0
 
 
 class QueryStrategy(Protocol):
@@ -73,7 +74,7 @@ class Options:
 
     uncertainty: str = "entropy"
     aggregate: str = "sum"
-    delta: float = 4.0
+    delta: float = PAPER_DELTA
     alpha: float = 0.3
     beta: float = 0.2
     score_threshold: float = 0.05
@@ -144,6 +145,8 @@ class StagedStrategy:
         selector: Stage 2.
         options: Settings.
         whole_pool: Whether every image is a candidate, instead of delta times the budget.
+        widest: Largest share of the pool that may be candidates, in (0, 1], where delta times the budget is more; at
+            least the paper's four budgets are. 1 is the paper's rule.
     """
 
     name: str
@@ -151,6 +154,7 @@ class StagedStrategy:
     selector: Selector
     options: Options
     whole_pool: bool = False
+    widest: float = 1.0
 
     def candidates(self, context: QueryContext, budget: int, rng: np.random.Generator) -> CandidatePool:
         """Score the pool and keep the candidates of largest utility, ties by lowest id.
@@ -165,7 +169,7 @@ class StagedStrategy:
         utilities = {d.image_id: float(v) for d, v in zip(context.pool, values, strict=True)}
         place = {d.image_id: p for p, d in enumerate(context.pool)}
         order = [place[i] for i in by_utility(utilities, utilities)]
-        kept = order if self.whole_pool else limits.expanded(order, self.options.delta)
+        kept = order if self.whole_pool else limits.expanded(order, self._delta(limits))
         return CandidatePool(tuple(context.pool[p].image_id for p in kept), utilities)
 
     def query(
@@ -205,6 +209,10 @@ class StagedStrategy:
             candidate_ids=tuple(ids),
             explanations=explain(context, selection, chosen.utilities, parts),
         )
+
+    def _delta(self, limits: Budget) -> float:
+        widest = max(PAPER_DELTA, self.widest * sum(limits.costs) / limits.limit)
+        return min(self.options.delta, widest)
 
     def _budget(self, context: QueryContext, budget: int) -> Budget:
         boxes = self.options.boxes
