@@ -74,7 +74,7 @@ class EventStore:
         except StoreUnavailable as error:
             for arrival in batch:
                 arrival.error = error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, TypeError, ValueError) as error:
             if len(batch) == 1:
                 batch[0].error = error
             else:  # one that cannot be stored must not take the others with it
