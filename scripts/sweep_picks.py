@@ -72,7 +72,6 @@ def settings() -> Iterator[Setting]:
     for beta in (0.0, 1.0, 5.0):
         yield Setting(f"beta={beta:g}", options=(("beta", beta),))
     yield Setting("refine=fasterpam", options=(("refine", "fasterpam"),))
-    yield Setting("unit=boxes", options=(("unit", "boxes"),))
     for xi in (0.0, 0.3, 1.0):
         yield Setting(f"xi={xi:g}", xi=xi)
     for momentum in (0.9, 0.999):
@@ -171,10 +170,7 @@ class Place:
         """The picks of a setting."""
         context = replace(self._context(setting.levels), difficulty=difficulty)
         strategy = get_strategy(setting.strategy, **{"delta": self._plan.delta, **dict(setting.options)})
-        budget = self._plan.budget
-        if dict(setting.options).get("unit") == "boxes":  # as many boxes as plain ppal's images have
-            budget = round(budget * np.mean([len(d) for d in context.pool if len(d)]))
-        return list(strategy.query(context, budget, np.random.default_rng([self._seed, 0])).image_ids)
+        return list(strategy.query(context, self._plan.budget, np.random.default_rng([self._seed, 0])).image_ids)
 
     def _context(self, levels: str) -> QueryContext:
         if levels not in self._contexts:
