@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.backend import Backend
-from ppal_backend.demo.ground_truth import GroundTruth, load_user_coco
+from ppal_backend.demo.ground_truth import GroundTruth, load_user_coco, split
 from ppal_backend.demo.label_studio_server import LabelStudioServer
 from ppal_backend.demo.scenes import generate
 from ppal_backend.errors import DatasetError
@@ -30,16 +30,22 @@ from ppal_backend.store import RoundRecord
 
 ROUND_TIMEOUT_S = 900.0
 PICKS_SHOWN = 10
+FEWEST_TESTED = 20
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo does. ``coco`` and ``images_dir`` replace the generated data by the user's own."""
+    """What the demo does. ``coco`` and ``images_dir`` replace the generated data by the user's own.
+
+    ``test_images`` are set aside (of data of the user's own at most a fifth): they never come to Label Studio, and tell
+    how good each version is. The few images that a round holds out would tell little.
+    """
 
     out: Path
     stay: bool = True
     images: int = 360
+    test_images: int = 100
     budget: int = 40
     rounds: int = 2
     holdout_fraction: float = 0.15
@@ -70,7 +76,7 @@ def run_demo(options: DemoOptions, console: Console) -> None:
     for part in ("label-studio", "backend"):
         shutil.rmtree(out / part, ignore_errors=True)
     (out / "summary.json").unlink(missing_ok=True)
-    truth = _data(options, out, console)
+    truth, test = _data(options, out, console)
     template = load_settings().cache_dir / "label-studio"
     with _told(console, "starting Label Studio") as told:
         server = LabelStudioServer(
@@ -81,7 +87,7 @@ def run_demo(options: DemoOptions, console: Console) -> None:
     try:
         with _told(console, "starting the backend"):
             backend.start()
-        report, project_id = _label_and_train(options, server, backend, truth, console)
+        report, project_id = _label_and_train(options, server, backend, truth, test, console)
         summary = {
             "rounds": report.rounds,
             "queue_published": report.queue_published,
@@ -108,24 +114,35 @@ def _environment(options: DemoOptions) -> dict[str, str]:
     }
 
 
-def _data(options: DemoOptions, out: Path, console: Console) -> GroundTruth:
+def _data(options: DemoOptions, out: Path, console: Console) -> tuple[GroundTruth, Path | None]:
+    """The data to label, and a COCO file of the test images; None where there are too few to set some aside."""
+    needed = options.budget * options.rounds + PICKS_SHOWN
     if options.coco is not None:
         truth = load_user_coco(options.coco, options.images_dir)
         console.print(f"your data: {truth.report}")
+        count = len(truth.dataset.images)
+        testing = min(options.test_images, count // 5, count - needed)
     else:
+        count, testing = options.images + options.test_images, options.test_images
         with _told(console, "generating images") as told:
-            path = generate(
-                out / "data", options.images, options.seed, on_progress=lambda done, n: told(f"{done} of {n}")
-            )
+            path = generate(out / "data", count, options.seed, on_progress=lambda done, n: told(f"{done} of {n}"))
         truth = load_user_coco(path)
-    needed = options.budget * options.rounds + PICKS_SHOWN
-    if len(truth.dataset.images) < needed:
-        raise DatasetError(f"expected at least {needed} images for the demo, got {len(truth.dataset.images)}; add some")
-    return truth
+    if count < needed:
+        raise DatasetError(f"expected at least {needed} images for the demo, got {count}; add some")
+    if testing < FEWEST_TESTED:
+        return truth, None
+    parts = split(truth, {"tasks": count - testing, "test": testing}, seed=options.seed)
+    parts["test"].dataset.write(out / "test.json")
+    return parts["tasks"], out / "test.json"
 
 
 def _label_and_train(
-    options: DemoOptions, server: LabelStudioServer, backend: Backend, truth: GroundTruth, console: Console
+    options: DemoOptions,
+    server: LabelStudioServer,
+    backend: Backend,
+    truth: GroundTruth,
+    test: Path | None,
+    console: Console,
 ) -> tuple[_Report, int]:
     with _told(console, "creating the project and uploading images") as told:
         project_id = server.create_project("PPAL demo", label_config_of(truth.labels))
@@ -143,12 +160,12 @@ def _label_and_train(
         if number > 2:
             report.queue_served = served
         record = _watch_round(console, backend, project_id, number)
-        report.rounds.append(_figures(record))
         folder = RoundFolder(_settings(backend).project_folder(project_id) / "rounds" / str(number))
+        report.rounds.append({**_figures(record), "test_map": _tested(folder, test, console)})
         query = folder.read("query_set.json")
         if number == 2:
             report.queue_published = query["queue"][: options.budget]
-        _show_picks(console, record, query, truth.labels)
+        _show_picks(console, report.rounds[-1], query, truth.labels)
     annotator.close()
     return report, project_id
 
@@ -181,20 +198,36 @@ def _watch_round(console: Console, backend: Backend, project_id: int, number: in
         return backend.wait_for_round(project_id, number, ROUND_TIMEOUT_S, show)
 
 
+def _tested(folder: RoundFolder, test: Path | None, console: Console) -> float | None:
+    """mAP of the round's model on the test images; None without any."""
+    if test is None:
+        return None
+    stored = folder.read("train/model.json")
+    with _told(console, "looking at the test images, which nobody labels"):
+        from ppal_backend.detector.evaluation import evaluate  # imports torch, which takes seconds
+
+        checkpoint = folder.checkpoint(stored["checkpoint"])
+        return evaluate(stored["detector"], Path(checkpoint), tuple(stored["labels"]), test, "auto").map
+
+
 def _figures(record: RoundRecord) -> dict[str, Any]:
     metrics = record.metrics
     return {
         "version": metrics["version"],
         "map": metrics.get("map"),
+        "held_out_images": metrics["held_out_images"],
         "labelled_images": metrics["labelled_images"],
         "seconds": metrics["seconds"],
     }
 
 
-def _show_picks(console: Console, record: RoundRecord, query: dict[str, Any], labels: tuple[str, ...]) -> None:
-    ap = record.metrics.get("map")
-    quality = "not evaluated" if ap is None else f"mAP {ap:.3f} on {record.metrics['held_out_images']} held-out images"
-    console.print(f"  published as [bold]{record.metrics['version']}[/]: {quality}")
+def _show_picks(console: Console, figures: dict[str, Any], query: dict[str, Any], labels: tuple[str, ...]) -> None:
+    parts = ["not evaluated"]
+    if figures["map"] is not None:
+        parts = [f"mAP {figures['map']:.3f} on the {figures['held_out_images']} annotated images that it held out"]
+    if figures["test_map"] is not None:
+        parts.insert(0, f"mAP {figures['test_map']:.3f} on test images")
+    console.print(f"  published as [bold]{figures['version']}[/]: {'; '.join(parts)}")
     table = Table("rank", "task", "uncertainty", "place by it", "what makes it worth labeling", title="first picks")
     for rank, task_id in enumerate(query["image_ids"][:PICKS_SHOWN]):
         why = query["explanations"][str(task_id)]
@@ -229,7 +262,8 @@ def label_config_of(labels: tuple[str, ...]) -> str:
 
 def _show_end(console: Console, options: DemoOptions, out: Path, summary: dict[str, Any]) -> None:
     same = summary["queue_published"] == summary["queue_served"]
-    maps = " → ".join("?" if r["map"] is None else f"{r['map']:.3f}" for r in summary["rounds"])
+    found = [r["map"] if r["test_map"] is None else r["test_map"] for r in summary["rounds"]]
+    maps = " → ".join("?" if value is None else f"{value:.3f}" for value in found)
     console.print(f"\n[bold green]done[/] in {summary['seconds_total']:.0f} s: mAP {maps} with", end=" ")
     console.print(" → ".join(str(r["labelled_images"]) for r in summary["rounds"]), "labelled images")
     served = "in exactly the published order" if same else "NOT in the published order"
