@@ -22,7 +22,7 @@ def query(name, context, budget, seed=0, **options):
 
 
 @pytest.mark.parametrize("seed", range(16))
-@pytest.mark.parametrize("memory_gib", [None, 1e-5])
+@pytest.mark.parametrize("memory_gib", [None, 1e-6])
 def test_ppal_equals_the_loops_from_end_to_end(seed, memory_gib):
     """As a matrix, and row by row where the matrix would not fit."""
     context = make_context(seed, images=50, classes=3)
