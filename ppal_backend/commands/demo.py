@@ -30,9 +30,16 @@ def demo(
 
     with errors_in_one_line(as_json):
         configure_logging("WARNING")
-        run_demo(DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images), aside if as_json else console)
+        options = DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images)
+        run_demo(options, aside if as_json else console, _evaluate)
         if as_json:
             print_json(read_json(out / "summary.json"))
+
+
+def _evaluate(detector: str, checkpoint: Path, labels: tuple[str, ...], test: Path) -> float | None:
+    from ppal_backend.detector.evaluation import evaluate  # imports torch, which takes seconds
+
+    return evaluate(detector, checkpoint, labels, test).map
 
 
 def demo_data(

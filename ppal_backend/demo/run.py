@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ ROUND_TIMEOUT_S = 900.0
 PICKS_SHOWN = 10
 FEWEST_TESTED = 20
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000", "#808000", "#000075")
+Evaluate = Callable[[str, Path, tuple[str, ...], Path], float | None]
+"""mAP of a detector (name, checkpoint, labels) on a COCO file; None without any box."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,13 @@ class _Report:
     queue_served: list[int] = field(default_factory=list)
 
 
-def run_demo(options: DemoOptions, console: Console) -> None:
+def run_demo(options: DemoOptions, console: Console, evaluate: Evaluate) -> None:
     """Run the demo; with ``stay`` the servers remain up until Ctrl-C.
+
+    Args:
+        options: What to do.
+        console: Where to tell of it.
+        evaluate: Looks at the test images.
 
     Raises:
         PPALError: a step failed; the text says which file has the details.
@@ -87,7 +94,9 @@ def run_demo(options: DemoOptions, console: Console) -> None:
     try:
         with _told(console, "starting the backend"):
             backend.start()
-        report, project_id = _label_and_train(options, server, backend, truth, test, console)
+        report, project_id = _label_and_train(
+            options, server, backend, truth, _tester(test, evaluate, console), console
+        )
         summary = {
             "rounds": report.rounds,
             "queue_published": report.queue_published,
@@ -136,12 +145,26 @@ def _data(options: DemoOptions, out: Path, console: Console) -> tuple[GroundTrut
     return parts["tasks"], out / "test.json"
 
 
+def _tester(test: Path | None, evaluate: Evaluate, console: Console) -> Callable[[RoundFolder], float | None]:
+    """Gives the mAP of a round's model on the test images; None without any."""
+
+    def tested(folder: RoundFolder) -> float | None:
+        if test is None:
+            return None
+        stored = folder.read("train/model.json")
+        with _told(console, "looking at the test images, which nobody labels"):
+            checkpoint = Path(folder.checkpoint(stored["checkpoint"]))
+            return evaluate(stored["detector"], checkpoint, tuple(stored["labels"]), test)
+
+    return tested
+
+
 def _label_and_train(
     options: DemoOptions,
     server: LabelStudioServer,
     backend: Backend,
     truth: GroundTruth,
-    test: Path | None,
+    tested: Callable[[RoundFolder], float | None],
     console: Console,
 ) -> tuple[_Report, int]:
     with _told(console, "creating the project and uploading images") as told:
@@ -161,7 +184,7 @@ def _label_and_train(
             report.queue_served = served
         record = _watch_round(console, backend, project_id, number)
         folder = RoundFolder(_settings(backend).project_folder(project_id) / "rounds" / str(number))
-        report.rounds.append({**_figures(record), "test_map": _tested(folder, test, console)})
+        report.rounds.append({**_figures(record), "test_map": tested(folder)})
         query = folder.read("query_set.json")
         if number == 2:
             report.queue_published = query["queue"][: options.budget]
@@ -196,18 +219,6 @@ def _watch_round(console: Console, backend: Backend, project_id: int, number: in
                 bars.update(bar, total=shown["total"], completed=shown["done"], detail=detail)
 
         return backend.wait_for_round(project_id, number, ROUND_TIMEOUT_S, show)
-
-
-def _tested(folder: RoundFolder, test: Path | None, console: Console) -> float | None:
-    """mAP of the round's model on the test images; None without any."""
-    if test is None:
-        return None
-    stored = folder.read("train/model.json")
-    with _told(console, "looking at the test images, which nobody labels"):
-        from ppal_backend.detector.evaluation import evaluate  # imports torch, which takes seconds
-
-        checkpoint = folder.checkpoint(stored["checkpoint"])
-        return evaluate(stored["detector"], Path(checkpoint), tuple(stored["labels"]), test, "auto").map
 
 
 def _figures(record: RoundRecord) -> dict[str, Any]:
