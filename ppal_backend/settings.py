@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     difficulty: bool = ProjectOptions.model_fields["difficulty"].default
     patience: int | None = None
     deterministic: bool = ProjectOptions.model_fields["deterministic"].default
-    embedding: Literal["query", "sampled"] = "query"
-    cold_start: Literal["typical", "random"] = "random"
+    embedding: Literal["query", "sampled"] = ProjectOptions.model_fields["embedding"].default
+    cold_start: Literal["typical", "random"] = ProjectOptions.model_fields["cold_start"].default
     budget: int = Field(
         ProjectOptions.model_fields["budget"].default,
         validation_alias=AliasChoices("START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"),

@@ -12,11 +12,10 @@ of the tail, and picks that show a scene that is labelled already or picked twic
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +27,36 @@ from ppal_backend.acquisition.strategies import get_strategy, strategy_names
 from ppal_backend.detector import attempt
 from ppal_backend.detector.difficulty_hook import DifficultyHook
 from ppal_backend.detector.probes import Positives
+from ppal_backend.errors import StateError
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import _Run
 from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import PLAN, first_model_folder
+from ppal_backend.simulation.board import read_plan
+from ppal_backend.simulation.layout import first_model_folder
 from ppal_backend.simulation.oracle import Discard, Oracle, Reporter
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.replay import Replay
 from ppal_backend.simulation.retrieval import spearman
 from ppal_backend.simulation.run import local_engine
-from ppal_backend.simulation.variants import Variant
+from ppal_backend.simulation.variants import Variant, parse_variants
 from ppal_backend.structures import QueryContext
 
 Step = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Classes, probabilities and overlaps of a step's positives."""
 TAIL = 0.5  # the rarer half of the classes
+PLAIN = "provenance"  # the levels of plain ppal
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A query to try: how difficulty is followed, what describes detections, and the strategy."""
-
-    name: str
-    strategy: str = "ppal"
-    options: tuple[tuple[str, Any], ...] = ()
-    xi: float = 0.6
-    momentum: float = 0.99
-    absent: str = "keep"
-    levels: str = "provenance"
-
-
-def settings() -> Iterator[Setting]:
-    """Plain ``ppal`` first, then one thing changed at a time."""
-    yield Setting("ppal")
-    for strategy in strategy_names():
-        if strategy not in ("ppal", "pal", "ppal+pal", "typiclust"):  # PAL reads what is not counted here
-            yield Setting(strategy, strategy)
-    for delta in (2.0, 8.0, 16.0):
-        yield Setting(f"delta={delta:g}", options=(("delta", delta),))
-    yield Setting("ppal+labelled:delta=8", "ppal+labelled", (("delta", 8.0),))
-    for alpha in (0.1, 0.9):
-        yield Setting(f"alpha={alpha}", options=(("alpha", alpha),))
-    for beta in (0.0, 1.0, 5.0):
-        yield Setting(f"beta={beta:g}", options=(("beta", beta),))
-    yield Setting("refine=fasterpam", options=(("refine", "fasterpam"),))
-    for xi in (0.0, 0.3, 1.0):
-        yield Setting(f"xi={xi:g}", xi=xi)
-    for momentum in (0.9, 0.999):
-        yield Setting(f"m0={momentum:g}", momentum=momentum)
-    yield Setting("absent=drift", absent="drift")
-    yield Setting("levels=scale", levels="scale")
+def settings() -> tuple[Variant, ...]:
+    """Plain ``ppal`` first, then other strategies, then one thing changed at a time."""
+    # PAL reads what is not counted here.
+    others = [name for name in strategy_names() if name not in ("ppal", "pal", "ppal+pal", "typiclust")]
+    changes = [
+        *("delta=2", "delta=8", "delta=16", "alpha=0.1", "alpha=0.9", "beta=0", "beta=1", "beta=5", "refine=fasterpam"),
+        *("xi=0", "xi=0.3", "xi=1", "momentum=0.9", "momentum=0.999", "absent=drift", "levels=scale"),
+    ]
+    return parse_variants(["ppal", *others, "ppal+labelled:delta=8", *(f"ppal:{change}" for change in changes)])
 
 
 class Recording(DifficultyHook):
@@ -124,17 +102,21 @@ def _joined(step: Sequence[Sequence[torch.Tensor]]) -> Step:
     return classes, probabilities, ious
 
 
-def difficulties(steps: Sequence[Step], classes: int, setting: Setting) -> np.ndarray:
+def difficulties(steps: Sequence[Step], classes: int, setting: Variant) -> np.ndarray:
     """``[C]`` difficulties after the training, by a setting's xi, m0 and rule for absent classes."""
-    ema = DifficultyEMA(classes, setting.momentum, setting.absent)
+    options = dict(setting.difficulty)
+    xi = {"xi": options.pop("xi")} if "xi" in options else {}
+    ema = DifficultyEMA(classes, **options)
     for indices, probabilities, ious in steps:
-        ema.update(indices, training_difficulty(probabilities, ious, setting.xi))
+        ema.update(indices, training_difficulty(probabilities, ious, **xi))
     return ema.difficulty.numpy()
 
 
 def sweep(simulation: Path, seeds: Sequence[int], out: Path) -> list[dict[str, Any]]:
     """One row per setting, means over the seeds."""
-    plan = Plan.from_dict(json.loads((simulation / PLAN).read_text()))
+    plan = read_plan(simulation)
+    if plan is None:
+        raise StateError(f"expected the folder of a simulation, got {simulation}; name one that ppal simulate wrote")
     plan = replace(plan, variants=(Variant("ppal+labelled"),))  # so that labelled images are looked at as well
     benchmark = Benchmark.read(simulation / "data")
     rows: dict[str, list[dict[str, float]]] = {}
@@ -143,9 +125,10 @@ def sweep(simulation: Path, seeds: Sequence[int], out: Path) -> list[dict[str, A
         place = Place(plan, benchmark, out, seed)
         plain: set[int] = set()
         for setting in settings():
-            picks = place.query(setting, difficulties(steps, len(benchmark.labels), setting))
+            difficulty = difficulties(steps, len(benchmark.labels), setting)
+            picks = place.query(setting, difficulty)
             plain = plain or set(picks)
-            row = {"correlation": place.correlation(difficulties(steps, len(benchmark.labels), setting))}
+            row = {"correlation": place.correlation(difficulty)}
             rows.setdefault(setting.name, []).append(row | place.facts(picks) | {"equal": len(plain & set(picks))})
     return [{"setting": name, **_means(found)} for name, found in rows.items()]
 
@@ -160,27 +143,28 @@ class Place:
     def __init__(self, plan: Plan, benchmark: Benchmark, out: Path, seed: int) -> None:
         self._plan, self._benchmark, self._seed = plan, benchmark, seed
         self._folder = RoundFolder(first_model_folder(out, seed, "default"))
-        self._labelled = [int(i) for i in json.loads((out / f"seed-{seed}" / "start.json").read_text())]
+        engine = local_engine(plan)
+        self._labelled = Replay(out, plan, benchmark, engine).start_ids(seed)
         reporter = Reporter(out / "progress.json", {"seed": seed, "what": "sweep", "round": 0}, None)
-        ports = Ports(Oracle(benchmark, self._labelled), local_engine(plan), Discard(), reporter)
+        ports = Ports(Oracle(benchmark, self._labelled), engine, Discard(), reporter)
         self._run = _Run(plan.spec(seed, 0, plan.variants[0], "auto", True), self._folder, ports)
-        self._contexts: dict[str, QueryContext] = {"provenance": self._run.context}
-        self._ap = json.loads((self._folder.path / "metrics.json").read_text())["per_class"]
+        self._contexts: dict[str, QueryContext] = {PLAIN: self._run.context}
+        self._ap = self._folder.read("metrics.json")["per_class"]
 
-    def query(self, setting: Setting, difficulty: np.ndarray) -> list[int]:
+    def query(self, setting: Variant, difficulty: np.ndarray) -> list[int]:
         """The picks of a setting."""
-        context = replace(self._context(setting.levels), difficulty=difficulty)
-        strategy = get_strategy(setting.strategy, **{"delta": self._plan.delta, **dict(setting.options)})
+        context = replace(self._context(setting.inference.get("levels", PLAIN)), difficulty=difficulty)
+        strategy = get_strategy(setting.strategy, **{"delta": self._plan.delta, **setting.options})
         return list(strategy.query(context, self._plan.budget, np.random.default_rng([self._seed, 0])).image_ids)
 
     def _context(self, levels: str) -> QueryContext:
         if levels not in self._contexts:
-            spec = replace(self._run.spec, levels=levels)  # type: ignore[arg-type]
+            spec = replace(self._run.spec, levels=levels)
             model = self._run.model
             assert model is not None
             found = self._run.ports.engine.infer(spec, model, self._run.pool, lambda _: None, lambda: False)
             seen = {item.detections.image_id: item.detections for item in found}
-            plain = self._contexts["provenance"]
+            plain = self._contexts[PLAIN]
             self._contexts[levels] = replace(plain, pool=[seen[d.image_id] for d in plain.pool])
         return self._contexts[levels]
 

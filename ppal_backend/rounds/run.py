@@ -213,12 +213,13 @@ class _Run:
         seen = read_detections(self.folder / "labelled_detections")
         labelled = {d.image_id: f[FEATURE] for d, f in seen if d.image_id in drawn}
         pool = dict(zip(self.context.pool_ids, np.asarray(features), strict=True))
-        self.folder.write(MAP, map_of(pool, labelled, self._labelled()))
+        self.folder.write(MAP, map_of(pool, labelled, self._labelled))
 
     def _drawn(self) -> list[PoolEntry]:
         """The labelled images on the map; none where no map is asked for."""
-        return labelled_to_draw(self._labelled(), len(self.pool)) if self.spec.draw_map else []
+        return labelled_to_draw(self._labelled, len(self.pool)) if self.spec.draw_map else []
 
+    @cached_property
     def _labelled(self) -> list[PoolEntry]:
         """All labelled images, those held out included."""
         held_out = self.folder / HELD_OUT

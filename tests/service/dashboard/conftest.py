@@ -72,8 +72,8 @@ class ReviewedWorld(LearningWorld):
 class ShownPlace(Place):
     """A data folder with rounds, and the app over it."""
 
-    def __init__(self, root, world=LearningWorld):
-        super().__init__(root, LABEL_STUDIO_API_KEY=TOKEN)
+    def __init__(self, root, world=LearningWorld, **settings):
+        super().__init__(root, LABEL_STUDIO_API_KEY=TOKEN, **settings)
         self.world = world(self.settings.model_dir.resolve() / "images")
         self.jobs = RecordingJobs()
 
