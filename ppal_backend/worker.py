@@ -36,8 +36,9 @@ from ppal_backend.errors import (
 from ppal_backend.heartbeat import Heartbeat
 from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.jobs.supervisor import RETRY_AFTER_CRASH_S, Supervisor
-from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
+from ppal_backend.jobs.sync import ProjectState, Synchroniser, TaskUpdate
 from ppal_backend.jobs.watch import Watch
+from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.label_studio.webhook import check_webhook
@@ -105,7 +106,7 @@ def run_worker(
         jobs.sync(project_id)
 
     jobs = open_queue(settings, on_sync, on_round)
-    synchronise = Synchroniser(store, settings, _read_updates(settings, store), jobs.run_round)
+    synchronise = Synchroniser(store, settings, _LabelStudio(settings, store), jobs.run_round)
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:
         consumer.start()
@@ -142,7 +143,8 @@ def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
     try:
         late = store.events.waiting(LATE_S)
         for project in store.projects.all():
-            if project.id in late or synchronise.poll_is_due(project.id):
+            synchronise.poll_in_background(project.id)
+            if project.id in late:
                 jobs.sync(project.id)
         for project_id in store.rounds.claimable_projects():
             jobs.run_round(project_id)
@@ -315,17 +317,33 @@ def _record_version(settings: Settings, store: Store, project_id: int, number: i
     )
 
 
-def _read_updates(settings: Settings, store: Store) -> Callable[[int, str], Iterator[TaskUpdate]]:
-    clients: dict[str, Any] = {}
+class _LabelStudio:
+    """What polls ask of Label Studio. A request that fails is not sent again: the next poll is."""
 
-    def read(project_id: int, since: str) -> Iterator[TaskUpdate]:
-        url = store.projects.get(project_id).url
-        client = clients.get(url) or clients.setdefault(url, connect(settings, url))
-        for stamp in client.tasks_updated_since(project_id, since or None):
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._clients: dict[str, LabelStudioClient] = {}
+        self._lock = threading.Lock()
+
+    def state(self, project_id: int) -> ProjectState:
+        found = self._client(project_id).project(project_id)
+        tasks, annotated = (int(found.get(name) or 0) for name in ("task_number", "num_tasks_with_annotations"))
+        return ProjectState(tasks, annotated, str(found.get("label_config") or ""))
+
+    def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
+        for stamp in self._client(project_id).tasks_updated_since(project_id, since or None):
             seen = tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations)
             yield TaskUpdate(stamp.id, stamp.updated_at, seen)
 
-    return read
+    def annotated_tasks(self, project_id: int) -> Iterator[int]:
+        return self._client(project_id).annotated_task_ids(project_id)
+
+    def _client(self, project_id: int) -> LabelStudioClient:
+        url = self._store.projects.get(project_id).url
+        with self._lock:
+            if url not in self._clients:
+                self._clients[url] = connect(self._settings, url, tries=1)
+            return self._clients[url]
 
 
 def label_studio_ports(

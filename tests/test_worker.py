@@ -247,7 +247,7 @@ class Jobs:
 
 
 class NotDue:
-    def poll_is_due(self, project_id):
+    def poll_in_background(self, project_id):
         return False
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
-from ppal_backend.errors import LabelStudioError, SettingsError
-from ppal_backend.settings import Settings
-from ppal_backend.store import EventRecord, ProjectRecord, SeenAnnotation, Store
+from ppal_backend.errors import LabelStudioError, QueueUnavailable, SettingsError, StoreUnavailable
+from ppal_backend.logs import log_context
+from ppal_backend.settings import ProjectOptions, Settings
+from ppal_backend.store import EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store
 
 log = logging.getLogger(__name__)
 
@@ -30,41 +34,84 @@ class TaskUpdate:
     annotations: tuple[SeenAnnotation, ...]
 
 
-UpdatesPort = Callable[[int, str], Iterable[TaskUpdate]]
-"""Reads from Label Studio, piece by piece, which tasks of a project changed at or after a time ("" = ever); the oldest
-change first."""
+@dataclass(frozen=True)
+class ProjectState:
+    """What Label Studio says of a project as a whole: its tasks, those with annotations, and its labeling config."""
+
+    tasks: int
+    annotated_tasks: int
+    label_config: str
+
+
+class LabelStudio(Protocol):
+    """What a poll asks of Label Studio. Every method may raise ``LabelStudioError`` or ``SettingsError``."""
+
+    def state(self, project_id: int) -> ProjectState:
+        """The project as a whole, in one request."""
+
+    def updates(self, project_id: int, since: str) -> Iterable[TaskUpdate]:
+        """Tasks that changed at or after a time ("" = ever), piece by piece, the oldest change first."""
+
+    def annotated_tasks(self, project_id: int) -> Iterable[int]:
+        """Ids of all tasks that have an annotation now."""
 
 
 class Synchroniser:
-    """Handles a project's events; safe to call at any time, any number of times.
+    """Handles a project's events and polls; safe to call at any time, any number of times.
+
+    Handling events asks nobody but the store. A poll waits for Label Studio, so each project's runs in a thread of its
+    own (``poll_in_background``): one that does not answer holds up no other project.
 
     Args:
         store: the backend's memory.
         settings: for the options in force.
-        updates: reads changed tasks from Label Studio.
+        remote: reads from Label Studio.
         enqueue_round: tells the job queue that a project has a round to run.
     """
 
     def __init__(
-        self, store: Store, settings: Settings, updates: UpdatesPort, enqueue_round: Callable[[int], None]
+        self, store: Store, settings: Settings, remote: LabelStudio, enqueue_round: Callable[[int], None]
     ) -> None:
         self._store, self._settings = store, settings
-        self._updates, self._enqueue_round = updates, enqueue_round
+        self._remote, self._enqueue_round = remote, enqueue_round
         self._next_poll: dict[int, float] = {}
+        self._polling: dict[int, threading.Thread] = {}
 
     def __call__(self, project_id: int) -> None:
+        """Handle the events of a project that wait, and decide on a round."""
+        project = self._find(project_id)
+        if project is not None:
+            self._decide(project, self._apply_events(project))
+
+    def poll(self, project_id: int) -> None:
+        """Ask Label Studio what no event told, and decide on a round."""
+        self._next_poll[project_id] = time.monotonic() + self._settings.poll_interval_s
+        project = self._find(project_id)
+        if project is not None:
+            self._decide(project, self._poll(project))
+
+    def poll_in_background(self, project_id: int) -> bool:
+        """Begin a poll when one is due and none of this project is under way; whether one was begun."""
+        under_way = self._polling.get(project_id)
+        if time.monotonic() < self._next_poll.get(project_id, 0.0) or (under_way and under_way.is_alive()):
+            return False
+        thread = threading.Thread(target=self._poll_alone, args=(project_id,), name=f"poll-{project_id}", daemon=True)
+        self._polling[project_id] = thread
+        thread.start()
+        return True
+
+    def _poll_alone(self, project_id: int) -> None:
+        try:
+            with log_context(project=project_id):
+                self.poll(project_id)
+        except (StoreUnavailable, QueueUnavailable) as error:
+            log.warning("project %d is polled again later: %s", project_id, error)
+
+    def _find(self, project_id: int) -> ProjectRecord | None:
         project = self._store.projects.find(project_id)
         if project is None:
             log.warning("a job names project %d, which is not connected; ignored", project_id)
-            return
-        new_tasks = self._apply_events(project)
-        if self.poll_is_due(project_id):
-            self._poll(project)
-        self._decide(project, new_tasks)
-
-    def poll_is_due(self, project_id: int) -> bool:
-        """Whether it is time to ask Label Studio what changed."""
-        return time.monotonic() >= self._next_poll.get(project_id, 0.0)
+        return project
 
     def _apply_events(self, project: ProjectRecord) -> bool:
         """Handle what is pending; whether tasks were imported."""
@@ -111,6 +158,10 @@ class Synchroniser:
             for a in event.body.get("annotations", [])
         ]
         self._store.ledger.see(project.id, seen)
+        gone = [task_id for event in events for task_id in event.body.get("deleted_tasks", ())]
+        self._store.ledger.tasks_deleted(project.id, gone)
+        if any(event.action == "TASKS_CREATED" for event in events):
+            self._store.projects.set_task_count(project.id, None)  # so that the poll does not tell of them again
         configs = [event.body["label_config"] for event in events if event.body.get("label_config")]
         if configs:
             self._store.projects.set_label_config(project.id, configs[-1])
@@ -118,25 +169,39 @@ class Synchroniser:
             # The wish is stored with the event: a crash between here and the decision must not lose it.
             self._store.rounds.request(project.id, "train", "training was started by hand")
 
-    def _poll(self, project: ProjectRecord) -> None:
-        self._next_poll[project.id] = time.monotonic() + self._settings.poll_interval_s
-        until = project.polled_until
+    def _poll(self, project: ProjectRecord) -> bool:
+        """Take in what changed; whether there are tasks that no event told of."""
+        projects, until = self._store.projects, project.polled_until
+        annotated = self._store.ledger.task_count(project.id)  # read first: events come in meanwhile
         try:
-            updates = iter(self._updates(project.id, until))
+            state = self._remote.state(project.id)
+            updates = iter(self._remote.updates(project.id, until))
             while batch := list(islice(updates, POLL_BATCH)):
                 self._store.ledger.see_tasks(project.id, {u.task_id: u.annotations for u in batch})
                 until = max(until, *(u.updated_at for u in batch))
-                self._store.projects.polled(project.id, until)  # a poll that is cut off goes on from here
+                projects.polled(project.id, until)  # a poll that is cut off goes on from here
+            fewer = project.task_count is not None and state.tasks < project.task_count
+            if fewer or state.annotated_tasks < annotated:  # a change of tasks does not show that tasks are gone
+                self._forget_deleted(project.id)
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)
-            self._store.projects.set_problem(project.id, "poll", str(error))
-            return
-        self._store.projects.polled(project.id, until)
-        self._store.projects.set_problem(project.id, "poll", "")
+            projects.set_problem(project.id, "poll", str(error))
+            return False
+        projects.polled(project.id, until)
+        projects.set_problem(project.id, "poll", "")
+        projects.set_label_config(project.id, state.label_config)
+        return projects.set_task_count(project.id, state.tasks)
+
+    def _forget_deleted(self, project_id: int) -> None:
+        known = self._store.ledger.usable(project_id)  # read first: what is annotated after this is not looked at
+        there = set(self._remote.annotated_tasks(project_id))
+        gone = [annotation for annotation, task in known.items() if task is not None and task not in there]
+        self._store.ledger.deleted(project_id, gone)
+        log.info("project %d: %d annotations are gone with their tasks", project_id, len(gone))
 
     def _decide(self, project: ProjectRecord, new_tasks: bool) -> None:
         with self._store.projects.locked(project.id):  # two workers that decide at once would both ask
-            self._ask(project, new_tasks)
+            self._ask(self._store.projects.get(project.id), new_tasks)
         if self._store.rounds.is_open(project.id):
             self._enqueue_round(project.id)
 
@@ -145,11 +210,31 @@ class Synchroniser:
         running = rounds.running(project.id)
         if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
             return  # its snapshot will hold what came; it is decided again when the round ends
-        budget = self._settings.project_options(project.options).budget
+        options = self._settings.project_options(project.options)
+        self._store.projects.set_options_digest(project.id, _digest(options))
+        last = rounds.last(project.id)
+        failed = last if last is not None and last.state == "failed" else None
+        edits = self._store.projects.get(project.id).edits
+        self._store.projects.set_problem(project.id, "round", "" if failed is None else _told_of(failed))
+        if failed is not None and (failed.changes, failed.edits) == (project.changes, edits):
+            return  # it would fail again: nothing that it depends on is different
         new = self._store.ledger.new_count(project.id)
-        if new >= budget:
-            rounds.request(project.id, "train", f"{new} new annotations, {budget} start a round")
+        if new >= options.budget:
+            rounds.request(project.id, "train", f"{new} new annotations, {options.budget} start a round")
+        elif failed is not None and failed.edits != edits:
+            rounds.request(project.id, failed.kind, f"round {failed.number} failed, and settings changed since")
         elif new_tasks:
             rounds.request(project.id, "rank", "new tasks were imported")
-        elif not rounds.of_project(project.id):
+        elif last is None:
             rounds.request(project.id, "rank", "the project was connected")
+
+
+def _told_of(failed: RoundRecord) -> str:
+    return (
+        f"round {failed.number} failed: {failed.error}. Nothing starts by itself until an annotation, the labeling "
+        f"config or an option changes; `ppal round {failed.project_id}` or Start Training tries again at once"
+    )
+
+
+def _digest(options: ProjectOptions) -> str:
+    return hashlib.sha256(options.model_dump_json().encode()).hexdigest()[:16]

@@ -47,6 +47,7 @@ class Watch:
         self._before_step, self._leave = before_step, leave
         self._stop, self._ended = threading.Event(), threading.Event()
         self._parent, self._reported, self.step = os.getppid(), 0.0, record.step
+        self._before_export: frozenset[int] = frozenset()
 
     def start(self) -> None:
         """Begin to keep the lease alive; SIGTERM asks the round to stop."""
@@ -60,12 +61,16 @@ class Watch:
         self._ended.set()
 
     def exported(self, annotation_ids: Sequence[int]) -> None:
+        ledger, project_id = self._store.ledger, self._round.project_id
+        ledger.deleted(project_id, self._before_export.difference(annotation_ids))
         if self._round.kind == "rank":
             return  # nothing was learned from them: they still count towards the next training
-        self._store.ledger.used_by(self._round.project_id, self._round.number, annotation_ids)
+        ledger.used_by(project_id, self._round.number, annotation_ids)
 
     def step_started(self, step: str) -> None:
         self.step = step
+        if step == "export":  # what comes while it is written need not be in it; what is known now must be
+            self._before_export = frozenset(self._store.ledger.usable(self._round.project_id))
         self._store.rounds.report(self._round.id, step, {}, self._lease)
         log.info("round %d of project %d: %s", self._round.number, self._round.project_id, step)
         self._before_step(step)

@@ -174,6 +174,12 @@ class LabelStudioClient:
         for task in self._pages_by_id(project_id, [], "id"):
             yield int(task["id"])
 
+    def annotated_task_ids(self, project_id: int) -> Iterator[int]:
+        """Yield the ids of all tasks with a submitted annotation, rising."""
+        annotated = _filter("total_annotations", "greater", "Number", 0)
+        for task in self._pages_by_id(project_id, [annotated], "id"):
+            yield int(task["id"])
+
     def tasks_updated_since(self, project_id: int, since: str | datetime | None) -> Iterator[TaskStamp]:
         """Yield tasks changed at or after ``since``, by time of change, with their annotations' ids and times.
 

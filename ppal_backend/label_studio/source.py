@@ -28,8 +28,13 @@ FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
 TOLD_UNREADABLE = 20
 
 
-def connect(settings: Settings, url: str = "") -> LabelStudioClient:
+def connect(settings: Settings, url: str = "", tries: int = 4) -> LabelStudioClient:
     """A client for the Label Studio that the operator set, else for ``url``.
+
+    Args:
+        settings: the operator's settings.
+        url: where Label Studio is, unless the settings say so.
+        tries: how often a read is sent in all.
 
     Raises:
         SettingsError: there is no address or no token.
@@ -39,7 +44,7 @@ def connect(settings: Settings, url: str = "") -> LabelStudioClient:
     if not address or not key:
         missing = "LABEL_STUDIO_URL" if not address else "LABEL_STUDIO_API_KEY"
         raise SettingsError(f"expected {missing} in the backend's environment, got none; set it and start again")
-    return LabelStudioClient(address, key)
+    return LabelStudioClient(address, key, tries=tries)
 
 
 def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:

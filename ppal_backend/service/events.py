@@ -18,9 +18,9 @@ _PROJECT = re.compile(r"([0-9]{1,10})(?:\.[0-9]{1,20})?")
 class Event:
     """One webhook delivery.
 
-    ``body`` is ``{"annotations": [{"id", "task_id", "usable"}], "label_config": str | None, "tasks": n}``:
-    the annotations it tells of (``usable`` is false for skipped and deleted ones), the project's labeling
-    config if the event is about the project itself, and how many tasks came or went.
+    ``body`` is ``{"annotations": [{"id", "task_id", "usable"}], "label_config": str | None, "tasks": n,
+    "deleted_tasks": [id]}``: the annotations it tells of (``usable`` is false for skipped and deleted ones), the
+    project's labeling config if the event is about the project itself, how many tasks came, and which ones went.
     """
 
     project_id: int
@@ -52,7 +52,7 @@ def parse(payload: object) -> Event | Ignored:
     if read is None:
         return Ignored(f"action {action[:64]!r} is not used by this backend")
     project_id = project_of(fields)
-    body = {"annotations": [], "label_config": None, "tasks": 0, **read(fields)}
+    body = {"annotations": [], "label_config": None, "tasks": 0, "deleted_tasks": [], **read(fields)}
     return Event(project_id, action, body)
 
 
@@ -132,6 +132,10 @@ def _tasks(fields: dict[str, Any]) -> dict[str, Any]:
     return {"tasks": len(_objects(fields, "tasks", "task"))}
 
 
+def _tasks_deleted(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"deleted_tasks": [_id(item, "tasks") for item in _objects(fields, "tasks", "task")]}
+
+
 def _project(fields: dict[str, Any]) -> dict[str, Any]:
     config = _object(fields["project"], "'project'").get("label_config")
     return {"label_config": clean_text(config, "label_config") if config is not None else None}
@@ -157,7 +161,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "ANNOTATION_DELETED": _deleted,
     "ANNOTATIONS_DELETED": _deleted,
     "TASKS_CREATED": _tasks,
-    "TASKS_DELETED": _tasks,
+    "TASKS_DELETED": _tasks_deleted,
     "PROJECT_UPDATED": _project,
     "START_TRAINING": lambda fields: {},
 }

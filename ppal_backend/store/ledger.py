@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.orm import Session
 
 from ppal_backend.store.database import Database, IntegrityError
-from ppal_backend.store.tables import AnnotationRow
+from ppal_backend.store.tables import AnnotationRow, ProjectRow
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,36 @@ class AnnotationLedger:
         with self._database.transaction() as session:
             for chunk in _chunks(list(tasks), 200):
                 now_there = [a.annotation_id for task_id in chunk for a in tasks[task_id]]
-                session.execute(
-                    update(AnnotationRow)
-                    .where(
-                        AnnotationRow.project_id == project_id,
-                        AnnotationRow.task_id.in_(chunk),
-                        AnnotationRow.annotation_id.not_in(now_there),
-                    )
-                    .values(usable=False)
-                )
+                gone = AnnotationRow.task_id.in_(chunk), AnnotationRow.annotation_id.not_in(now_there)
+                _take_back(session, project_id, *gone)
+
+    def tasks_deleted(self, project_id: int, task_ids: Iterable[int]) -> None:
+        """These tasks are gone, and their annotations with them."""
+        with self._database.transaction() as session:
+            for chunk in _chunks(sorted(set(task_ids)), 500):
+                _take_back(session, project_id, AnnotationRow.task_id.in_(chunk))
+
+    def deleted(self, project_id: int, annotation_ids: Iterable[int]) -> None:
+        """These annotations are gone, whatever an event or the lack of one says."""
+        with self._database.transaction() as session:
+            for chunk in _chunks(sorted(set(annotation_ids)), 500):
+                _take_back(session, project_id, AnnotationRow.annotation_id.in_(chunk))
+
+    def usable(self, project_id: int) -> dict[int, int | None]:
+        """The annotations that are there as far as anybody told, and their tasks."""
+        query = select(AnnotationRow.annotation_id, AnnotationRow.task_id).where(
+            AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
+        )
+        with self._database.reading() as session:
+            return dict(session.execute(query).tuples().all())
+
+    def task_count(self, project_id: int) -> int:
+        """Tasks with a usable annotation, as far as they are known."""
+        query = select(func.count(AnnotationRow.task_id.distinct())).where(
+            AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
+        )
+        with self._database.reading() as session:
+            return session.scalar(query) or 0
 
     def see(self, project_id: int, annotations: Iterable[SeenAnnotation]) -> None:
         """Insert or update annotations, the last word about one counts; seeing one twice changes nothing."""
@@ -62,6 +84,7 @@ class AnnotationLedger:
             self._see(project_id, seen)
 
     def _see(self, project_id: int, seen: Mapping[int, SeenAnnotation]) -> None:
+        changed = False
         with self._database.transaction() as session:
             for chunk in _chunks(sorted(seen), 500):  # the same order everywhere, or workers could wait in a circle
                 known = session.scalars(
@@ -73,6 +96,7 @@ class AnnotationLedger:
                 for annotation_id in chunk:
                     item = seen[annotation_id]
                     row = rows.get(annotation_id)
+                    changed = changed or row is None or row.usable != item.usable
                     if row is None:
                         session.add(
                             AnnotationRow(
@@ -85,13 +109,20 @@ class AnnotationLedger:
                     else:
                         row.usable = item.usable
                         row.task_id = row.task_id if item.task_id is None else item.task_id
+            if changed:
+                _note_change(session, project_id)
 
     def used_by(self, project_id: int, round_number: int, annotation_ids: Iterable[int]) -> None:
         """Note that a round exported these annotations: they no longer count as new."""
         ids = list(annotation_ids)
-        self.see(project_id, [SeenAnnotation(i, None) for i in ids])
         with self._database.transaction() as session:
             for chunk in _chunks(ids, 500):
+                known = select(AnnotationRow.annotation_id).where(
+                    AnnotationRow.project_id == project_id, AnnotationRow.annotation_id.in_(chunk)
+                )
+                unknown = sorted(set(chunk) - set(session.scalars(known)))
+                session.add_all(AnnotationRow(project_id=project_id, annotation_id=i) for i in unknown)
+                session.flush()
                 session.execute(
                     update(AnnotationRow)
                     .where(
@@ -132,6 +163,17 @@ class AnnotationLedger:
         )
         with self._database.reading() as session:
             return session.scalar(query) or 0
+
+
+def _take_back(session: Session, project_id: int, *which: ColumnElement[bool]) -> None:
+    """Annotations that are no longer there do not count, whether or not a round has used them."""
+    mine = update(AnnotationRow).where(AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True), *which)
+    if session.execute(mine.values(usable=False)).rowcount:  # type: ignore[attr-defined]
+        _note_change(session, project_id)
+
+
+def _note_change(session: Session, project_id: int) -> None:
+    session.execute(update(ProjectRow).where(ProjectRow.id == project_id).values(changes=ProjectRow.changes + 1))
 
 
 def _chunks(values: list[int], size: int) -> Iterable[list[int]]:

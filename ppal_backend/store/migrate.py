@@ -11,7 +11,7 @@ from ppal_backend.errors import StateError
 
 log = logging.getLogger(__name__)
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest step; a test holds it against the files in ``migrations/versions``."""
 
 FIRST = "0001"

@@ -28,6 +28,9 @@ class ProjectRecord:
     polled_at: datetime | None
     problems: dict[str, str]
     paused: bool = False
+    changes: int = 0
+    edits: int = 0
+    task_count: int | None = None
 
 
 class ProjectStore:
@@ -54,6 +57,8 @@ class ProjectStore:
             if row is None:
                 session.add(ProjectRow(id=project_id, key=key, label_config=label_config, url=url, options=options))
                 return True
+            if (row.label_config, row.url, row.options) != (label_config, url, options):
+                row.edits += 1
             row.label_config, row.url, row.options = label_config, url, options
             return False
 
@@ -100,7 +105,29 @@ class ProjectStore:
 
     def set_label_config(self, project_id: int, label_config: str) -> None:
         """Keep the labeling config that Label Studio reported last."""
-        self._update(project_id, label_config=label_config)
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None and row.label_config != label_config:
+                row.label_config, row.edits = label_config, row.edits + 1
+
+    def set_options_digest(self, project_id: int, digest: str) -> None:
+        """Keep what tells the options in force from others; the operator may have changed them."""
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None and row.options_digest != digest:
+                row.edits += bool(row.options_digest)
+                row.options_digest = digest
+
+    def set_task_count(self, project_id: int, count: int | None) -> bool:
+        """Keep how many tasks the project has; whether they are more than were known. None: to be counted anew."""
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is None or row.task_count == count:
+                return False
+            known, row.task_count = row.task_count, count
+            if count is None or known is not None:
+                row.changes += 1
+            return count is not None and known is not None and count > known
 
     def polled(self, project_id: int, until: str) -> None:
         """Remember up to which ``updated_at`` the project's tasks have been read."""
@@ -144,4 +171,7 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.polled_at,
         dict(row.problems),
         row.paused,
+        row.changes,
+        row.edits,
+        row.task_count,
     )

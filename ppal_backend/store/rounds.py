@@ -40,6 +40,8 @@ class RoundRecord:
     progress: dict[str, Any]
     metrics: dict[str, Any]
     cancel_asked: bool
+    changes: int
+    edits: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -67,17 +69,17 @@ class RoundStore:
 
     def _request(self, project_id: int, kind: str, reason: str) -> RoundRecord:
         with self._database.transaction() as session:
-            row = session.scalar(_of(project_id, "pending").with_for_update())
-            if row is not None:
-                if kind == "train" and row.kind == "rank":
-                    row.kind, row.reason = kind, reason
-                return _record(row)
             project = session.get(ProjectRow, project_id, with_for_update=True)
             if project is None:
                 raise StateError(f"project {project_id} is not connected to this backend")
-            row = RoundRow(project_id=project_id, number=project.next_round, kind=kind, reason=reason)
-            project.next_round += 1
-            session.add(row)
+            row = session.scalar(_of(project_id, "pending").with_for_update())
+            if row is None:
+                row = RoundRow(project_id=project_id, number=project.next_round, kind=kind, reason=reason)
+                project.next_round += 1
+                session.add(row)
+            elif kind == "train" and row.kind == "rank":
+                row.kind, row.reason = kind, reason
+            row.changes, row.edits = project.changes, project.edits
             session.flush()
             return _record(row)
 
@@ -253,6 +255,13 @@ class RoundStore:
         query = select(RoundRow).where(RoundRow.project_id == project_id).order_by(RoundRow.number)
         with self._database.reading() as session:
             return [_record(row) for row in session.scalars(query)]
+
+    def last(self, project_id: int) -> RoundRecord | None:
+        """The project's newest round, whatever became of it."""
+        query = select(RoundRow).where(RoundRow.project_id == project_id).order_by(RoundRow.number.desc()).limit(1)
+        with self._database.reading() as session:
+            row = session.scalar(query)
+            return None if row is None else _record(row)
 
     def is_open(self, project_id: int) -> bool:
         """Whether a round is pending or running."""

@@ -31,6 +31,10 @@ class ProjectRow(Base):
     next_round: Mapped[int] = mapped_column(default=1)
     problems: Mapped[dict[str, Any]] = mapped_column(default=dict)
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    changes: Mapped[int] = mapped_column(default=0, server_default="0")  # how often annotations or tasks changed
+    edits: Mapped[int] = mapped_column(default=0, server_default="0")  # how often config or options changed
+    options_digest: Mapped[str | None]  # of the options in force
+    task_count: Mapped[int | None]  # tasks that the last poll saw; None: not known
 
 
 class EventRow(Base):
@@ -81,6 +85,8 @@ class RoundRow(Base):
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     cancel_asked: Mapped[bool] = mapped_column(default=False)
+    changes: Mapped[int] = mapped_column(default=0, server_default="0")  # those of its project when it was asked for
+    edits: Mapped[int] = mapped_column(default=0, server_default="0")
     lease_owner: Mapped[str] = mapped_column(default="")
     lease_until: Mapped[datetime | None]
 

@@ -112,7 +112,7 @@ def test_duplicate_and_late_deliveries_count_once(place):
     app = create_app(place.settings, place.store, jobs, FakePredictor(), images=FakeImages(place.settings.model_dir))
     jobs.notifiers.append(app.extensions[EXTENSION].notifier)
     client = app.test_client()
-    synchronise = Synchroniser(place.store, place.settings, lambda project_id, since: [], lambda project_id: None)
+    synchronise = Synchroniser(place.store, place.settings, None, lambda project_id: None)
     for _ in range(3):
         for annotation_id in (1, 2, 3, 4):
             sent = annotation_payload(annotation_id, 1000 + annotation_id, project=1)
@@ -126,22 +126,27 @@ def test_duplicate_and_late_deliveries_count_once(place):
 def test_label_studio_down_loses_no_annotation(place):
     """The poll fails, the webhooks' events are applied all the same, and the poll goes on where it was."""
     from ppal_backend.errors import LabelStudioUnavailable
-    from ppal_backend.jobs.sync import TaskUpdate
+    from ppal_backend.jobs.sync import ProjectState, TaskUpdate
     from ppal_backend.store import SeenAnnotation
 
-    down = True
+    class Remote:
+        down = True
 
-    def updates(project_id, since):
-        if down:
-            raise LabelStudioUnavailable("it is down")
-        return [TaskUpdate(1009, "2026-01-02", (SeenAnnotation(9, 1009),))]
+        def state(self, project_id):
+            if self.down:
+                raise LabelStudioUnavailable("it is down")
+            return ProjectState(10, 2, place.store.projects.get(1).label_config)
 
-    synchronise = Synchroniser(place.store, place.settings, updates, lambda project_id: None)
+        def updates(self, project_id, since):
+            return [TaskUpdate(1009, "2026-01-02", (SeenAnnotation(9, 1009),))]
+
+    remote = Remote()
+    synchronise = Synchroniser(place.store, place.settings, remote, lambda project_id: None)
     place.store.events.add(1, "ANNOTATION_CREATED", {"annotations": [{"id": 1, "task_id": 1001}]})
     synchronise(1)
+    synchronise.poll(1)
     assert place.store.ledger.new_count(1) == 1 and place.store.projects.get(1).problems["poll"] == "it is down"
-    down = False
-    synchronise._next_poll.clear()
-    synchronise(1)
+    remote.down = False
+    synchronise.poll(1)
     assert place.store.ledger.new_count(1) == 2 and "poll" not in place.store.projects.get(1).problems
     assert json.dumps(place.store.projects.get(1).polled_until) == '"2026-01-02"'

@@ -143,7 +143,7 @@ def test_an_event_that_nothing_can_handle_is_parked_with_its_reason(place):
         see(project_id, annotations)
 
     place.store.ledger.see = unforeseen
-    synchronise = Synchroniser(place.store, place.settings, lambda project_id, since: [], lambda project_id: None)
+    synchronise = Synchroniser(place.store, place.settings, None, lambda project_id: None)
     for _ in range(EVENT_TRIES):
         with pytest.raises(RuntimeError):
             synchronise(1)

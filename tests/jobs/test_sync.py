@@ -1,34 +1,44 @@
 """From events and polls to rounds, against a real store and a scripted Label Studio."""
 
+import threading
+
 import pytest
 from sqlalchemy import event
 
 from ppal_backend.errors import LabelStudioUnavailable
-from ppal_backend.jobs.sync import Synchroniser, TaskUpdate
+from ppal_backend.jobs.sync import ProjectState, Synchroniser, TaskUpdate
+from ppal_backend.jobs.watch import Watch
 from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Lease, SeenAnnotation, Store
+from tests.jobs.test_queue import wait_for
 
 BUDGET = 3
 
 
 class Remote:
-    """Answers polls from a list; remembers since when it was asked."""
+    """A Label Studio that answers polls from a list; remembers since when it was asked."""
 
     def __init__(self):
-        self.updates, self.asked, self.error = [], [], None
+        self.changed, self.asked, self.error, self.tasks, self.config = [], [], None, 100, "<View/>"
+        self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed``
 
-    def __call__(self, project_id, since):
-        self.asked.append(since)
+    def state(self, project_id):
         if self.error:
             raise self.error
-        return [u for u in self.updates if u.updated_at >= since]
+        return ProjectState(self.tasks, len(self.annotated_tasks(project_id)), self.config)
+
+    def updates(self, project_id, since):
+        self.asked.append(since)
+        return [u for u in self.changed if u.updated_at >= since]
+
+    def annotated_tasks(self, project_id):
+        return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
 
 
 @pytest.fixture
 def world(tmp_path):
     class World:
         store = Store(Database(f"sqlite:///{tmp_path}/ppal.db"))
-        remote = Remote()
         enqueued: list[int]
 
         def annotate(self, *ids, action="ANNOTATION_CREATED", usable=True):
@@ -38,8 +48,7 @@ def world(tmp_path):
             self.sync(1)
 
         def poll_now(self):
-            self.sync._next_poll.clear()
-            self.sync(1)
+            self.sync.poll(1)
 
         def rounds(self):
             return [(r.kind, r.state) for r in self.store.rounds.of_project(1)]
@@ -51,7 +60,7 @@ def world(tmp_path):
             return record
 
     world = World()
-    world.enqueued = []
+    world.enqueued, world.remote = [], Remote()
     settings = Settings(START_TRAINING_EACH_N_UPDATES=BUDGET, MODEL_DIR=tmp_path, poll_interval_s=1000)
     world.sync = Synchroniser(world.store, settings, world.remote, world.enqueued.append)
     world.store.projects.connect(1, "1.1", "<View/>", "http://ls", {})
@@ -78,17 +87,17 @@ def test_two_webhooks_of_one_annotation_count_once(world):
 
 
 def test_what_webhooks_lose_the_poll_finds(world):
-    world.remote.updates = [TaskUpdate(i, f"2026-01-0{i}", (SeenAnnotation(i, i),)) for i in (1, 2, 3)]
-    world.sync(1)
-    assert world.rounds() == [("train", "pending")]
+    world.remote.changed = [TaskUpdate(i, f"2026-01-0{i}", (SeenAnnotation(i, i),)) for i in (1, 2, 3)]
+    assert world.sync.poll_in_background(1)
+    wait_for(lambda: world.rounds() == [("train", "pending")])
     assert world.store.projects.get(1).polled_until == "2026-01-03"
-    world.sync(1)
-    assert world.remote.asked == [""], "polled again before the interval was over"
+    assert not world.sync.poll_in_background(1) and world.remote.asked == [""], "the interval was not over"
 
 
 def test_a_poll_shows_deletions_that_no_webhook_told(world):
     world.annotate(1, 2)
-    world.remote.updates = [TaskUpdate(10, "2026-01-01", ()), TaskUpdate(30, "2026-01-02", (SeenAnnotation(3, 30),))]
+    world.remote.changed = [TaskUpdate(10, "2026-01-01", ()), TaskUpdate(30, "2026-01-02", (SeenAnnotation(3, 30),))]
+    world.remote.annotated = [20, 30]
     world.poll_now()
     assert world.store.ledger.new_count(1) == 2, "annotation 1 of task 10 is gone"
 
@@ -96,9 +105,10 @@ def test_a_poll_shows_deletions_that_no_webhook_told(world):
 def test_a_poll_that_fails_is_told_and_loses_nothing(world):
     world.remote.error = LabelStudioUnavailable("Label Studio does not answer")
     world.annotate(1, 2, 3)
+    world.poll_now()
     assert world.rounds() == [("train", "pending")]
     assert world.store.projects.get(1).problems == {"poll": "Label Studio does not answer"}
-    world.remote.error = None
+    world.remote.error, world.remote.annotated = None, [10, 20, 30]
     world.poll_now()
     assert world.store.projects.get(1).problems == {}
 
@@ -115,8 +125,8 @@ def test_a_poll_holds_a_batch_at_a_time_and_goes_on_where_it_was_cut_off(world, 
                 read.append(i)
                 yield TaskUpdate(i, f"2026-01-{i + 1:02d}", (SeenAnnotation(i, i),))
 
-    world.sync._updates = updates
-    world.sync(1)
+    world.remote.updates, world.remote.annotated = updates, range(25)
+    world.poll_now()
     assert world.store.projects.get(1).polled_until == "2026-01-10", "a whole batch is kept"
     assert world.store.ledger.new_count(1) == 10
     world.poll_now()
@@ -222,3 +232,120 @@ def test_a_label_config_that_was_taken_back_is_the_one_in_force(world):
 def test_a_job_for_a_project_that_is_gone_does_nothing(world):
     world.sync(99)
     assert world.store.rounds.of_project(99) == []
+
+
+def test_deleted_tasks_take_their_annotations_along(world):
+    """They stayed new for ever, and trainings followed each other without end."""
+    world.annotate(1, 2, 3)
+    world.store.events.add(1, "TASKS_DELETED", {"deleted_tasks": [10, 20]})
+    world.sync(1)
+    assert world.store.ledger.new_count(1) == 1
+
+
+def test_an_export_settles_what_it_does_not_hold_and_nothing_that_came_meanwhile(world):
+    world.annotate(1, 2, 3)
+    record = world.store.rounds.claim(1, lease := Lease.mine())
+    watch = Watch(world.store, record, lease)
+    watch.step_started("export")
+    world.annotate(4)
+    watch.exported([2, 3])
+    assert world.store.ledger.new_count(1) == 1, "4 came while the export was written; 1 was gone before"
+    assert world.store.ledger.usable(1) == {2: 20, 3: 30, 4: 40}
+
+
+def test_the_poll_notices_tasks_that_were_deleted_without_a_word(world):
+    world.annotate(1, 2)
+    world.remote.annotated = [10, 20]
+    world.poll_now()
+    assert world.store.ledger.new_count(1) == 2
+    world.remote.annotated, world.remote.tasks = [20], 99
+    world.poll_now()
+    assert world.store.ledger.usable(1) == {2: 20}
+
+
+def test_the_poll_notices_new_tasks_that_no_event_told_of_and_tells_of_none_twice(world):
+    world.sync(1)
+    world.poll_now()
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.remote.tasks += 5
+    world.poll_now()
+    assert world.rounds() == [("rank", "done"), ("rank", "pending")]
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.remote.tasks += 5
+    world.store.events.add(1, "TASKS_CREATED", {"tasks": 5})
+    world.sync(1)
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.poll_now()
+    assert world.rounds() == [("rank", "done")] * 3
+
+
+def fail(world, error="bad labeling config"):
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.store.rounds.fail(record.id, error)
+    world.sync(1)
+
+
+def test_a_round_that_failed_is_not_asked_for_again_until_something_changed(world):
+    world.annotate(1, 2, 3)
+    fail(world)
+    world.sync(1)
+    world.remote.annotated = [10, 20, 30]
+    world.poll_now()
+    assert world.rounds() == [("train", "failed")]
+    assert "round 1 failed: bad labeling config" in world.store.projects.get(1).problems["round"]
+    world.annotate(4)
+    assert world.rounds() == [("train", "failed"), ("train", "pending")]
+    world.sync(1)
+    assert world.store.projects.get(1).problems == {}
+
+
+@pytest.mark.parametrize("kind", ["train", "rank"])
+def test_a_changed_config_or_option_tries_what_failed_again(world, kind):
+    world.store.rounds.request(1, kind, "asked for")
+    world.sync(1)
+    fail(world)
+    assert world.rounds() == [(kind, "failed")]
+    world.remote.config = "<View><Image/></View>"
+    world.poll_now()
+    assert world.rounds() == [(kind, "failed"), (kind, "pending")]
+    fail(world)
+    assert world.rounds() == [(kind, "failed")] * 2
+    world.store.projects.connect(1, "1.1", world.remote.config, "http://ls", {"budget": 4})
+    world.sync(1)
+    assert world.rounds() == [(kind, "failed")] * 2 + [(kind, "pending")]
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.sync(1)
+    assert "round" not in world.store.projects.get(1).problems
+
+
+def test_an_option_of_the_operator_counts_as_a_change(world, tmp_path):
+    world.annotate(1, 2, 3)
+    fail(world)
+    settings = Settings(START_TRAINING_EACH_N_UPDATES=2, MODEL_DIR=tmp_path)
+    Synchroniser(world.store, settings, world.remote, world.enqueued.append)(1)
+    assert world.rounds() == [("train", "failed"), ("train", "pending")]
+
+
+def test_a_label_studio_that_does_not_answer_holds_up_no_other_project(world):
+    world.store.projects.connect(2, "2.1", "<View/>", "http://slow", {})
+    asked, answer = threading.Event(), threading.Event()
+    state = world.remote.state
+
+    def slow(project_id):
+        if project_id == 2:
+            asked.set()
+            assert answer.wait(30)
+        return state(project_id)
+
+    world.remote.state = slow
+    world.sync.poll_in_background(2)
+    assert asked.wait(10)
+    world.annotate(1, 2, 3)
+    world.remote.annotated = [10, 20, 30, 40]
+    world.remote.changed = [TaskUpdate(40, "2026-01-02", (SeenAnnotation(4, 40),))]
+    world.sync.poll_in_background(1)
+    wait_for(lambda: world.store.projects.get(1).polled_until == "2026-01-02")
+    assert world.rounds() == [("train", "pending")] and world.store.ledger.new_count(1) == 4
+    world.sync._next_poll.clear()
+    assert not world.sync.poll_in_background(2), "one poll of a project at a time"
+    answer.set()

@@ -21,7 +21,7 @@ class Worker:
     def __init__(self, url, number, tmp_path):
         self.store, self.lease = Store(Database(url)), Lease(f"host{number}", number, 1.0)
         settings = Settings(START_TRAINING_EACH_N_UPDATES=BUDGET, MODEL_DIR=tmp_path, poll_interval_s=1000)
-        self.sync = Synchroniser(self.store, settings, lambda *_: [], self.run)
+        self.sync = Synchroniser(self.store, settings, None, self.run)
 
     def run(self, project_id):
         record = self.store.rounds.claim(project_id, self.lease)

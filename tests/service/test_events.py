@@ -7,8 +7,9 @@ from ppal_backend.service.problems import RequestError
 from tests.service.conftest import CONFIG, annotation_payload
 
 
-def body(annotations=(), label_config=None, tasks=0):
-    return {"annotations": list(annotations), "label_config": label_config, "tasks": tasks}
+def body(annotations=(), label_config=None, tasks=0, deleted_tasks=()):
+    changes = {"annotations": list(annotations), "deleted_tasks": list(deleted_tasks)}
+    return {**changes, "label_config": label_config, "tasks": tasks}
 
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "ANNOTATION_UPDATED"])
@@ -59,11 +60,10 @@ def test_deleted_annotations_have_ids_only():
     ]
 
 
-@pytest.mark.parametrize("action", ["TASKS_CREATED", "TASKS_DELETED"])
-def test_tasks_are_counted(action):
-    assert parse({"action": action, "tasks": [{"id": 1}, {"id": 2}], "project": {"id": 7}}) == Event(
-        7, action, body(tasks=2)
-    )
+def test_new_tasks_are_counted_and_deleted_ones_named():
+    payload = {"tasks": [{"id": 1}, {"id": 2}], "project": {"id": 7}}
+    assert parse({"action": "TASKS_CREATED", **payload}) == Event(7, "TASKS_CREATED", body(tasks=2))
+    assert parse({"action": "TASKS_DELETED", **payload}) == Event(7, "TASKS_DELETED", body(deleted_tasks=[1, 2]))
 
 
 def test_a_changed_project_brings_its_label_config():

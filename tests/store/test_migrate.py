@@ -18,7 +18,11 @@ from ppal_backend.store import Database, Store
 from ppal_backend.store.migrate import FIRST, HEAD
 from ppal_backend.store.tables import Base
 
-ADDED_SINCE_THE_FIRST_RELEASE = {"projects": {"paused"}, "events": {"attempts"}}
+ADDED_SINCE_THE_FIRST_RELEASE = {
+    "projects": {"paused", "changes", "edits", "options_digest", "task_count"},
+    "events": {"attempts"},
+    "rounds": {"changes", "edits"},
+}
 NEW_TABLES = {"workers"}
 
 
