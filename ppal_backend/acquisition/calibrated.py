@@ -175,7 +175,7 @@ class SignalSelector:
                 neighbours[position] = Neighbour(context.pool[candidates[near]].image_id, top - s, s)
             chosen.append(position)
             spent += budget.costs[position]
-            row = top - rows.row(pick, value.clamp(min=-1e30))[:count].double()
+            row = top - rows.row(pick, value.clamp(min=-1e30)).double()
             closer = (row > similarity) | (owner < 0)
             owner.masked_fill_(closer, pick)
             similarity = torch.where(closer, row, similarity)

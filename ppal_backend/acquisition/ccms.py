@@ -170,6 +170,9 @@ class Similarity(Protocol):
     def rows(self, indices: Any) -> torch.Tensor:
         """Similarity ``[k, N]`` of some images with all."""
 
+    def against(self, others: PackedObjects) -> torch.Tensor:
+        """Similarity ``[k, N]`` of k images from elsewhere with all."""
+
     def panel(self, columns: Any) -> Callable[[Any], torch.Tensor]:
         """Function of some images that gives their similarity with those in ``columns``."""
 
@@ -255,7 +258,15 @@ class LazySimilarity:
 
         Returns:
             ``[k, N]`` float32 on the object's device.
+
+        Raises:
+            ValueError: Their features are of another width.
         """
+        mine, theirs = self._objects.left.shape[1], others.left.shape[1]
+        if len(self._objects) and len(others) and mine != theirs:
+            raise ValueError(
+                f"expected features of width {mine} for all images, got {theirs}; take both from one detector"
+            )
         result = torch.zeros(others.num_images, len(self), device=self.device)
         for cls, rows in class_rows(others):
             if cls in self._tiles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ _SPECULATED_ROWS = 64
 _KEPT_ROWS = 256
 _ROW_BATCH = 256
 _MEMBER_BATCH = 512
+_ANCHOR_BATCH = 256
 _TOLERANCE = 1e-6
 
 
@@ -60,8 +61,62 @@ class RowSource:
             self._kept[k] = row.clone()
 
 
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Centres that stand outside the N items and stay: of each item the nearest one is all that matters.
+
+    Args:
+        distances: ``[N]`` distance of each item to its nearest anchor.
+        ids: ``[N]`` int64 image id of that anchor.
+    """
+
+    distances: torch.Tensor
+    ids: torch.Tensor
+
+    def of(self, items: Sequence[int]) -> Anchors:
+        """The same for some items, numbered anew."""
+        index = torch.as_tensor(list(items), dtype=torch.long, device=self.distances.device)
+        return Anchors(self.distances[index], self.ids[index])
+
+
+def nearest_anchors(blocks: Iterable[torch.Tensor], ids: Sequence[int]) -> Anchors | None:
+    """Fold distances of anchors to all items, some anchors at a time; ties go to the anchor that comes first.
+
+    Args:
+        blocks: ``[l, N]`` distances, together one row for each of ``ids``.
+        ids: Image ids of the anchors.
+
+    Returns:
+        None without anchors.
+    """
+    found: Anchors | None = None
+    start = 0
+    for block in blocks:
+        values, where = block.min(0)
+        names = torch.as_tensor(ids[start : start + len(block)], dtype=torch.long, device=block.device)[where]
+        start += len(block)
+        if found is not None:
+            nearer = values < found.distances
+            values = torch.where(nearer, values, found.distances)
+            names = torch.where(nearer, names, found.ids)
+        found = Anchors(values, names)
+    return found
+
+
+def anchors_behind(distances: Distances, count: int, ids: Sequence[int]) -> Anchors | None:
+    """Anchors of the first ``count`` items of ``distances``: all items behind them, whose image ids are given."""
+    ends = range(count, len(distances), _ANCHOR_BATCH)
+    starts = (range(start, min(start + _ANCHOR_BATCH, len(distances))) for start in ends)
+    return nearest_anchors((distances.block(part, range(count)) for part in starts), ids)
+
+
 def k_center_greedy(
-    distances: Array | Distances, k: int, first: int | None = None, fixed: Sequence[int] = ()
+    distances: Array | Distances,
+    k: int,
+    first: int | None = None,
+    fixed: Sequence[int] = (),
+    *,
+    anchors: Anchors | None = None,
 ) -> list[int]:
     """Choose centres one by one, each the item farthest from all centres so far.
 
@@ -70,8 +125,10 @@ def k_center_greedy(
     Args:
         distances: ``[N, N]`` symmetric array or tensor with zero diagonal, or an object that computes rows.
         k: Centres to choose; at most the N - len(fixed) that are left are returned.
-        first: Position of the first centre; default 0, or with ``fixed`` centres the item farthest from them.
+        first: Position of the first centre; default 0, or with ``fixed`` centres or ``anchors`` the item farthest
+            from them.
         fixed: Positions of centres that exist already. They are not returned.
+        anchors: Centres that exist already outside the N items.
 
     Returns:
         Distinct positions in the order chosen; ties go to the lowest position. Empty for k = 0.
@@ -94,9 +151,9 @@ def k_center_greedy(
             raise ValueError(f"expected first outside fixed, got {first} in both")
     if wanted == 0:
         return []
-    if first is None and not taken:
+    if first is None and not taken and anchors is None:
         first = 0
-    return [pick.position for pick in islice(farthest_first(source, first, taken), wanted)]
+    return [pick.position for pick in islice(farthest_first(source, first, taken, anchors), wanted)]
 
 
 @dataclass(frozen=True)
@@ -106,16 +163,18 @@ class Pick:
     Args:
         position: The item.
         distance: Distance to the nearest earlier centre; inf for the first.
-        nearest: Position of that centre, or None for the first.
+        nearest: Position of that centre, or None for the first and where an anchor is nearest.
+        anchor: Image id of the anchor that is nearest, or None.
     """
 
     position: int
     distance: float
     nearest: int | None
+    anchor: int | None = None
 
 
 def farthest_first(
-    distances: Distances, first: int | None = None, fixed: Sequence[int] = ()
+    distances: Distances, first: int | None = None, fixed: Sequence[int] = (), anchors: Anchors | None = None
 ) -> Generator[Pick, bool | None, None]:
     """Yield the item farthest from all centres so far, until none is left.
 
@@ -123,16 +182,22 @@ def farthest_first(
 
     Args:
         distances: Distances of N items.
-        first: Item to offer first, or None for the one farthest from the fixed centres.
+        first: Item to offer first, or None for the one farthest from the centres that exist.
         fixed: Centres that exist already; never offered.
+        anchors: Centres that exist already outside the items.
     """
     nearest, owner = _nearest_fixed(distances, list(fixed))
+    if anchors is not None:
+        owner.masked_fill_(anchors.distances < nearest, -1)
+        nearest = torch.minimum(nearest, anchors.distances.to(nearest))
+    nearest[list(fixed)] = -1.0
     rows = RowSource(distances)
     remaining = len(distances) - len(fixed)
     current = first if first is not None else _farthest(nearest)
     while remaining:
         near = int(owner[current])
-        accepted = yield Pick(current, float(nearest[current]), near if near >= 0 else None)
+        anchor = int(anchors.ids[current]) if near < 0 and anchors is not None else None
+        accepted = yield Pick(current, float(nearest[current]), near if near >= 0 else None, anchor)
         remaining -= 1
         if accepted is None or accepted:
             row = rows.row(current, nearest)
@@ -157,8 +222,6 @@ def _nearest_fixed(source: Distances, fixed: list[int]) -> tuple[torch.Tensor, t
         values, where = source.rows(batch).min(0)
         owner = torch.where(values < nearest, batch[where], owner)
         nearest = torch.minimum(nearest, values)
-    if fixed:
-        nearest[fixed] = -1.0
     return nearest, owner
 
 
@@ -182,7 +245,12 @@ class Clusters:
 
 
 def k_medoids(
-    distances: Array | Distances, centers: Sequence[int], max_iterations: int = 100, fixed: Sequence[int] = ()
+    distances: Array | Distances,
+    centers: Sequence[int],
+    max_iterations: int = 100,
+    fixed: Sequence[int] = (),
+    *,
+    anchors: Anchors | None = None,
 ) -> list[int]:
     """Refine centres: assign every item to the nearest one, move each to its cluster's medoid, until none moves.
 
@@ -191,6 +259,7 @@ def k_medoids(
         centers: Distinct start positions.
         max_iterations: Rounds at most, >= 0.
         fixed: Centres that attract items but stay where they are and are not returned.
+        anchors: The same outside the N items. An item as near to a moving centre as to one that stays is the former's.
 
     Returns:
         As many distinct positions as ``centers``, in their order. A cluster emptied by duplicates keeps its centre.
@@ -200,11 +269,16 @@ def k_medoids(
 
     Source: Sec. 3.3 ("k-means++" with the member of largest summed similarity as the new centroid).
     """
-    return cluster_medoids(distances, centers, max_iterations, fixed).centers
+    return cluster_medoids(distances, centers, max_iterations, fixed, anchors=anchors).centers
 
 
 def cluster_medoids(
-    distances: Array | Distances, centers: Sequence[int], max_iterations: int = 100, fixed: Sequence[int] = ()
+    distances: Array | Distances,
+    centers: Sequence[int],
+    max_iterations: int = 100,
+    fixed: Sequence[int] = (),
+    *,
+    anchors: Anchors | None = None,
 ) -> Clusters:
     """:func:`k_medoids` with the sizes and costs of the clusters."""
     source = as_distances(distances)
@@ -212,41 +286,54 @@ def cluster_medoids(
     if max_iterations < 0:
         raise ValueError(f"expected max_iterations >= 0, got {max_iterations}")
     moving = _positions(centers, n, "centers")
-    anchors = _positions(fixed, n, "fixed")
-    if set(moving) & set(anchors):
+    staying = _positions(fixed, n, "fixed")
+    if set(moving) & set(staying):
         raise ValueError(
-            f"expected centers and fixed to be disjoint, both hold {sorted(set(moving) & set(anchors))[:5]}"
+            f"expected centers and fixed to be disjoint, both hold {sorted(set(moving) & set(staying))[:5]}"
         )
     if not moving:
         return Clusters([], [], 0.0, (), 0)
-    state = _Assignment(source, moving + anchors)
+    bound = _nearest_fixed(source, staying)[0] if staying else None
+    if anchors is not None:
+        bound = anchors.distances if bound is None else torch.minimum(bound, anchors.distances.to(bound))
+    state = _Assignment(source, moving, bound)
     costs = [state.cost()]
     iterations = 0
     dirty = set(range(len(moving)))
     while iterations < max_iterations and dirty:
         iterations += 1
-        moved = _move_centers(source, state, dirty, len(moving))
+        moved = _move_centers(source, state, dirty, set(staying))
         if not moved:
             break
         dirty = state.reassign(moved) & set(range(len(moving)))
         costs.append(state.cost())
-    sizes = torch.bincount(state.labels, minlength=len(state.centers)).tolist()[: len(moving)]
-    return Clusters(state.centers[: len(moving)], sizes, costs[-1], tuple(costs), iterations)
+    sizes = torch.bincount(state.labels, minlength=len(moving)).tolist()[: len(moving)]
+    return Clusters(state.centers, sizes, costs[-1], tuple(costs), iterations)
 
 
 class _Assignment:
-    """Nearest centre of every item; ties go to the centre that comes first."""
+    """Nearest centre of every item; ties go to the centre that comes first.
 
-    def __init__(self, source: Distances, centers: list[int]) -> None:
+    ``bound`` is the distance of each item to the nearest centre that stays, if there are any. Items nearer to those
+    have the label k, the number of moving centres.
+    """
+
+    def __init__(self, source: Distances, centers: list[int], bound: torch.Tensor | None) -> None:
         self.source = source
         self.centers = list(centers)
-        self.labels, self.nearest = self._assign_all()
+        self._bound = bound
+        self.labels, self.nearest = self._assign(None)
 
     def cost(self) -> float:
         return float(self.nearest.sum(dtype=torch.float64))
 
-    def _assign_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._best_of(range(len(self.centers)), None)
+    def _assign(self, items: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nearest of all centres for ``items`` (None: all)."""
+        labels, nearest = self._best_of(range(len(self.centers)), items)
+        if self._bound is None:
+            return labels, nearest
+        bound = (self._bound if items is None else self._bound[items]).to(nearest)
+        return torch.where(bound < nearest, len(self.centers), labels), torch.minimum(bound, nearest)
 
     def _best_of(self, which: Sequence[int], items: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """First nearest of the centres ``which`` (ascending) for ``items`` (None: all)."""
@@ -278,7 +365,7 @@ class _Assignment:
         changed = sorted(moved)
         left_behind = torch.isin(self.labels, torch.as_tensor(changed, device=self.labels.device))
         if 2 * int(left_behind.sum()) > len(before) or len(changed) * 2 > len(self.centers):
-            self.labels, self.nearest = self._assign_all()
+            self.labels, self.nearest = self._assign(None)
         else:
             self._challenge(changed, left_behind)
         touched = before != self.labels
@@ -291,19 +378,17 @@ class _Assignment:
         self.labels = torch.where(better, labels, self.labels)
         self.nearest = torch.where(better, nearest, self.nearest)
         items = torch.nonzero(left_behind)[:, 0]
-        found, values = self._best_of(range(len(self.centers)), items)
+        found, values = self._assign(items)
         self.labels[items], self.nearest[items] = found, values
 
 
-def _move_centers(source: Distances, state: _Assignment, dirty: set[int], movable: int) -> dict[int, int]:
+def _move_centers(source: Distances, state: _Assignment, dirty: set[int], fixed: set[int]) -> dict[int, int]:
     """New centre of every changed cluster whose best member beats the present centre."""
     order = torch.argsort(state.labels, stable=True).cpu()
     counts = torch.bincount(state.labels.cpu(), minlength=len(state.centers))
     ends = counts.cumsum(0)
-    members = {
-        c: order[int(ends[c] - counts[c]) : int(ends[c])] for c in sorted(dirty) if c < movable and int(counts[c]) > 1
-    }
-    taken = set(state.centers)
+    members = {c: order[int(ends[c] - counts[c]) : int(ends[c])] for c in sorted(dirty) if int(counts[c]) > 1}
+    taken = set(state.centers) | fixed
     moved: dict[int, int] = {}
     for clusters, items, sums in _member_sums(source, members):
         start = 0

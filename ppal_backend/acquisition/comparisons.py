@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.ccms import LazySimilarity, MakeSimilarity, similarity_matrix
+from ppal_backend.acquisition.clustering import anchors_behind, nearest_anchors
 from ppal_backend.acquisition.distances import (
     CosineDistances,
     DenseDistances,
@@ -17,19 +18,14 @@ from ppal_backend.acquisition.distances import (
     JaccardDistances,
     SimilarityDistances,
 )
+from ppal_backend.acquisition.objects import pack_objects, resolve_metric
 from ppal_backend.acquisition.selection import Compare, Comparison
 from ppal_backend.acquisition.uncertainty import BoxFilter
 from ppal_backend.structures import Detections, QueryContext
 
 _GIB = float(1 << 30)
 DENSE_GIB = 1.5
-
-
-def _labelled_ids(context: QueryContext, rows: int) -> tuple[int, ...]:
-    """Ids of labelled images; -1, -2, ... where the context has features but no detections of them."""
-    if context.labelled:
-        return tuple(d.image_id for d in context.labelled)
-    return tuple(-1 - k for k in range(rows))
+_ANCHOR_BATCH = 1024
 
 
 def ccms_distances(
@@ -74,17 +70,30 @@ def compare_ccms(
 ) -> Compare:
     """Compare by Category Conditioned Matching Similarity (Eq. 6 and 7); with ``labelled``, also with those images.
 
+    Of K candidates and L labelled images K x (K + L) similarities are computed, of a few labelled images at a time.
     ``lazy`` makes what computes similarities of pools whose matrix does not fit; None for this process.
     """
-    source = lazy or LazySimilarity
+    threshold, most = boxes.score_threshold, boxes.max_detections
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
-        others = list(context.labelled) if labelled else []
-        images = [*(context.pool[p] for p in candidates), *others]
-        distances = ccms_distances(
-            images, boxes.score_threshold, device, memory_gib, metric, boxes.max_detections, source
-        )
-        return Comparison(distances, tuple(d.image_id for d in others), 2.0)
+        images = [boxes.shaped(context.pool[p]) for p in candidates]
+        others = context.labelled if labelled else ()
+        common = resolve_metric([*images, *others], metric) if others else metric
+        distances = ccms_distances(images, threshold, device, memory_gib, common, most, lazy or LazySimilarity)
+        if not others:
+            return Comparison(distances, None, 2.0)
+        if isinstance(distances, SimilarityDistances):
+            similarity = distances.similarity
+        else:
+            similarity = LazySimilarity(images, threshold, device, memory_gib, metric=common, max_detections=most)
+
+        def blocks() -> Iterator[torch.Tensor]:
+            for start in range(0, len(others), _ANCHOR_BATCH):
+                some = [boxes.shaped(d) for d in others[start : start + _ANCHOR_BATCH]]
+                packed = pack_objects(some, threshold, similarity.device, common, most)
+                yield similarity.against(packed).neg_().add_(2.0)
+
+        return Comparison(distances, nearest_anchors(blocks(), [d.image_id for d in others]), 2.0)
 
     return compare
 
@@ -122,11 +131,13 @@ def compare_features(name: str, labelled: bool = False, euclidean: bool = False)
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
         features = pool_features(context, name)[torch.as_tensor(list(candidates), dtype=torch.long)]
+        kind = EuclideanDistances if euclidean else CosineDistances
         others = labelled_features(context, name) if labelled else None
-        count = 0 if others is None else len(others)
-        stacked = features if others is None else torch.cat([features, others.to(features.device)])
-        distances = EuclideanDistances(stacked) if euclidean else CosineDistances(stacked)
-        return Comparison(distances, _labelled_ids(context, count)[:count], None if euclidean else 1.0)
+        anchors = None
+        if others is not None:
+            known = [d.image_id for d in context.labelled] or [-1 - k for k in range(len(others))]  # ids are not given
+            anchors = anchors_behind(kind(torch.cat([features, others.to(features.device)])), len(features), known)
+        return Comparison(kind(features), anchors, None if euclidean else 1.0)
 
     return compare
 
@@ -140,6 +151,6 @@ def compare_jaccard(boxes: BoxFilter) -> Compare:
             detections = context.pool[position]
             rows = boxes.valid_rows(detections)
             present[k, as_tensor(detections.class_indices)[rows].cpu().numpy()] = True
-        return Comparison(JaccardDistances(present), (), 1.0)
+        return Comparison(JaccardDistances(present), None, 1.0)
 
     return compare

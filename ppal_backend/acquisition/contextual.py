@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
+from ppal_backend.acquisition.clustering import anchors_behind
 from ppal_backend.acquisition.objects import kl_features
 from ppal_backend.acquisition.selection import Compare, Comparison
 from ppal_backend.acquisition.uncertainty import BoxFilter, softmax_uncertainty
@@ -99,9 +100,10 @@ def compare_context(boxes: BoxFilter) -> Compare:
     """Compare candidates, and labelled images that have probabilities, by contextual diversity."""
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
+        mine = [class_mixtures(context.pool[p], boxes) for p in candidates]
         labelled = [d for d in context.labelled if d.class_probs is not None]
-        images = [*(context.pool[p] for p in candidates), *labelled]
-        distances = ContextDistances([class_mixtures(d, boxes) for d in images])
-        return Comparison(distances, tuple(d.image_id for d in labelled), None)
+        everything = ContextDistances([*mine, *(class_mixtures(d, boxes) for d in labelled)])
+        anchors = anchors_behind(everything, len(mine), [d.image_id for d in labelled])
+        return Comparison(ContextDistances(mine), anchors, None)
 
     return compare

@@ -73,8 +73,11 @@ class DifficultyEMA:
 
     A class seen in a step moves by d <- m * d + (1 - m) * mean(q), and its momentum m returns to the base. A class
     that is absent keeps its difficulty, and its momentum is multiplied by the base, so that its next update weighs
-    more. With ``absent="drift"`` an absent class is averaged with 1 instead (what the authors' code does, not what
-    Eq. 2 says).
+    more.
+
+    With ``absent="drift"`` it is as in the authors' code, not as Eq. 2 and 3 say: an absent class is averaged with 1,
+    and a class counts as seen only where its mean quality 1 - mean(q) is above 0, so that the momentum of one whose
+    boxes were all missed goes on falling. Left out is the 1e-5 that they add to the number of predictions.
 
     Args:
         num_classes: C >= 1.
@@ -158,6 +161,8 @@ class DifficultyEMA:
         target = moved if self.absent == "drift" else torch.where(seen, moved, self._difficulty)
         self._difficulty = target.clamp(0.0, 1.0)
         decayed = self.base_momentum * self._momentum
+        if self.absent == "drift":
+            seen &= mean < 1.0
         self._momentum = torch.where(seen, torch.full_like(decayed, self.base_momentum), decayed)
 
     def state_dict(self) -> dict[str, Any]:

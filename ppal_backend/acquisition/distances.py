@@ -81,23 +81,23 @@ class SimilarityDistances:
     """Row by row the distances 2 - S of :class:`~ppal_backend.acquisition.ccms.Similarity`, diagonal 0."""
 
     def __init__(self, similarity: Similarity) -> None:
-        self._similarity = similarity
+        self.similarity = similarity
         self.device = similarity.device
 
     def __len__(self) -> int:
-        return len(self._similarity)
+        return len(self.similarity)
 
     def rows(self, indices: Any) -> torch.Tensor:
         """Distances ``[k, N]`` of some items to all."""
-        return self._similarity.rows(indices).neg_().add_(2.0)
+        return self.similarity.rows(indices).neg_().add_(2.0)
 
     def block(self, rows: Any, columns: Any) -> torch.Tensor:
         """Distances ``[k, l]`` of some items to some others."""
-        return self._similarity.block(rows, columns).neg_().add_(2.0)
+        return self.similarity.block(rows, columns).neg_().add_(2.0)
 
     def panel(self, columns: Any) -> Callable[[Any], torch.Tensor]:
         """``block`` with the columns prepared for many calls."""
-        block = self._similarity.panel(columns)
+        block = self.similarity.panel(columns)
         return lambda rows: block(rows).neg_().add_(2.0)
 
 

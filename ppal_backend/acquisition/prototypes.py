@@ -154,8 +154,9 @@ class PrototypeSelector:
         return dict.fromkeys(classes, math.ceil(self._quota * budget.limit / size))
 
     def _shown(self, detections: Detections) -> set[int]:
-        strong = as_tensor(detections.scores) >= self._inter
-        return set(as_tensor(detections.class_indices)[strong].tolist())
+        rows = self._scorer.boxes.valid_rows(detections)
+        strong = as_tensor(detections.scores)[rows] >= self._inter
+        return set(as_tensor(detections.class_indices)[rows][strong].tolist())
 
     def _known(self, made: dict[int, torch.Tensor], known: dict[int, list[torch.Tensor]]) -> bool:
         if not made:

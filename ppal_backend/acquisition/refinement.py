@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.acquisition.arrays import Array
-from ppal_backend.acquisition.clustering import Clusters, cluster_medoids
+from ppal_backend.acquisition.clustering import Anchors, Clusters, cluster_medoids
 from ppal_backend.acquisition.distances import DenseDistances, Distances, as_distances
 
 METHODS = ("kmedoids", "fasterpam")
@@ -19,31 +19,34 @@ def refine_centers(
     centers: Sequence[int],
     method: str = "kmedoids",
     max_iterations: int = 100,
-    fixed: Sequence[int] = (),
+    anchors: Anchors | None = None,
 ) -> Clusters:
     """Refine centres.
 
     Args:
         distances: As for :func:`~ppal_backend.acquisition.clustering.k_medoids`.
         centers: Distinct start positions.
-        method: ``kmedoids`` or ``fasterpam`` (needs a whole matrix and no fixed centres).
+        method: ``kmedoids`` or ``fasterpam`` (needs a whole matrix and no anchors).
         max_iterations: Rounds at most.
-        fixed: Centres that stay.
+        anchors: Centres outside the items that stay.
 
     Raises:
-        ValueError: An unknown method, or FasterPAM with fixed centres or distances that are not a matrix.
+        ValueError: An unknown method, or FasterPAM with anchors or distances that are not a matrix.
         ImportError: FasterPAM without the ``kmedoids`` package.
     """
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {METHODS}, got {method!r}")
     if method == "kmedoids":
-        return cluster_medoids(distances, centers, max_iterations, fixed)
-    return fasterpam(distances, centers, max_iterations, fixed)
+        return cluster_medoids(distances, centers, max_iterations, anchors=anchors)
+    if anchors is not None:
+        raise ValueError(
+            "expected no labelled images beside the candidates for refine='fasterpam', got some; "
+            "use refine='kmedoids' or the strategy 'ppal'"
+        )
+    return fasterpam(distances, centers, max_iterations)
 
 
-def fasterpam(
-    distances: Array | Distances, centers: Sequence[int], max_iterations: int = 100, fixed: Sequence[int] = ()
-) -> Clusters:
+def fasterpam(distances: Array | Distances, centers: Sequence[int], max_iterations: int = 100) -> Clusters:
     """Swap medoids with FasterPAM, starting from ``centers``.
 
     Reaches a lower summed distance than the alternation of :func:`cluster_medoids`, since any item may replace any
@@ -52,10 +55,9 @@ def fasterpam(
     Source: Schubert and Rousseeuw, "Fast and eager k-medoids clustering", Information Systems 2021.
     """
     source = as_distances(distances)
-    if not isinstance(source, DenseDistances) or len(fixed):
+    if not isinstance(source, DenseDistances):
         raise ValueError(
-            f"expected a distance matrix and no fixed centres for refine='fasterpam', got {type(source).__name__} with "
-            f"{len(fixed)} fixed; use refine='kmedoids'"
+            f"expected a distance matrix for refine='fasterpam', got {type(source).__name__}; use refine='kmedoids'"
         )
     package = _kmedoids_package()
     matrix = np.ascontiguousarray(source.matrix.detach().cpu().numpy())

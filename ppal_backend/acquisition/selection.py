@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ppal_backend.acquisition.budget import Budget
-from ppal_backend.acquisition.clustering import Clusters, farthest_first, k_center_greedy
+from ppal_backend.acquisition.clustering import Anchors, Clusters, farthest_first, k_center_greedy
 from ppal_backend.acquisition.distances import DenseDistances, Distances, SubsetDistances
 from ppal_backend.acquisition.refinement import METHODS, refine_centers
 from ppal_backend.structures import QueryContext
@@ -88,17 +88,17 @@ class RandomSelector:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distances among candidates (positions 0..K-1) and, behind them, labelled images (K..K+L-1).
+    """How candidates compare with each other, and with labelled images.
 
     Args:
-        distances: Distances of the K + L images.
-        labelled_ids: Ids of the L labelled images.
+        distances: Distances of the K candidates.
+        anchors: Of each candidate the nearest labelled image, where the strategy looks at those.
         self_similarity: Similarity s of an image with itself, so that similarity = s - distance; None when the
             measure is not a similarity.
     """
 
     distances: Distances
-    labelled_ids: tuple[int, ...] = ()
+    anchors: Anchors | None = None
     self_similarity: float | None = None
 
 
@@ -109,7 +109,7 @@ class DiverseSelector:
     """k-Center-Greedy, refined by k-medoids, ordered farthest-first.
 
     Args:
-        compare: Builds the distances among candidates (and labelled images, the fixed first centres).
+        compare: Builds the distances among candidates (and to labelled images, first centres that stay).
         refine: ``kmedoids`` (the paper), ``fasterpam`` or None to keep the greedy centres and their order.
         max_iterations: Of the refinement.
         first: First greedy centre: the candidate of largest ``utility``, a ``random`` one, or the ``farthest`` from
@@ -144,51 +144,43 @@ class DiverseSelector:
         if not candidates:
             return Selection([])
         comparison = self._compare(context, candidates)
-        labelled = list(range(len(candidates), len(comparison.distances)))
         everything = budget.covers(candidates)
         if everything and self._refine is not None:
             size = len(candidates)
             clusters = Clusters(list(range(size)), [1] * size, 0.0, (), 0)
         else:
-            clusters = self._cluster(comparison.distances, candidates, labelled, budget, rng)
-        return self._order(context, comparison, candidates, labelled, clusters, budget)
+            clusters = self._cluster(comparison, candidates, budget, rng)
+        return self._order(context, comparison, candidates, clusters, budget)
 
     def _cluster(
-        self,
-        distances: Distances,
-        candidates: Sequence[int],
-        labelled: list[int],
-        budget: Budget,
-        rng: np.random.Generator,
+        self, comparison: Comparison, candidates: Sequence[int], budget: Budget, rng: np.random.Generator
     ) -> Clusters:
+        distances, anchors = comparison.distances, comparison.anchors
         first: int | None = 0
         if self._first == "random":
             first = int(rng.integers(len(candidates)))
-        elif self._first == "farthest" and labelled:
+        elif self._first == "farthest" and anchors is not None:
             first = None
-        centers = k_center_greedy(distances, budget.center_count(candidates), first, labelled)
+        centers = k_center_greedy(distances, budget.center_count(candidates), first, anchors=anchors)
         if self._refine is None:
             return Clusters(centers, [], 0.0, (), 0)
-        return refine_centers(distances, centers, self._refine, self._max_iterations, labelled)
+        return refine_centers(distances, centers, self._refine, self._max_iterations, anchors)
 
     def _order(
         self,
         context: QueryContext,
         comparison: Comparison,
         candidates: Sequence[int],
-        labelled: list[int],
         clusters: Clusters,
         budget: Budget,
     ) -> Selection:
         spending = _Spending(context, comparison, candidates, budget, self._min_distance)
         centers = clusters.centers if self._refine is None else sorted(clusters.centers)
-        members = [*centers, *labelled]
-        inside = _subset(comparison.distances, members)
-        fixed = list(range(len(centers), len(members)))
-        first = None if self._first == "farthest" and labelled else 0
-        spending.spend(inside, members, first, fixed)
+        anchors = comparison.anchors
+        first = None if self._first == "farthest" and anchors is not None else 0
+        spending.spend(_subset(comparison.distances, centers), centers, first, anchors=anchors and anchors.of(centers))
         if spending.left() and len(spending.chosen) < len(candidates):
-            spending.fill(comparison.distances, labelled)
+            spending.fill()
         sizes = dict(zip(clusters.centers, clusters.sizes, strict=True)) if clusters.sizes else {}
         return spending.result(sizes)
 
@@ -212,7 +204,7 @@ class _Spending:
         budget: Budget,
         min_distance: float,
     ) -> None:
-        self._ids = [*(context.pool[p].image_id for p in candidates), *comparison.labelled_ids]
+        self._ids = [context.pool[p].image_id for p in candidates]
         self._candidates, self._budget, self._comparison = candidates, budget, comparison
         self._min_distance = min_distance
         self._spent = 0
@@ -223,37 +215,43 @@ class _Spending:
         """Whether anything can still be afforded."""
         return self._spent < self._budget.limit
 
-    def spend(self, distances: Distances, members: Sequence[int], first: int | None, fixed: Sequence[int]) -> None:
+    def spend(
+        self,
+        distances: Distances,
+        members: Sequence[int],
+        first: int | None,
+        fixed: Sequence[int] = (),
+        anchors: Anchors | None = None,
+    ) -> None:
         """Offer the items of ``distances`` farthest first; ``members`` gives their candidate numbers."""
-        walk = farthest_first(distances, first, fixed)
+        walk = farthest_first(distances, first, fixed, anchors)
         pick = next(walk, None)
         while pick is not None and self.left():
-            near = None if pick.nearest is None else members[pick.nearest]
+            near = pick.anchor if pick.nearest is None else self._ids[members[pick.nearest]]
             accepted = self._offer(members[pick.position], pick.distance, near)
             try:
                 pick = walk.send(accepted)
             except StopIteration:
                 return
 
-    def fill(self, distances: Distances, labelled: Sequence[int]) -> None:
+    def fill(self) -> None:
         """Go on with all other candidates, given what has been chosen."""
-        fixed = [*self.chosen, *labelled]
-        first = None if fixed else 0
-        self.spend(distances, range(len(distances)), first, fixed)
+        distances, anchors = self._comparison.distances, self._comparison.anchors
+        first = None if self.chosen or anchors is not None else 0
+        self.spend(distances, range(len(distances)), first, list(self.chosen), anchors)
 
     def _offer(self, candidate: int, distance: float, near: int | None) -> bool:
+        """Take a candidate unless it is refused; ``near`` is the id of the nearest image so far."""
         cost = self._budget.costs[self._candidates[candidate]]
         duplicate = near is not None and distance < self._min_distance
         if candidate in self._refused or duplicate or not self._budget.affordable(cost, self._spent):
             self._refused.add(candidate)
             return False
         self._spent += cost
-        self.chosen[candidate] = None if near is None else self._neighbour(near, distance)
-        return True
-
-    def _neighbour(self, near: int, distance: float) -> Neighbour:
         top = self._comparison.self_similarity
-        return Neighbour(self._ids[near], distance, None if top is None else top - distance)
+        similarity = None if top is None else top - distance
+        self.chosen[candidate] = None if near is None else Neighbour(near, distance, similarity)
+        return True
 
     def result(self, sizes: Mapping[int, int]) -> Selection:
         """What was chosen, by pool position."""

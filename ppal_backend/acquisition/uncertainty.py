@@ -9,6 +9,7 @@ import torch
 
 from ppal_backend.acquisition.arrays import Array, as_tensor, require_finite
 from ppal_backend.structures import Detections
+from ppal_backend.structures.detections import is_tensor
 
 MEASURES = ("entropy", "posterior", "margin")
 AGGREGATES = ("sum", "mean", "max")
@@ -22,8 +23,9 @@ class BoxFilter:
     Args:
         score_threshold: Lowest score that counts, in [0, 1].
         max_detections: Highest-scored detections per image that count, >= 1.
-        min_size_px: Boxes with sqrt(area) <= this do not count; 0 keeps all.
-        max_aspect: Boxes whose longer side is >= this times the shorter do not count; None keeps all.
+        min_size_px: Boxes with sqrt(area) <= this do not count; 0 keeps all. Of a box only what lies in its image is
+            measured, where the image's size is known.
+        max_aspect: Boxes whose longer side is more than this times the shorter do not count; None keeps all.
     """
 
     score_threshold: float = 0.05
@@ -43,22 +45,49 @@ class BoxFilter:
 
     @classmethod
     def reference(cls) -> BoxFilter:
-        """The filter of the authors' code: small and long boxes dropped."""
-        return cls(min_size_px=16.0, max_aspect=5.0)
+        """The filter of the authors' code (ChenhongyiYang/PPAL): sqrt(area) > 16 px, aspect <= 5, the 200 best boxes.
+
+        What differs from their code:
+
+        * They filter by size and aspect in stage 1 only, and give CCMS the 100 best boxes of a second pass with a
+          suppression of its own. Here both stages count the same boxes of one pass.
+        * They clip boxes to the right and lower edge, as theirs begin inside the image; here to all four.
+        * In CCMS they count scores above the threshold; here scores equal to it count too, as in stage 1.
+        * A detector gives no more boxes than its own ``max_per_img``, 100 in this project's zoo.
+
+        It is a filter and no more. Of their other choices ``DifficultyEMA(absent="drift")`` and
+        ``Options(first="random")`` are options; the embedding from the classification tower is not offered, and their
+        CCMS, in which the k-th boxes of any two images count as equal, is not reproduced (it is not Eq. 6).
+        """
+        return cls(max_detections=200, min_size_px=16.0, max_aspect=5.0)
+
+    def _of_size_and_shape(self, detections: Detections) -> torch.Tensor | None:
+        """``[n]`` bool, which boxes, as far as they lie in the image, have a size and shape that counts; None: all."""
+        if self.min_size_px <= 0 and self.max_aspect is None:
+            return None
+        corners = as_tensor(detections.boxes_xyxy).double()
+        x, y = corners[:, 0::2], corners[:, 1::2]
+        if detections.image_size is not None:
+            x, y = x.clamp(0.0, detections.image_size[0]), y.clamp(0.0, detections.image_size[1])
+        width, height = ((v[:, 1] - v[:, 0]).clamp(min=0.0) for v in (x, y))
+        keep = (width * height).sqrt() > self.min_size_px
+        if self.max_aspect is not None:
+            keep &= torch.maximum(width, height) <= self.max_aspect * torch.minimum(width, height)
+        return keep
+
+    def shaped(self, detections: Detections) -> Detections:
+        """The detections without boxes of a size or shape that does not count; low scores stay."""
+        keep = self._of_size_and_shape(detections)
+        if keep is None or bool(keep.all()):
+            return detections
+        return detections.filter(keep if is_tensor(detections.scores) else keep.numpy())
 
     def valid_rows(self, detections: Detections) -> torch.Tensor:
         """Return the rows of ``detections`` that count, ascending (int64, on their device)."""
         scores = as_tensor(detections.scores)
         keep = scores >= self.score_threshold
-        if self.min_size_px > 0 or self.max_aspect is not None:
-            boxes = as_tensor(detections.boxes_xyxy).double()
-            width = (boxes[:, 2] - boxes[:, 0]).clamp(min=0.0)
-            height = (boxes[:, 3] - boxes[:, 1]).clamp(min=0.0)
-            if self.min_size_px > 0:
-                keep &= (width * height).sqrt() > self.min_size_px
-            if self.max_aspect is not None:
-                keep &= torch.maximum(width, height) < self.max_aspect * torch.minimum(width, height)
-        rows = torch.nonzero(keep)[:, 0]
+        shaped = self._of_size_and_shape(detections)
+        rows = torch.nonzero(keep if shaped is None else keep & shaped)[:, 0]
         if len(rows) > self.max_detections:
             order = torch.sort(scores[rows], descending=True, stable=True).indices[: self.max_detections]
             rows = rows[order].sort().values

@@ -115,7 +115,7 @@ def measure_stages(pool: Sequence[Detections], budget: int) -> dict[str, float]:
     seconds, matrix = timed(lambda: similarity_matrix(pool))
     cpu = time.process_time() - cpu
     distances = DenseDistances.trusted(torch.from_numpy(matrix).neg_().add_(2.0))
-    selector = DiverseSelector(lambda context, candidates: Comparison(distances, (), 2.0))
+    selector = DiverseSelector(lambda context, candidates: Comparison(distances, None, 2.0))
     context, costs = QueryContext(pool, CLASSES), Budget(budget, [1] * len(pool))
     rng = np.random.default_rng(0)
     selection, _ = timed(lambda: selector.select(context, range(len(pool)), costs, rng))

@@ -207,6 +207,7 @@ class PoolInference:
         softmax = self._tracer.is_softmax(self._loaded.model)
         for index, record in enumerate(batch):
             own = {name: rows[index] for name, rows in values.items()}
+            height, width = samples[index].ori_shape[:2]
             detections = Detections(
                 image_id=record.image_id,
                 boxes_xyxy=own["bboxes"],
@@ -217,6 +218,7 @@ class PoolInference:
                 levels=None if EMBEDDING_FIELD in own else own["ppal_levels"],
                 softmax=softmax,
                 pre_nms_counts=own.get(COUNT_FIELD),
+                image_size=(width, height),
             )
             yield PoolResult(detections, {name: vectors[index] for name, vectors in described.items()})
 

@@ -58,11 +58,21 @@ class RaySimilarity:
             DetectorError: A process was lost again and again.
         """
         index = as_tensor(indices).long().cpu().reshape(-1)
-        others = self._ray.put(self._packed.of_images(index))
-        answers = [worker.against.remote(others) for worker in self._workers]
+        result = self.against(self._packed.of_images(index))
+        result[torch.arange(len(index)), index] = 2.0
+        return result
+
+    def against(self, others: PackedObjects) -> torch.Tensor:
+        """Similarity ``[k, N]`` of k images from elsewhere with all.
+
+        Raises:
+            DetectorError: A process was lost again and again.
+        """
+        there = self._ray.put(others)
+        answers = [worker.against.remote(there) for worker in self._workers]
         try:
             with told_errors(self._ray):
-                result = torch.cat(self._ray.get(answers), 1)
+                return torch.cat(self._ray.get(answers), 1)
         except self._ray.exceptions.RayTaskError:
             raise
         except self._ray.exceptions.RayError as error:
@@ -70,8 +80,6 @@ class RaySimilarity:
                 f"expected similarities from the Ray cluster, got processes that were lost {1 + RETRIES} times "
                 f"({str(error).splitlines()[0]}); they may lack memory, see Ray's log on the nodes"
             ) from error
-        result[torch.arange(len(index)), index] = 2.0
-        return result
 
     def block(self, rows: Any, columns: Any) -> torch.Tensor:
         """Similarity ``[k, l]`` of some images with some others."""

@@ -16,7 +16,7 @@ from ppal_backend.structures.detections import Detections
 log = logging.getLogger(__name__)
 
 _ROWS = ("boxes_xyxy", "scores", "class_indices", "embeddings")
-_BOXES = ("image_ids", "counts", "softmax", "boxes_xyxy", "scores", "class_indices")
+_BOXES = ("image_ids", "counts", "softmax", "image_sizes", "boxes_xyxy", "scores", "class_indices")
 _OPTIONAL = ("class_probs", "levels", "pre_nms_counts")
 
 
@@ -61,6 +61,8 @@ class DetectionsWriter:
         for name in (*_ROWS, *_OPTIONAL):
             if all(getattr(d, name) is not None for d in items):
                 arrays[name] = _stack_rows([np.asarray(getattr(d, name)) for d in items])
+        if all(d.image_size is not None for d in items):
+            arrays["image_sizes"] = np.array([d.image_size for d in items], dtype=np.int64)
         for name in self._rows[0][1]:
             arrays[f"feature_{name}"] = np.stack([np.asarray(f[name]) for _, f in self._rows])
         with atomic_file(self._folder / f"shard-{self._next:05d}.npz") as file:
@@ -89,6 +91,8 @@ def _read(path: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, di
         rows = slice(int(end - arrays["counts"][i]), int(end))
         of_image: dict[str, Any] = {n: arrays[n][rows] for n in (*_ROWS, *_OPTIONAL) if n in arrays}
         of_image["softmax"] = bool(arrays["softmax"][i])
+        if "image_sizes" in arrays:
+            of_image["image_size"] = tuple(arrays["image_sizes"][i].tolist())
         detections = Detections(int(arrays["image_ids"][i]), **of_image)
         yield detections, {name: value[i] for name, value in features.items()}
 

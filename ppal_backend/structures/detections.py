@@ -80,6 +80,7 @@ class Detections:
         pre_nms_counts: ``[n]`` number of boxes before suppression that belong to each box, or None.
         true_positive: ``[n]`` bool, whether the box matches an annotated instance (labelled images only), or
             None where that is not known.
+        image_size: Width and height of the image in pixels, or None where that is not known.
 
     Raises:
         ValueError: A shape, kind, dtype or range is wrong, or a value is NaN or infinite.
@@ -95,11 +96,17 @@ class Detections:
     softmax: bool | None = None
     pre_nms_counts: Array | None = None
     true_positive: Array | None = None
+    image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.image_id, bool) or not isinstance(self.image_id, int | np.integer):
             raise ValueError(f"expected image_id to be an int, got {self.image_id!r}; pass the task id")
         object.__setattr__(self, "image_id", int(self.image_id))
+        if self.image_size is not None:
+            width, height = (int(v) for v in self.image_size)
+            if width < 1 or height < 1:
+                raise ValueError(f"expected image_size as width and height >= 1, got {self.image_size}")
+            object.__setattr__(self, "image_size", (width, height))
         self._check_shapes()
         self._check_values()
         self._check_probabilities()

@@ -215,6 +215,7 @@ def test_memory_bound_is_kept_or_refused():
         (lambda a, b: LazySimilarity([a], memory_gib=0), "memory_gib > 0"),
         (lambda a, b: LazySimilarity([a]).rows([1]), r"positions in 0..0, got 1..1"),
         (lambda a, b: LazySimilarity([a]).block([0], [-1]), "positions"),
+        (lambda a, b: LazySimilarity([a]).against(pack_objects([b])), "features of width 2 for all images, got 3"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppal_backend.acquisition import clustering
-from ppal_backend.acquisition.clustering import cluster_medoids, farthest_first, k_center_greedy, k_medoids
+from ppal_backend.acquisition.clustering import (
+    Anchors,
+    cluster_medoids,
+    farthest_first,
+    k_center_greedy,
+    k_medoids,
+    nearest_anchors,
+)
 from ppal_backend.acquisition.distances import CosineDistances, DenseDistances, JaccardDistances, SubsetDistances
 from ppal_backend.acquisition.refinement import fasterpam, refine_centers
 from tests.reference import clustering as reference
@@ -40,6 +47,7 @@ def distances(seed, n, grid):
     return np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
 
 
+ANCHORS = Anchors(torch.ones(5), torch.full((5,), 7))
 problems = st.tuples(st.integers(0, 10_000), st.integers(1, 25), st.booleans())
 
 
@@ -112,6 +120,31 @@ def test_fixed_centres_attract_and_stay():
     assert cluster_medoids(d, [3], fixed=[0]).sizes == [3]
     assert k_medoids(d, [5]) == [2]
     assert k_medoids(d, [3]) == [3], "a centre stays on ties"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(0, 10_000), st.integers(2, 25), st.booleans()), st.data())
+@pytest.mark.parametrize("form", [DenseDistances, Lazy])
+def test_anchors_attract_and_stay(form, problem, data):
+    """Centres outside the items, looked at in batches of any size."""
+    d = distances(*problem)
+    inside = data.draw(st.integers(1, len(d) - 1))
+    batch = data.draw(st.integers(1, len(d)))
+    ids = [900 - k for k in range(len(d) - inside)]
+    gap = torch.as_tensor(d[inside:, :inside])
+    anchors = nearest_anchors(gap.split(batch), ids)
+    mine, near = d[:inside, :inside], gap.min(0)
+    assert anchors.distances.tolist() == near.values.tolist()
+    assert anchors.ids.tolist() == [ids[k] for k in near.indices.tolist()]
+    wanted = reference.k_center_greedy(d, inside, None, tuple(range(inside, len(d))))
+    assert k_center_greedy(form(mine), inside, anchors=anchors) == wanted
+    start = data.draw(st.permutations(range(inside)))[: data.draw(st.integers(1, inside))]
+    got = cluster_medoids(form(mine), start, anchors=anchors)
+    assert (got.centers, got.sizes) == reference.k_medoids_beside(mine, near.values.numpy(), start)
+
+
+def test_no_anchors():
+    assert nearest_anchors([], []) is None
 
 
 def test_zero_iterations_change_nothing():
@@ -198,7 +231,7 @@ def test_fasterpam_without_its_package_says_so(monkeypatch):
         (lambda d: k_medoids(d, [0], fixed=[0]), "disjoint"),
         (lambda d: refine_centers(d, [0], "lloyd"), "method"),
         (lambda d: fasterpam(Lazy(d), [0]), "distance matrix"),
-        (lambda d: fasterpam(d, [0], fixed=[1]), "no fixed centres"),
+        (lambda d: refine_centers(d, [0], "fasterpam", anchors=ANCHORS), "no labelled images .* refine='kmedoids'"),
     ],
 )
 def test_bad_input_is_refused(call, message):

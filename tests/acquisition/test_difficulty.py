@@ -55,6 +55,16 @@ def test_absent_class_keeps_its_difficulty_and_weighs_more_next_time():
     assert float(drifting.difficulty[1]) > kept
 
 
+def test_drift_takes_a_class_that_was_always_missed_for_absent():
+    """The authors' test is ``mean quality > 0``: with every box missed the momentum goes on falling."""
+    ema = DifficultyEMA(2, 0.9, absent="drift")
+    ema.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 1.0, 0.5]))
+    np.testing.assert_allclose(ema.momentum, [0.81, 0.9])
+    kept = DifficultyEMA(2, 0.9)
+    kept.update(torch.tensor([0, 0, 1]), torch.tensor([1.0, 1.0, 0.5]))
+    np.testing.assert_allclose(kept.momentum, [0.9, 0.9])
+
+
 def test_sums_of_two_processes_equal_one_step():
     together, split = DifficultyEMA(3), DifficultyEMA(3)
     classes, q = np.array([0, 1, 1, 0]), np.array([0.1, 0.5, 0.9, 0.3])

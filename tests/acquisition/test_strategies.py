@@ -1,14 +1,16 @@
 """What tells one strategy from another: each against its definition."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from ppal_backend.acquisition import ccms as ccms_module
 from ppal_backend.acquisition.budget import Budget
+from ppal_backend.acquisition.ccms import LazySimilarity
 from ppal_backend.acquisition.comparisons import ccms_distances
 from ppal_backend.acquisition.distances import DenseDistances, SimilarityDistances
-from ppal_backend.acquisition.strategies import get_strategy
+from ppal_backend.acquisition.strategies import Options, get_strategy, strategy_names
 from ppal_backend.acquisition.typicality import TypicalitySelector
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.query import by_utility
@@ -295,6 +297,139 @@ def test_reference_preset_filters_boxes():
     context = QueryContext([small, large], 1)
     assert query("entropy", context, 1).image_ids == (1,)
     assert query("entropy", context, 1, preset="reference").image_ids == (2,)
+
+
+def test_reference_preset_filters_boxes_in_ccms_too():
+    """By large boxes alone images 1 and 3 are alike; with their small ones they are not."""
+    large, small, other = [1, 0, 0], [0, 1, 0], [0, 0, 1]
+    box, speck = [0, 0, 60, 60], [0, 0, 8, 8]
+    pool = [
+        image(1, [0.5, 0.9], [0, 1], [large, small], [box, speck]),
+        image(2, [0.5], [0], [other], [box]),
+        image(3, [0.5, 0.9], [0, 1], [large, other], [box, speck]),
+    ]
+    answer = query("ppal", QueryContext(pool, 2), 3, preset="reference")
+    last = answer.explanations[answer.image_ids[-1]]
+    assert answer.image_ids == (1, 2, 3)
+    assert (last.nearest_chosen, last.nearest_similarity) == (1, pytest.approx(2.0, abs=1e-6))
+    plain = query("ppal", QueryContext(pool, 2), 3)
+    assert max(e.nearest_similarity or 0 for e in plain.explanations.values()) < 1.9
+
+
+def test_reference_preset_gives_way_to_options_of_its_own():
+    tiny = image(1, [0.9] * 150, [0] * 150, boxes=[[0, 0, 9, 9]] * 150)
+
+    def counted(**options):
+        return len(get_strategy("entropy", **options).options.boxes.valid_rows(tiny))
+
+    assert counted() == 100
+    assert counted(preset="reference") == 0
+    assert counted(preset="reference", min_size_px=0) == 150
+    assert counted(preset="reference", min_size_px=0, max_detections=7) == 7
+
+
+CCMS = ["rand+ccms", "entropy+ccms", "dfreq+ccms", "ppal", "ppal+labelled", "ppal+balance", "ppal+pal", "pal"]
+
+
+@pytest.mark.parametrize("name", CCMS)
+def test_every_option_of_ccms_reaches_it(name):
+    asked = []
+
+    def similarity(images, *given, **named):
+        asked.append((given, named))
+        return LazySimilarity(images, *given, **named)
+
+    context = make_context(1, images=40)
+    options = {"score_threshold": 0.2, "device": "cpu", "memory_gib": 1e-6, "metric": "kl", "max_detections": 4}
+    query(name, context, 4, similarity=similarity, **options)
+    assert asked == [((0.2, "cpu", 1e-6), {"metric": "kl", "max_detections": 4})]
+
+
+READ_BY_ALL = {"preset", "score_threshold", "max_detections", "min_size_px", "max_aspect", "unit"}
+UNCERTAINTY = {"uncertainty", "aggregate"}
+OF_CCMS = {"metric", "memory_gib", "device", "similarity"}
+DIVERSE = {"refine", "max_iterations", "first", "min_distance"}
+EQ_4 = {"alpha", "beta"}
+READS = {
+    "random": {"delta"},
+    "entropy": {"delta", "aggregate"},
+    "posterior": {"delta", "aggregate"},
+    "margin": {"delta", "aggregate"},
+    "dcus": {"delta"} | UNCERTAINTY | EQ_4,
+    "dfreq": {"delta"} | UNCERTAINTY,
+    "rand+ccms": {"delta"} | OF_CCMS | DIVERSE,
+    "entropy+ccms": {"delta", "aggregate"} | OF_CCMS | DIVERSE,
+    "dfreq+ccms": {"delta"} | UNCERTAINTY | OF_CCMS | DIVERSE,
+    "dcus+rand": {"delta"} | UNCERTAINTY | EQ_4,
+    "dcus+global": {"delta"} | UNCERTAINTY | EQ_4 | DIVERSE,
+    "dcus+fpn": {"delta"} | UNCERTAINTY | EQ_4 | DIVERSE,
+    "dcus+jaccard": {"delta"} | UNCERTAINTY | EQ_4 | DIVERSE,
+    "ppal": {"delta"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
+    "coreset": {"aggregate", "min_distance"},
+    "cdal": {"aggregate", "min_distance"},
+    "enms+divproto": set(),
+    "pal": {"delta"} | OF_CCMS,
+    "ppal+labelled": {"delta"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
+    "ppal+balance": {"delta", "strength"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
+    "ppal+pal": {"delta"} | EQ_4 | OF_CCMS | DIVERSE,
+    "typiclust": set(),
+}
+
+
+def test_every_option_is_read_by_the_strategies_it_concerns(monkeypatch):
+    """And none is accepted that no strategy reads."""
+    names, read = {f.name for f in fields(Options)}, set()
+
+    def watched(self, name):
+        if name in names:
+            read.add(name)
+        return object.__getattribute__(self, name)
+
+    got = {}
+    for name in strategy_names():
+        made = Options()
+        monkeypatch.setattr(Options, "__getattribute__", watched, raising=False)
+        read.clear()
+        monkeypatch.setattr(Options, "parse", classmethod(lambda cls, values, made=made: made))
+        get_strategy(name).query(make_context(1), 4, np.random.default_rng(0))
+        monkeypatch.undo()
+        got[name] = read - READ_BY_ALL
+        assert "unit" in read
+        got[name] = set(got[name])
+    assert got == READS
+    assert set().union(READ_BY_ALL, *READS.values()) == names
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("memory_gib", [None, 1e-6])
+def test_ppal_labelled_equals_the_loops_from_end_to_end(seed, memory_gib):
+    """Labelled images are first centres that stay; some are copies of images of the pool."""
+    context = make_context(seed, images=50, classes=3, labelled=9)
+    copies = [replace(d, image_id=200_000 + d.image_id) for d in context.pool[:2]]
+    context = replace(context, labelled=[*context.labelled, *copies], labelled_features={})
+    wanted = pipeline.ppal_labelled(context, 6)
+    assert list(query("ppal+labelled", context, 6, memory_gib=memory_gib).image_ids) == wanted
+
+
+def test_ppal_labelled_compares_candidates_alone_with_labelled_images(monkeypatch):
+    """K x (K + L) object similarities, one object an image here, and few labelled images at a time."""
+    rng, products = np.random.default_rng(0), []
+
+    def one(image_id):
+        return image(image_id, [0.9], [0], rng.normal(size=(1, 8)))
+
+    multiply = ccms_module.multiply
+
+    def counted(left, right, metric, space):
+        products.append((len(left), len(right)))
+        return multiply(left, right, metric, space)
+
+    monkeypatch.setattr(ccms_module, "multiply", counted)
+    context = QueryContext([one(k) for k in range(40)], 1, labelled=[one(10_000 + k) for k in range(4_000)])
+    answer = query("ppal+labelled", context, 10)
+    assert len(answer.candidate_ids) == 40
+    assert 40 * 4_000 <= sum(a * b for a, b in products) <= 1.1 * 40 * 4_040
+    assert max(max(sizes) for sizes in products) <= 1024
 
 
 def test_fasterpam_option():

@@ -67,11 +67,35 @@ def test_at_most_a_hundred_best_boxes_count():
     assert BoxFilter(max_detections=2).valid_rows(image(1, [0.5, 0.5, 0.5], [0] * 3)).tolist() == [0, 1]
 
 
+def authors_keep(box, width, height):
+    """The rule of the authors' sampler, on a box as x, y, w, h."""
+    x, y, w, h = box
+    if x > width or y > height:
+        return False
+    w, h = min(width, x + w) - x, min(height, y + h) - y
+    return math.sqrt(w * h) > 16 and w / (h + 1e-10) < 5.0 and h / (w + 1e-10) < 5.0
+
+
 def test_reference_filter_drops_small_and_long_boxes():
-    boxes = [[0, 0, 16, 16], [0, 0, 17, 17], [0, 0, 100, 20], [0, 0, 99, 20], [0, 0, 0, 0]]
-    d = image(1, [0.5] * 5, [0] * 5, boxes=boxes)
-    assert BoxFilter().valid_rows(d).tolist() == [0, 1, 2, 3, 4]
-    assert BoxFilter.reference().valid_rows(d).tolist() == [1, 3]
+    boxes = [[0, 0, 16, 16], [0, 0, 17, 17], [0, 0, 101, 20], [0, 0, 100, 20], [0, 0, 0, 0], [7, 3, 27, 103]]
+    d = image(1, [0.5] * 6, [0] * 6, boxes=boxes)
+    assert BoxFilter().valid_rows(d).tolist() == [0, 1, 2, 3, 4, 5]
+    assert BoxFilter.reference().valid_rows(d).tolist() == [1, 3, 5], "an aspect of exactly 5 stays"
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 130)] * 2, *[st.integers(1, 200)] * 2), max_size=8))
+def test_reference_filter_is_the_authors(found):
+    """Sizes and aspects are those of the box inside its image."""
+    boxes = [[x, y, x + w, y + h] for x, y, w, h in found]
+    d = image(1, [0.5] * len(found), [0] * len(found), boxes=boxes, image_size=(120, 90))
+    wanted = [k for k, box in enumerate(found) if authors_keep(box, 120, 90)]
+    assert BoxFilter.reference().valid_rows(d).tolist() == wanted
+    assert BoxFilter.reference().shaped(d).boxes_xyxy.tolist() == d.boxes_xyxy[wanted].tolist()
+
+
+def test_reference_filter_keeps_the_two_hundred_best():
+    d = image(1, np.linspace(0.1, 0.9, 230), [0] * 230)
+    assert BoxFilter.reference().valid_rows(d).tolist() == list(range(30, 230))
 
 
 def test_weights_pick_the_predicted_class():

@@ -72,6 +72,7 @@ def test_boxes_are_in_pixels_of_the_image(results: list[PoolResult]) -> None:
     boxes = np.concatenate([result.detections.boxes_xyxy for result in results])
     assert boxes.min() >= 0
     assert boxes[:, 2].max() <= 120 + 1e-3 and boxes[:, 3].max() <= 80 + 1e-3
+    assert {result.detections.image_size for result in results} == {(120, 80)}
     assert boxes[:, 2].max() > 70  # in the frame of the 64 px network input nothing lies so far right
 
 

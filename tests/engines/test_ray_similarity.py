@@ -91,6 +91,15 @@ def test_ppal_chooses_what_the_loops_choose(seed):
     assert list(chosen.image_ids) == pipeline.ppal(context, 6) and ray.calls > 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_labelled_images_are_compared_by_the_cluster_too(seed):
+    context, ray = make_context(seed, images=50, classes=3), PlayedRay()
+    strategy = get_strategy("ppal+labelled", memory_gib=1e-6, similarity=ray.similarity)
+    chosen = strategy.query(context, 6, np.random.default_rng(0))
+    assert list(chosen.image_ids) == pipeline.ppal_labelled(context, 6)
+    assert sum(ray.shares) == 24, "candidates alone are spread over the cluster"
+
+
 def test_what_fits_into_a_matrix_does_not_go_to_the_cluster():
     ray = PlayedRay()
     get_strategy("ppal", similarity=ray.similarity).query(make_context(0), 6, np.random.default_rng(0))

@@ -17,7 +17,8 @@ def ema(steps: Sequence[Sequence[tuple[int, float]]], classes: int, m0: float, a
             mine = [value for c, value in step if c == i]
             if mine:
                 d[i] = m[i] * d[i] + (1 - m[i]) * sum(mine) / len(mine)
-                m[i] = m0
+                missed = absent == "drift" and sum(mine) / len(mine) >= 1.0  # the authors ask for mean quality > 0
+                m[i] = m0 * m[i] if missed else m0
             else:
                 if absent == "drift":
                     d[i] = m[i] * d[i] + (1 - m[i]) * 1.0

@@ -47,3 +47,16 @@ def ppal(context: QueryContext, budget: int) -> list[int]:
     chosen = candidates(context, budget, weights)
     similarity = ccms.similarity([context.pool[p] for p in chosen])
     return [context.pool[chosen[k]].image_id for k in diverse(2.0 - similarity, budget)]
+
+
+def ppal_labelled(context: QueryContext, budget: int) -> list[int]:
+    """The same beside labelled images, of a pool of which four budgets are candidates."""
+    weights = [difficulty.coefficient(float(d), 0.3, 0.2) for d in context.difficulty]
+    chosen = candidates(context, budget, weights)
+    s = ccms.similarity([*(context.pool[p] for p in chosen), *context.labelled])
+    count = len(chosen)
+    distances, gap = 2.0 - s[:count, :count], (2.0 - s[:count, count:]).min(1)
+    start = clustering.farthest_first(distances, gap, budget, 0)
+    centers = sorted(clustering.k_medoids_beside(distances, gap, start)[0])
+    order = clustering.farthest_first(distances[np.ix_(centers, centers)], gap[centers], budget, 0)
+    return [context.pool[chosen[centers[k]]].image_id for k in order]

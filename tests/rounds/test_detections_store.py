@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
@@ -19,6 +21,17 @@ def test_what_is_written_comes_back_in_order(tmp_path):
             if len(wanted):
                 np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
         assert len(found) == len(wanted) and features["global"].tolist() == [i, i, i]
+
+
+def test_sizes_of_images_come_back_where_all_are_known(tmp_path):
+    for name, sizes in (("all", [(40, 30), (7, 9)]), ("some", [(40, 30), None])):
+        writer = DetectionsWriter(tmp_path / name)
+        for i, size in zip((11, 5), sizes, strict=True):
+            writer.add(replace(detections_of(i), image_size=size), {})
+        writer.flush()
+        wanted = sizes if name == "all" else [None, None]
+        for only_boxes in (False, True):
+            assert [d.image_size for d, _ in read_detections(tmp_path / name, only_boxes)] == wanted
 
 
 def test_boxes_alone_come_back_without_what_is_heavy(tmp_path):

@@ -87,6 +87,16 @@ def test_bad_fields_are_refused(changes, message):
         make(**changes)
 
 
+def test_size_of_the_image_is_checked_and_kept():
+    d = Detections(
+        1, *(np.zeros(s, np.float32) for s in ((1, 4), 1)), np.zeros(1, int), np.zeros((1, 2)), image_size=(8, 6)
+    )
+    assert d.image_size == (8, 6)
+    assert d.filter(np.array([0])).to("cpu").numpy().image_size == (8, 6)
+    with pytest.raises(ValueError, match=r"image_size as width and height >= 1, got \(8, 0\)"):
+        replace(d, image_size=(8, 0))
+
+
 def test_mask_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"mask with shape \(2,\), got \(3,\)"):
         make().filter(np.array([True, False, True]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,10 +55,11 @@ class Options:
         alpha: Eq. 4, > 0.
         beta: Eq. 4, >= 0.
         score_threshold: Lowest score that counts.
-        max_detections: Boxes per image that count.
-        min_size_px: See :class:`~ppal_backend.acquisition.uncertainty.BoxFilter`.
+        max_detections: Boxes per image that count, the highest-scored; None for the preset's number.
+        min_size_px: See :class:`~ppal_backend.acquisition.uncertainty.BoxFilter`; None for the preset's.
         max_aspect: Likewise.
-        preset: ``paper``, or ``reference`` for the box filter of the authors' code.
+        preset: ``paper``, or ``reference`` for the box filter of the authors' code, in both stages; what still
+            differs from that code stands at :meth:`~ppal_backend.acquisition.uncertainty.BoxFilter.reference`.
         unit: Whether the budget counts ``images`` or predicted ``boxes``.
         min_distance: Near-duplicates closer than this to an earlier pick are skipped.
         refine: ``kmedoids`` or ``fasterpam``.
@@ -78,8 +79,8 @@ class Options:
     alpha: float = 0.3
     beta: float = 0.2
     score_threshold: float = 0.05
-    max_detections: int = 100
-    min_size_px: float = 0.0
+    max_detections: int | None = None
+    min_size_px: float | None = None
     max_aspect: float | None = None
     preset: str = "paper"
     unit: str = "images"
@@ -128,11 +129,10 @@ class Options:
     @property
     def boxes(self) -> BoxFilter:
         """Which boxes count."""
-        size, aspect = self.min_size_px, self.max_aspect
-        if self.preset == "reference":
-            reference = BoxFilter.reference()
-            size, aspect = size or reference.min_size_px, aspect or reference.max_aspect
-        return BoxFilter(self.score_threshold, self.max_detections, size, aspect)
+        preset = BoxFilter.reference() if self.preset == "reference" else BoxFilter()
+        own = {name: getattr(self, name) for name in ("max_detections", "min_size_px", "max_aspect")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return replace(preset, score_threshold=self.score_threshold, **given)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ for what follows the paper and what is ours.
 from __future__ import annotations
 
 from ppal_backend.acquisition.calibrated import CalibratedScorer, SignalSelector
-from ppal_backend.acquisition.comparisons import compare_ccms
+from ppal_backend.acquisition.strategies import parts
 from ppal_backend.acquisition.strategies.base import Options, QueryStrategy, StagedStrategy
 
 
 def build(options: Options) -> QueryStrategy:
     """Calibrated uncertainty in stage 1; entropy, rare classes and a similarity penalty in stage 2."""
     scorer = CalibratedScorer(options.boxes)
-    compare = compare_ccms(options.boxes, options.device, options.memory_gib, options.metric)
-    return StagedStrategy("pal", scorer, SignalSelector(compare, options.boxes), options)
+    return StagedStrategy("pal", scorer, SignalSelector(parts.compare(options), options.boxes), options)

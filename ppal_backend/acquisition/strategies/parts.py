@@ -23,9 +23,11 @@ def diverse(options: Options, compare: Compare) -> DiverseSelector:
     return DiverseSelector(compare, options.refine, options.max_iterations, options.first, options.min_distance)
 
 
+def compare(options: Options, labelled: bool = False) -> Compare:
+    """How CCMS compares candidates, and with ``labelled`` the labelled images too."""
+    return compare_ccms(options.boxes, options.device, options.memory_gib, options.metric, labelled, options.similarity)
+
+
 def ccms(options: Options, labelled: bool = False) -> DiverseSelector:
     """k-Center-Greedy and k-medoids on CCMS."""
-    compare = compare_ccms(
-        options.boxes, options.device, options.memory_gib, options.metric, labelled, options.similarity
-    )
-    return diverse(options, compare)
+    return diverse(options, compare(options, labelled))
