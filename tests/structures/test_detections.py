@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,9 +89,8 @@ def test_bad_fields_are_refused(changes, message):
 
 
 def test_size_of_the_image_is_checked_and_kept():
-    d = Detections(
-        1, *(np.zeros(s, np.float32) for s in ((1, 4), 1)), np.zeros(1, int), np.zeros((1, 2)), image_size=(8, 6)
-    )
+    box, score = np.zeros((1, 4), np.float32), np.zeros(1, np.float32)
+    d = Detections(1, box, score, np.zeros(1, int), np.zeros((1, 2)), image_size=(8, 6))
     assert d.image_size == (8, 6)
     assert d.filter(np.array([0])).to("cpu").numpy().image_size == (8, 6)
     with pytest.raises(ValueError, match=r"image_size as width and height >= 1, got \(8, 0\)"):
