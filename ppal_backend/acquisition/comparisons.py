@@ -9,7 +9,6 @@ import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.ccms import LazySimilarity, MakeSimilarity, similarity_matrix
-from ppal_backend.acquisition.clustering import anchors_behind, nearest_anchors
 from ppal_backend.acquisition.distances import (
     CosineDistances,
     DenseDistances,
@@ -17,6 +16,8 @@ from ppal_backend.acquisition.distances import (
     EuclideanDistances,
     JaccardDistances,
     SimilarityDistances,
+    anchors_behind,
+    nearest_anchors,
 )
 from ppal_backend.acquisition.objects import pack_objects, resolve_metric
 from ppal_backend.acquisition.selection import Compare, Comparison

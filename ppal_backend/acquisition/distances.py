@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor, require_finite
 from ppal_backend.acquisition.ccms import Similarity
+
+_ANCHOR_BATCH = 256
 
 
 @runtime_checkable
@@ -216,3 +219,52 @@ class SubsetDistances:
         """Distances ``[k, l]`` of some members to some others."""
         index, others = (self._members[as_tensor(v).long().reshape(-1)] for v in (rows, columns))
         return self._distances.block(index, others)
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Centres that stand outside the N items and stay: of each item the nearest one is all that matters.
+
+    Args:
+        distances: ``[N]`` distance of each item to its nearest anchor.
+        ids: ``[N]`` int64 image id of that anchor.
+    """
+
+    distances: torch.Tensor
+    ids: torch.Tensor
+
+    def of(self, items: Sequence[int]) -> Anchors:
+        """The same for some items, numbered anew."""
+        index = torch.as_tensor(list(items), dtype=torch.long, device=self.distances.device)
+        return Anchors(self.distances[index], self.ids[index])
+
+
+def nearest_anchors(blocks: Iterable[torch.Tensor], ids: Sequence[int]) -> Anchors | None:
+    """Fold distances of anchors to all items, some anchors at a time; ties go to the anchor that comes first.
+
+    Args:
+        blocks: ``[l, N]`` distances, together one row for each of ``ids``.
+        ids: Image ids of the anchors.
+
+    Returns:
+        None without anchors.
+    """
+    found: Anchors | None = None
+    start = 0
+    for block in blocks:
+        values, where = block.min(0)
+        names = torch.as_tensor(ids[start : start + len(block)], dtype=torch.long, device=block.device)[where]
+        start += len(block)
+        if found is not None:
+            nearer = values < found.distances
+            values = torch.where(nearer, values, found.distances)
+            names = torch.where(nearer, names, found.ids)
+        found = Anchors(values, names)
+    return found
+
+
+def anchors_behind(distances: Distances, count: int, ids: Sequence[int]) -> Anchors | None:
+    """Anchors of the first ``count`` items of ``distances``: all items behind them, whose image ids are given."""
+    ends = range(count, len(distances), _ANCHOR_BATCH)
+    starts = (range(start, min(start + _ANCHOR_BATCH, len(distances))) for start in ends)
+    return nearest_anchors((distances.block(part, range(count)) for part in starts), ids)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.acquisition.arrays import Array
-from ppal_backend.acquisition.clustering import Anchors, Clusters, cluster_medoids
-from ppal_backend.acquisition.distances import DenseDistances, Distances, as_distances
+from ppal_backend.acquisition.clustering import Clusters, cluster_medoids
+from ppal_backend.acquisition.distances import Anchors, DenseDistances, Distances, as_distances
 
 METHODS = ("kmedoids", "fasterpam")
 

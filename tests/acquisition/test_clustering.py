@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 
 from ppal_backend.acquisition import clustering
 from ppal_backend.acquisition.clustering import (
-    Anchors,
     cluster_medoids,
     farthest_first,
     k_center_greedy,
     k_medoids,
+)
+from ppal_backend.acquisition.distances import (
+    Anchors,
+    CosineDistances,
+    DenseDistances,
+    JaccardDistances,
+    SubsetDistances,
     nearest_anchors,
 )
-from ppal_backend.acquisition.distances import CosineDistances, DenseDistances, JaccardDistances, SubsetDistances
 from ppal_backend.acquisition.refinement import fasterpam, refine_centers
 from tests.reference import clustering as reference
 
