@@ -7,6 +7,7 @@
     ├── DatasetError               a COCO file or an annotation export cannot be used
     ├── TooFewAnnotations          a round needs more annotated images than there are
     ├── RoundCancelled             somebody asked the round to stop; it can be resumed
+    ├── LeaseLost                  another process may hold the round; this one must change nothing any more
     ├── StateError                 stored state does not allow what was asked (unknown project, no version …)
     │   └── DamagedArtifact            a file in the bucket of the artifacts is not as it was written
     ├── StoreUnavailable           the state database is locked, full or down: worth another try
@@ -58,6 +59,10 @@ class TooFewAnnotations(PPALError):
 
 class RoundCancelled(PPALError):
     """Somebody asked the round to stop; what is complete stays and the round can be resumed."""
+
+
+class LeaseLost(PPALError):
+    """The round is no longer held by this process, which must change nothing of it any more."""
 
 
 class StateError(PPALError):

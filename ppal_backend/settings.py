@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     )
     min_free_gib: float = Field(1.0, ge=0.0, description="free disk space that a round needs to go on")
     keep_artifacts: int = Field(5, ge=1, description="versions per project whose files stay on disk")
+    image_cache_gib: float | None = Field(
+        None, ge=0.0, description="most space for fetched images; by default a fifth of the disk"
+    )
+    keep_events_days: float = Field(30.0, gt=0.0, description="how long events stay after they were handled")
     poll_interval_s: float = Field(60.0, ge=1.0)
     keep_versions: int = Field(3, ge=1)
     max_request_mib: int = Field(64, ge=1)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from ppal_backend.errors import (
     EngineUnavailable,
     LabelStudioAuthError,
     LabelStudioUnavailable,
+    LeaseLost,
     OutOfSpace,
     PPALError,
     QueueUnavailable,
@@ -43,7 +45,7 @@ from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.label_studio.webhook import check_webhook
 from ppal_backend.logs import configure_logging, log_context
-from ppal_backend.operations.pruning import prune_project
+from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder, need_intact
 from ppal_backend.rounds.mirror import open_mirror, resume
 from ppal_backend.rounds.ports import Engine, Observer, Ports
@@ -71,6 +73,8 @@ TICK_S = 2.0
 LATE_S = 5.0
 LONGEST_RETRY_S = 600.0
 SPACE_RETRY_S = 60.0
+FORGET_EVERY_S = 3600.0
+FORGET_AT_ONCE = 10_000
 
 PortsOf = Callable[[Settings, Store, ProjectRecord, RoundSpec, Observer], Ports]
 
@@ -116,9 +120,12 @@ def run_worker(
     log.info("worker started; state in %s", settings.model_dir.resolve())
     try:
         heartbeat.beat()
+        forget_next = 0.0
         while not stop.wait(TICK_S):
             heartbeat.beat()
             _tick(store, jobs, synchronise)
+            if time.monotonic() >= forget_next:
+                forget_next = time.monotonic() + (0.0 if _forget_events(settings, store) else FORGET_EVERY_S)
     finally:
         supervisor.stop()
         for consumer in consumers:
@@ -136,6 +143,15 @@ def _check_bucket(settings: Settings) -> None:
             mirror.bucket.check()
     except ArtifactsUnavailable as error:
         log.warning("%s; rounds wait until it does", error)
+
+
+def _forget_events(settings: Settings, store: Store) -> bool:
+    """Delete handled events of long ago; whether there may be more of them."""
+    try:
+        return store.events.forget(settings.keep_events_days * 86_400, FORGET_AT_ONCE) == FORGET_AT_ONCE
+    except StoreUnavailable as error:
+        log.warning("old events stay for now: %s", error)
+        return False
 
 
 def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
@@ -185,9 +201,15 @@ def _attempt(
     try:
         project = store.projects.get(project_id)
         result = _run(settings, store, project, record, watch, ports_of)
-        _record_version(settings, store, project_id, record.number, result)
-        rounds.finish(record.id, {**result.metrics, "version": result.version, "seconds": result.seconds}, lease)
+        metrics = {**result.metrics, "version": result.version, "seconds": result.seconds}
+        with store.database.transaction():  # the version comes into force with the round's end, or not at all
+            if not rounds.finish(record.id, metrics, lease):
+                raise LeaseLost(f"round {record.number} of project {project_id} ended without this process")
+            _record_version(settings, store, project_id, record.number, result)
         prune_project(settings, store, project_id)
+        prune_images(settings, store)
+    except LeaseLost as reason:
+        log.error("%s", reason)
     except RoundCancelled as reason:
         if rounds.get(record.id).cancel_asked:
             rounds.cancel(record.id, str(reason), lease)
@@ -240,7 +262,7 @@ def _run(
     project_folder = settings.project_folder(project.id)
     claim_project_folder(project_folder, project.key)
     mirror = open_mirror(settings)
-    copy = None if mirror is None else mirror.round(project.key, project.id, record.number)
+    copy = None if mirror is None else mirror.round(project.key, project.id, record.number, watch.fence)
     folder = RoundFolder(project_folder / "rounds" / str(record.number), copy)
     folder.repair()
     if copy is not None:

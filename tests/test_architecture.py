@@ -129,8 +129,3 @@ def test_light_rooms_import_nothing_heavy_at_import(path):
         return  # label-studio-ml itself imports torch
     for name in imports(path, top_level_only=True):
         assert name.split(".")[0] not in HEAVY, f"{path} imports {name} when it is imported"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 400

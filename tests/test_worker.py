@@ -65,6 +65,14 @@ def test_a_finished_round_records_its_version_and_uses_up_the_annotations(settin
     assert not run_next_round(settings, 1, world.ports), "there was nothing left to claim"
 
 
+def test_a_process_that_lost_its_round_brings_no_version_into_force(settings, store, monkeypatch):
+    """It activated its version first and found out that the round was not its own afterwards."""
+    store.rounds.request(1, "train", "x")
+    monkeypatch.setattr(RoundStore, "finish", lambda self, *arguments: False)
+    run_next_round(settings, 1, World().ports)
+    assert store.versions.active(1) is None and only(store).state == "running"
+
+
 def test_a_round_that_cannot_succeed_fails_with_its_reason(settings, store):
     store.rounds.request(1, "train", "x")
     world = World()

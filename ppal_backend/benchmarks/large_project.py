@@ -86,6 +86,9 @@ class World:
             found = replace(synthetic_pool(1, entry.image_id)[0], image_id=entry.image_id)
             yield Inferred(found, {"global": to_numpy(found.embeddings).mean(axis=0)})
 
+    def fence(self) -> None:
+        """Nobody else runs this round."""
+
     def exported(self, annotation_ids: Sequence[int]) -> None:
         """Nothing to note."""
 

@@ -73,11 +73,13 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the files of old versions (PPAL_KEEP_ARTIFACTS), never of the active one or of an open round.
+    """Remove the files of old versions (PPAL_KEEP_ARTIFACTS) and fetched images beyond PPAL_IMAGE_CACHE_GIB.
+
+    Never those of an active version or of an open round. With a project, its versions' files alone.
 
     Example: ppal prune 1 --dry-run
     """
-    from ppal_backend.operations.pruning import prune_project
+    from ppal_backend.operations.pruning import prune_images, prune_project
 
     with opened(as_json) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
@@ -86,12 +88,17 @@ def prune(
             for p in projects
             for item in prune_project(settings, store, p.id, dry_run)
         ]
-        total = sum(row["bytes"] for row in rows)
+        images = prune_images(settings, store, dry_run) if project is None else None
+        total = sum(row["bytes"] for row in rows) + (0 if images is None else images.bytes)
         if as_json:
-            print_json({"dry_run": dry_run, "rounds": rows, "bytes": total})
+            told = None if images is None else asdict(images)
+            print_json({"dry_run": dry_run, "rounds": rows, "images": told, "bytes": total})
             return
         for row in rows:
             console.print(f"project {row['project']} round {row['round']}: {row['bytes'] / 2**20:.1f} MiB")
+        if images is not None:
+            left = images.bytes_left / 2**30
+            console.print(f"fetched images: {images.bytes / 2**20:.1f} MiB of {images.images}, {left:.2f} GiB stay")
         console.print(f"{'would free' if dry_run else 'freed'} {total / 2**20:.1f} MiB")
 
 

@@ -10,7 +10,7 @@ import struct
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,7 @@ class ImageCache:
             if path.stat().st_size != note["bytes"] or _sha256(path) != note["sha256"]:
                 logger.warning("task %d: the cached image is damaged, fetching it again", task_id)
                 return None
+            os.utime(stem.with_suffix(".json"))  # so that prune_images knows what was used last
             return ImageInfo(task_id, path, int(note["width"]), int(note["height"]))
         except FileNotFoundError:
             return None
@@ -195,6 +196,51 @@ class ImageCache:
             file.flush()
             os.fsync(file.fileno())
         return None, *shown.size
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """What was taken out of a folder of images: how many, their bytes, and the bytes that are left."""
+
+    images: int
+    bytes: int
+    bytes_left: int
+
+
+def prune_images(
+    root: Path, limit_bytes: int, keep: Collection[Path], used_before: float, dry_run: bool = False
+) -> Evicted:
+    """Take images out of a cache until it holds at most ``limit_bytes``, those first that were not used for longest.
+
+    Args:
+        root: Folder of an :class:`ImageCache`.
+        limit_bytes: Most bytes to keep, as far as what may go allows.
+        keep: Image files that stay whatever the limit.
+        used_before: Only images that were last used before this time (``time.time()``) may go: others may be part of a
+            data set that is being put together.
+        dry_run: Remove nothing.
+    """
+    found = []
+    for note in root.glob("*/*.json"):
+        image = next((p for p in (note.with_suffix(s) for s in _AS_IS.values()) if p.is_file()), None)
+        size = note.stat().st_size + (image.stat().st_size if image is not None else 0)
+        found.append((note.stat().st_mtime, size, note, image))
+    left = sum(size for _, size, _, _ in found)
+    evicted = freed = 0
+    for used, size, note, image in sorted(found, key=lambda item: item[0]):
+        if left - freed <= limit_bytes:
+            break
+        if used >= used_before or (image is not None and image in keep):
+            continue
+        if not dry_run:
+            note.unlink(missing_ok=True)  # first: an image without its note is fetched again
+            if image is not None:
+                image.unlink(missing_ok=True)
+        evicted, freed = evicted + 1, freed + size
+    for part in root.glob("*/.*.part"):  # of a process that was killed while it fetched
+        if part.stat().st_mtime < used_before and not dry_run:
+            part.unlink(missing_ok=True)
+    return Evicted(evicted, freed, left - freed)
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ppal_backend.errors import StoreUnavailable
+from ppal_backend.errors import LeaseLost, StoreUnavailable
 from ppal_backend.store import LEASE_S, Lease, RoundRecord, Store
 from ppal_backend.structures.progress import Progress
 
@@ -61,13 +61,23 @@ class Watch:
         self._ended.set()
 
     def exported(self, annotation_ids: Sequence[int]) -> None:
+        self.fence()
         ledger, project_id = self._store.ledger, self._round.project_id
         ledger.deleted(project_id, self._before_export.difference(annotation_ids))
         if self._round.kind == "rank":
             return  # nothing was learned from them: they still count towards the next training
         ledger.used_by(project_id, self._round.number, annotation_ids)
 
+    def fence(self) -> None:
+        record = self._round
+        if not self._store.rounds.prolong(record.id, self._lease):
+            raise LeaseLost(
+                f"round {record.number} of project {record.project_id} is held by another process or has ended; this "
+                "one changes nothing any more"
+            )
+
     def step_started(self, step: str) -> None:
+        self.fence()
         self.step = step
         if step == "export":  # what comes while it is written need not be in it; what is known now must be
             self._before_export = frozenset(self._store.ledger.usable(self._round.project_id))

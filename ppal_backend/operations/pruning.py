@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import time
 from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
 
+from ppal_backend.datasets import images
 from ppal_backend.errors import ArtifactsUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.rounds.mirror import open_mirror
@@ -15,6 +19,9 @@ from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
 
 log = logging.getLogger(__name__)
+
+SHARE_OF_DISK = 0.2
+FRESH_S = 3600.0  # images fetched or used within this time stay: a data set may be in the making
 
 
 def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bool = False) -> list[Pruned]:
@@ -40,6 +47,44 @@ def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bo
         mib = sum(p.size_bytes for p in pruned) / 2**20
         log.info("project %d: files of %d old rounds removed, %.0f MiB", project_id, len(pruned), mib)
     return pruned
+
+
+def prune_images(settings: Settings, store: Store, dry_run: bool = False) -> images.Evicted:
+    """Keep the folder of fetched images within its limit. What open rounds read, and what the round of the active
+    version read, stays; when that alone is more than the limit, the log says so."""
+    root = settings.model_dir.resolve() / "images"
+    if not root.is_dir():
+        return images.Evicted(0, 0, 0)
+    share = shutil.disk_usage(root).total * SHARE_OF_DISK
+    limit = int(share if settings.image_cache_gib is None else settings.image_cache_gib * 2**30)
+    keep: set[Path] = set()
+    since = time.time() - FRESH_S
+    for project in store.projects.all():
+        rounds, active = store.rounds.of_project(project.id), store.versions.active(project.id)
+        opened = [r for r in rounds if r.finished_at is None]
+        started = [r.started_at.replace(tzinfo=UTC).timestamp() for r in opened if r.started_at is not None]
+        since = min([since, *started])
+        numbers = {r.number for r in opened} | ({active.round_number} if active is not None else set())
+        for number in numbers:
+            keep.update(_images_of(settings.project_folder(project.id) / "rounds" / str(number) / "dataset"))
+    evicted = images.prune_images(root, limit, keep, since, dry_run)
+    if evicted.images and not dry_run:
+        log.info("%d fetched images removed, %.0f MiB", evicted.images, evicted.bytes / 2**20)
+    if evicted.bytes_left > limit:
+        left, most = evicted.bytes_left / 2**30, limit / 2**30
+        log.warning("fetched images take %.1f GiB, more than the limit of %.1f, but all are in use", left, most)
+    return evicted
+
+
+def _images_of(dataset: Path) -> Iterator[Path]:
+    """Image files that a round's data set names."""
+    for name in ("train.json", "val.json", "held_out.json", "pool.json"):
+        try:
+            content = read_json(dataset / name)
+        except (OSError, ValueError):  # not there yet, pruned or damaged
+            continue
+        entries = content if isinstance(content, list) else content.get("images", [])
+        yield from (Path(entry.get("path") or entry.get("file_name")) for entry in entries)
 
 
 def _prune_copies(settings: Settings, key: str, kept: set[int], before: int, checkpoints: list[str]) -> None:

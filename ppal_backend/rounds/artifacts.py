@@ -91,7 +91,8 @@ class RoundFolder:
         for step in checked:
             damaged = self._damaged(step)
             if damaged is not None:
-                return self._undo_damaged(done[done.index(step) :], damaged)
+                later = list(OUTPUTS)[list(OUTPUTS).index(step) :]
+                return self._undo_damaged(later, damaged)
         return []
 
     def _damaged(self, step: str) -> list[Path] | None:
@@ -114,16 +115,19 @@ class RoundFolder:
                 shutil.rmtree(self.path / "train", ignore_errors=True)
 
     def _undo_damaged(self, steps: list[str], damaged: list[Path]) -> list[str]:
+        """Take away a damaged step and what came of it: half-done steps too, or their files would pass for results of
+        what the step leaves when it is done again."""
+        finished = [step for step in steps if self.is_done(step)]
         names = ", ".join(str(path.relative_to(self.path)) for path in damaged) or f"steps/{steps[0]}.json"
-        log.error("%s: %s damaged; done again: %s", self.path, names, ", ".join(steps))
+        log.error("%s: %s damaged; done again: %s", self.path, names, ", ".join(finished))
         for step in reversed(steps):
-            self._mark(step).unlink()
+            self._mark(step).unlink(missing_ok=True)
             kept = step == "publish" or (step == "infer" and step == steps[0])
             for path in damaged if kept else outputs_of(self.path, step):
                 path.unlink(missing_ok=True)
             if step == "train":
                 shutil.rmtree(self.path / "train", ignore_errors=True)
-        return steps
+        return finished
 
     def facts(self, step: str) -> dict[str, Any]:
         """What a finished step noted."""

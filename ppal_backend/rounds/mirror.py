@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,10 +49,11 @@ class Mirror:
     def __init__(self, bucket: Bucket, model_dir: Path) -> None:
         self.bucket, self._model_dir = bucket, model_dir
 
-    def round(self, key: str, project_id: int, number: int) -> RoundMirror:
-        """One round and its copy."""
+    def round(self, key: str, project_id: int, number: int, fence: Callable[[], None] = lambda: None) -> RoundMirror:
+        """One round and its copy. ``fence`` is called before something is written there and raises when the round is no
+        longer this process's."""
         folder = self._model_dir / "projects" / str(project_id) / "rounds" / str(number)
-        return RoundMirror(self.bucket, f"{_prefix(key)}/{number}", folder)
+        return RoundMirror(self.bucket, f"{_prefix(key)}/{number}", folder, fence)
 
     def need_checkpoint(self, key: str, checkpoint: str) -> None:
         """Fetch a version's checkpoint, given relative to the data folder, unless it is here.
@@ -106,18 +107,21 @@ class RoundMirror:
         ArtifactsUnavailable: the bucket does not answer.
     """
 
-    def __init__(self, bucket: Bucket, prefix: str, folder: Path) -> None:
-        self._bucket, self._prefix, self.folder = bucket, prefix, folder
+    def __init__(self, bucket: Bucket, prefix: str, folder: Path, fence: Callable[[], None] = lambda: None) -> None:
+        self._bucket, self._prefix, self.folder, self._fence = bucket, prefix, folder, fence
 
     def step_done(self, step: str) -> None:
         """Copy a finished step's files, then its mark."""
         mark = self._mark(step)
         for name in read_json(mark)["sha256"]:
+            self._fence()
             self._bucket.upload(self.folder / name, self._name(name))
+        self._fence()
         self._bucket.write(self._name(f"steps/{step}.json"), mark.read_bytes())
 
     def state_written(self, name: str) -> None:
         """Copy a small file that must not be lost between steps."""
+        self._fence()
         self._bucket.write(self._name(name), (self.folder / name).read_bytes())
 
     def forget(self) -> None:

@@ -129,7 +129,8 @@ class Publisher(Protocol):
         on_state: Callable[[dict[str, Any]], None],
     ) -> str:
         """Publish ``queue`` (first = label first); the version's name. ``state`` is what ``on_state`` was
-        given last by an attempt that was cut off."""  # fmt: skip
+        given last by an attempt that was cut off. ``on_state`` is called before each effect, which must not happen
+        when it raises."""  # fmt: skip
 
 
 class Observer(Protocol):
@@ -146,6 +147,13 @@ class Observer(Protocol):
 
     def should_stop(self) -> bool:
         """Whether the round is to stop now; it can be resumed later."""
+
+    def fence(self) -> None:
+        """Called right before each effect outside the round's folder.
+
+        Raises:
+            LeaseLost: somebody else may be at this round by now; the effect must not happen.
+        """
 
 
 @dataclass(frozen=True)

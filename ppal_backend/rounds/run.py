@@ -229,9 +229,12 @@ class _Run:
     def step_publish(self) -> dict[str, Any]:
         queue = read_queue(self.folder)
         state = self.folder.read("publish.json") if (self.folder / "publish.json").is_file() else None
-        version = self.ports.publisher.publish(
-            self.spec, self.model, queue, state, lambda new: self.folder.write("publish.json", new)
-        )
+
+        def on_state(new: dict[str, Any]) -> None:
+            self.ports.observer.fence()
+            self.folder.write("publish.json", new)
+
+        version = self.ports.publisher.publish(self.spec, self.model, queue, state, on_state)
         return {"version": version, "tasks": len(queue)}
 
     def result(self) -> RoundResult:

@@ -23,7 +23,7 @@ def problems(settings: Settings, store: Store) -> dict[str, str]:
 def database(store: Store) -> str:
     """Whether the state database answers."""
     try:
-        store.events.counts()
+        store.database.check()
     except Exception:
         log.exception("not ready: the state database does not answer")
         return "the state database does not answer; see the backend's log"

@@ -134,6 +134,9 @@ class _Silent:
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
 
+    def fence(self) -> None:
+        """Nobody else runs this round."""
+
     def exported(self, annotation_ids: Sequence[int]) -> None:
         """Nothing to remember."""
 

@@ -108,6 +108,15 @@ class Database:
         told: datetime = session.execute(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'")).scalar_one()
         return told
 
+    def check(self) -> None:
+        """Ask for nothing, in a time that does not grow with what is stored.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        with self.reading() as session:
+            session.execute(text("SELECT 1 FROM alembic_version"))
+
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ppal_backend.errors import StoreUnavailable
@@ -126,6 +126,20 @@ class EventStore:
             row = session.get(EventRow, event_id)
             if row is not None:
                 row.state, row.reason = ("parked" if reason else "done"), reason
+
+    def forget(self, older_than_s: float, at_most: int = 10_000) -> int:
+        """Delete events that were settled and came longer ago; how many. Few at a time: webhooks wait meanwhile."""
+        old = (
+            select(EventRow.id)
+            .where(EventRow.state != "pending", EventRow.received_at < now() - timedelta(seconds=older_than_s))
+            .order_by(EventRow.id)
+            .limit(at_most)
+        )
+        with self._database.transaction() as session:
+            ids = list(session.scalars(old))
+            for start in range(0, len(ids), 500):
+                session.execute(delete(EventRow).where(EventRow.id.in_(ids[start : start + 500])))
+        return len(ids)
 
     def counts(self) -> dict[str, int]:
         """Events by state."""

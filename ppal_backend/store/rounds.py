@@ -136,6 +136,16 @@ class RoundStore:
             row.lease_until = self._database.now(session) + timedelta(seconds=lease_s)
             return True
 
+    def prolong(self, round_id: int, lease: Lease, lease_s: float = LEASE_S) -> bool:
+        """Prolong the lease whatever anybody asked for; False when it is no longer ours. Before an effect that cannot
+        be a part of a transaction: for ``lease_s`` from now on nobody on another host takes the round."""
+        with self._database.transaction() as session:
+            row = session.get(RoundRow, round_id, with_for_update=True)
+            if row is None or not _holds(row, lease):
+                return False
+            row.lease_until = self._database.now(session) + timedelta(seconds=lease_s)
+            return True
+
     def holds(self, round_id: int, lease: Lease) -> bool:
         """Whether a running round is (still) held under this lease."""
         with self._database.reading() as session:

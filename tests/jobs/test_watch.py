@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from ppal_backend.errors import OutOfSpace, StoreUnavailable
+from ppal_backend.errors import LeaseLost, OutOfSpace, StoreUnavailable
 from ppal_backend.jobs import watch as module
 from ppal_backend.jobs.watch import Watch
-from ppal_backend.store import Database, Lease, Store
+from ppal_backend.store import LEASE_S, Database, Lease, SeenAnnotation, Store
+from ppal_backend.store.tables import now
 from ppal_backend.structures.progress import Progress
 from tests.jobs.test_queue import wait_for
 
@@ -105,3 +106,36 @@ def test_what_hinders_a_step_ends_the_attempt_after_it_was_told(world):
     with pytest.raises(OutOfSpace, match="no room for train"):
         watch.step_started("train")
     assert world.store.rounds.get(world.record.id).step == "train"
+
+
+def take_away(world):
+    """Another host's process holds the round now."""
+    with world.store.database.transaction() as session:
+        from ppal_backend.store.tables import RoundRow
+
+        session.get(RoundRow, world.record.id).lease_owner = str(Lease("elsewhere", 1, 1.0))
+
+
+def test_a_lost_round_is_neither_reported_nor_exported_nor_published(world):
+    world.store.ledger.see(1, [SeenAnnotation(1, 10)])
+    world.watch.step_started("export")
+    take_away(world)
+    for effect in (
+        lambda: world.watch.fence(),
+        lambda: world.watch.step_started("train"),
+        lambda: world.watch.exported([]),
+    ):
+        with pytest.raises(LeaseLost, match="round 1 of project 1 is held by another process"):
+            effect()
+    assert world.store.ledger.new_count(1) == 1
+    assert world.store.rounds.get(world.record.id).step == "export"
+
+
+def test_a_fence_keeps_others_away_for_a_while(world):
+    with world.store.database.transaction() as session:
+        from ppal_backend.store.tables import RoundRow
+
+        session.get(RoundRow, world.record.id).lease_until = now()
+    world.watch.fence()
+    with world.store.database.reading() as session:
+        assert (session.get(RoundRow, world.record.id).lease_until - now()).total_seconds() > LEASE_S - 10

@@ -1,8 +1,13 @@
 """Retention: what goes, and above all what never goes."""
 
+import json
+import os
+import time
+
 import pytest
 
-from ppal_backend.operations.pruning import prune_project
+from ppal_backend.datasets.images import Evicted
+from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.operations.rollback import roll_back
 from ppal_backend.store import Lease
 
@@ -84,3 +89,47 @@ def test_a_dry_run_tells_and_removes_nothing(make_place):
     left = sum(f.stat().st_size for f in place.folder(1).rglob("*") if f.is_file())
     assert on_disk - left == told[0].size_bytes > 0
     assert prune_project(settings, place.store, 1) == []
+
+
+@pytest.fixture
+def fetched(place):
+    """Six images of 1,000 bytes that were fetched an hour or more ago, the first one longest ago."""
+    long_ago = time.time() - 10_000
+    folder = place.settings.model_dir / "images" / "ab"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        (folder / f"{i}.jpg").write_bytes(bytes(1000))
+        (folder / f"{i}.json").write_text("{}")
+        os.utime(folder / f"{i}.json", (long_ago + i, long_ago + i))
+    return lambda: sorted(path.stem for path in folder.glob("*.jpg"))
+
+
+def limited(place, count):
+    return place.settings.model_copy(update={"image_cache_gib": count * 1002 / 2**30})
+
+
+def test_images_beyond_the_limit_go_and_those_used_last_stay(place, fetched):
+    settings = limited(place, 4)
+    assert prune_images(settings, place.store, dry_run=True).images == 2 and len(fetched()) == 6
+    assert prune_images(settings, place.store) == Evicted(2, 2004, 4008)
+    assert fetched() == ["2", "3", "4", "5"]
+    assert prune_images(settings, place.store).images == 0
+
+
+def test_images_of_open_rounds_and_active_versions_stay_whatever_the_limit(place, fetched):
+    place.round()
+    folder = place.settings.model_dir.resolve() / "images" / "ab"
+    pool = [{"image_id": 7, "path": str(folder / "1.jpg"), "width": 1, "height": 1}]
+    (place.folder(1) / "dataset" / "pool.json").write_text(json.dumps(pool))
+    place.store.rounds.request(1, "rank", "open")
+    (place.folder(2) / "dataset").mkdir(parents=True)
+    (place.folder(2) / "dataset" / "pool.json").write_text(json.dumps([{**pool[0], "path": str(folder / "3.jpg")}]))
+    prune_images(limited(place, 0), place.store)
+    assert fetched() == ["1", "3"]
+
+
+def test_images_that_a_data_set_in_the_making_may_need_stay(place, fetched):
+    now = time.time()
+    os.utime(place.settings.model_dir / "images" / "ab" / "0.json", (now, now))
+    prune_images(limited(place, 0), place.store)
+    assert fetched() == ["0"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.errors import LeaseLost
 from ppal_backend.rounds.ports import Inferred, PoolEntry, PreparedData, Trained
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.progress import Progress
@@ -37,7 +38,7 @@ class FakeWorld:
         self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
         self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
         self.published, self.stop, self.steps = [], False, []
-        self.infer_limit, self.has_weights = None, False
+        self.infer_limit, self.has_weights, self.lost = None, False, False
 
     def _call(self, name):
         self.calls.append(name)
@@ -89,6 +90,10 @@ class FakeWorld:
         self._call("publish")
         self.published.append((model, queue))
         return "ppal-r1-x"
+
+    def fence(self):
+        if self.lost:
+            raise LeaseLost("another process holds the round")
 
     def exported(self, ids):
         self.exported_ids = list(ids)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ppal_backend.errors import OutOfSpace, StateError
+from ppal_backend.errors import LeaseLost, OutOfSpace, StateError
 from ppal_backend.files import sha256_of
 from ppal_backend.rounds.artifacts import OUTPUTS, RoundFolder, need_intact
 from ppal_backend.rounds.ports import Ports
@@ -109,6 +109,29 @@ def test_a_damaged_shard_of_an_unfinished_inference_is_done_again(tmp_path, monk
     world.infer_limit = 22  # 8 of the damaged shard, 14 that were missing
     assert sorted(run(world, tmp_path / "b").queue) == sorted(undisturbed.queue)
     assert len(list((tmp_path / "b" / "detections").glob("*.npz"))) == 4
+
+
+def test_half_an_inference_of_a_model_that_is_gone_is_not_kept(tmp_path, monkeypatch):
+    """Shards of the discarded model counted as done, and the queue mixed two models."""
+    monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
+    world = World()
+    world.infer_limit = 20
+    with pytest.raises(Killed):
+        run(world, tmp_path)
+    assert len(list((tmp_path / "detections").glob("*.npz"))) == 2
+    flip_a_byte(tmp_path / "train" / "model.pth")
+    assert RoundFolder(tmp_path).repair() == ["train", "evaluate"]
+    assert not list((tmp_path / "detections").glob("*.npz"))
+    world.infer_limit = 30  # every image of the pool
+    assert len(run(world, tmp_path).queue) == 30
+
+
+def test_a_round_that_is_lost_writes_to_nobody(tmp_path):
+    world = World()
+    world.lost = True
+    with pytest.raises(LeaseLost):
+        run(world, tmp_path)
+    assert world.published == [] and not (tmp_path / "publish.json").exists()
 
 
 def test_damaged_marks_and_notes_are_no_dead_end(tmp_path):

@@ -45,7 +45,7 @@ def not_ready(client, check):
 
 def test_not_ready_without_its_database(client, store, monkeypatch):
     Heartbeat(store).beat()
-    monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
+    monkeypatch.setattr(store.database, "check", lambda: 1 / 0)
     assert not_ready(client, "database") == "the state database does not answer; see the backend's log"
 
 

@@ -235,3 +235,21 @@ def test_a_reader_does_not_wait_for_a_writer(store, project):
     with store.database.transaction() as session:
         session.connection()
         assert store.projects.get(project).id == project
+
+
+def test_events_that_were_settled_long_ago_are_forgotten_and_pending_ones_never(store, project):
+    ids = [store.events.add(project, "TASKS_CREATED", {}) for _ in range(5)]
+    for event_id, reason in zip(ids[:3], ("", "", "bad content"), strict=True):
+        store.events.settle(event_id, reason)
+    assert store.events.forget(3600.0) == 0
+    assert store.events.forget(-1.0, at_most=2) == 2
+    assert store.events.counts() == {"pending": 2, "parked": 1}
+    assert store.events.forget(-1.0) == 1 and store.events.forget(-1.0) == 0
+    assert len(store.events.pending(project)) == 2
+
+
+def test_whether_the_database_answers_is_asked_without_counting_anything(store, project):
+    asked = []
+    event.listen(store.database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    store.database.check()
+    assert [text for text in asked if "events" in text or "count" in text.lower()] == [] and asked
