@@ -9,6 +9,7 @@ import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.ccms import LazySimilarity, MakeSimilarity, similarity_matrix
+from ppal_backend.acquisition.ccms.objects import pack_objects, resolve_metric
 from ppal_backend.acquisition.distances import (
     CosineDistances,
     DenseDistances,
@@ -19,7 +20,6 @@ from ppal_backend.acquisition.distances import (
     anchors_behind,
     nearest_anchors,
 )
-from ppal_backend.acquisition.objects import pack_objects, resolve_metric
 from ppal_backend.acquisition.selection import Compare, Comparison
 from ppal_backend.acquisition.uncertainty import BoxFilter
 from ppal_backend.structures import Detections, QueryContext

@@ -113,7 +113,7 @@ class RayEngine:
 
         Takes the arguments of :class:`~ppal_backend.acquisition.ccms.LazySimilarity`.
         """
-        from ppal_backend.acquisition.objects import pack_objects
+        from ppal_backend.acquisition.ccms.objects import pack_objects
         from ppal_backend.engines.ray_similarity import RaySimilarity
 
         ray, kind = self._cluster.ray, self._cluster.kind_of(device or "auto")

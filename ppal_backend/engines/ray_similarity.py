@@ -10,7 +10,7 @@ import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.ccms import LazySimilarity
-from ppal_backend.acquisition.objects import PackedObjects
+from ppal_backend.acquisition.ccms.objects import PackedObjects
 from ppal_backend.engines.ray_cluster import told_errors
 from ppal_backend.engines.ray_shards import RETRIES
 from ppal_backend.errors import DetectorError

@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppal_backend.acquisition import ccms
-from ppal_backend.acquisition.ccms import LazySimilarity, similarity_matrix
-from ppal_backend.acquisition.objects import pack_objects
-from ppal_backend.acquisition.tiles import class_rows, plan_tiles
+from ppal_backend.acquisition.ccms import LazySimilarity, matrix, similarity_matrix
+from ppal_backend.acquisition.ccms.objects import pack_objects
+from ppal_backend.acquisition.ccms.tiles import class_rows, plan_tiles
 from ppal_backend.structures import Detections
 from tests.acquisition.pools import image, random_pool
 from tests.reference import ccms as reference
@@ -37,8 +36,8 @@ def both_forms(images, **options):
 @pytest.mark.parametrize("classes", [1, 3, 20, 80])
 def test_parity_with_the_loops(classes, most, tile, monkeypatch):
     """Tiles that do and do not divide the pool; ties in the scores; identical images."""
-    monkeypatch.setattr(ccms, "_CPU_TILE", tile)
-    monkeypatch.setattr(ccms, "_LAZY_CPU_TILE", tile)
+    monkeypatch.setattr(matrix, "_CPU_TILE", tile)
+    monkeypatch.setattr(matrix, "_LAZY_CPU_TILE", tile)
     rng = np.random.default_rng(classes * 100 + most)
     images = random_pool(rng, 9, classes, most)
     first = images[0]

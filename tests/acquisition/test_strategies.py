@@ -5,13 +5,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from ppal_backend.acquisition import ccms as ccms_module
+from ppal_backend.acquisition.baselines.typiclust import TypicalitySelector
 from ppal_backend.acquisition.budget import Budget
-from ppal_backend.acquisition.ccms import LazySimilarity
+from ppal_backend.acquisition.ccms import LazySimilarity, matrix
 from ppal_backend.acquisition.comparisons import ccms_distances
 from ppal_backend.acquisition.distances import DenseDistances, SimilarityDistances
 from ppal_backend.acquisition.strategies import Options, get_strategy, strategy_names
-from ppal_backend.acquisition.typicality import TypicalitySelector
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.query import by_utility
 from tests.acquisition.pools import context as make_context
@@ -418,13 +417,13 @@ def test_ppal_labelled_compares_candidates_alone_with_labelled_images(monkeypatc
     def one(image_id):
         return image(image_id, [0.9], [0], rng.normal(size=(1, 8)))
 
-    multiply = ccms_module.multiply
+    multiply = matrix.multiply
 
     def counted(left, right, metric, space):
         products.append((len(left), len(right)))
         return multiply(left, right, metric, space)
 
-    monkeypatch.setattr(ccms_module, "multiply", counted)
+    monkeypatch.setattr(matrix, "multiply", counted)
     context = QueryContext([one(k) for k in range(40)], 1, labelled=[one(10_000 + k) for k in range(4_000)])
     answer = query("ppal+labelled", context, 10)
     assert len(answer.candidate_ids) == 40

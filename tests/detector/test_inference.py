@@ -14,7 +14,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 
 from ppal_backend.acquisition.ccms import similarity_matrix
-from ppal_backend.acquisition.objects import resolve_metric
+from ppal_backend.acquisition.ccms.objects import resolve_metric
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.benchmarks.detector_loops import scaled_zoo
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppal_backend.acquisition.ccms import LazySimilarity
-from ppal_backend.acquisition.objects import pack_objects
+from ppal_backend.acquisition.ccms.objects import pack_objects
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.engines.ray_similarity import RaySimilarity
 from ppal_backend.errors import DetectorError

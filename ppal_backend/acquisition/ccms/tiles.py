@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppal_backend.acquisition.objects import PackedObjects
+from ppal_backend.acquisition.ccms.objects import PackedObjects
 
 _MIN_BUCKET_IMAGES = 8
 

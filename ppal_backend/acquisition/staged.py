@@ -1,9 +1,7 @@
-"""The protocol of query strategies, their options, and the two-stage strategy that all of them are made of."""
+"""Query strategies of two stages: their protocol, their options, and how both stages run."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -17,8 +15,6 @@ from ppal_backend.acquisition.selection import FIRST, Selector
 from ppal_backend.acquisition.uncertainty import AGGREGATES, MEASURES, BoxFilter
 from ppal_backend.structures import CandidatePool, QueryContext, QuerySet
 from ppal_backend.structures.query import by_utility
-
-logger = logging.getLogger(__name__)
 
 PRESETS = ("paper", "reference")
 PAPER_DELTA = 4.0
@@ -219,6 +215,3 @@ class StagedStrategy:
         if self.options.unit == "images":
             return Budget(budget, [1] * len(context.pool))
         return Budget(budget, [max(1, len(boxes.valid_rows(d))) for d in context.pool])
-
-
-Builder = Callable[[Options], QueryStrategy]

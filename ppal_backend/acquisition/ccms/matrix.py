@@ -1,6 +1,6 @@
 """Category Conditioned Matching Similarity of images (Eq. 6 and 7), as a matrix or row by row.
 
-Both forms work class by class on tiles (see :mod:`ppal_backend.acquisition.tiles`): one matrix product gives the
+Both forms work class by class on tiles (see :mod:`ppal_backend.acquisition.ccms.tiles`): one matrix product gives the
 object similarities of two tiles, whose maxima and score-weighted sums are added to the image pairs they belong to.
 Nothing of the size of all object pairs is ever held.
 """
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
-from ppal_backend.acquisition.objects import PackedObjects, pack_objects
-from ppal_backend.acquisition.tiles import (
+from ppal_backend.acquisition.ccms.objects import PackedObjects, pack_objects
+from ppal_backend.acquisition.ccms.tiles import (
     Tile,
     TilePlan,
     Workspace,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ppal_backend.acquisition.arrays import as_tensor
+from ppal_backend.acquisition.ccms.objects import kl_features
 from ppal_backend.acquisition.distances import anchors_behind
-from ppal_backend.acquisition.objects import kl_features
 from ppal_backend.acquisition.selection import Compare, Comparison
 from ppal_backend.acquisition.uncertainty import BoxFilter, softmax_uncertainty
 from ppal_backend.structures import Detections, QueryContext
