@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
@@ -180,7 +181,16 @@ class _Run:
             "candidates.json",
             {"image_ids": list(candidates.image_ids), "utilities": list(candidates.utilities.items())},
         )
-        return {"candidates": len(candidates.image_ids)}
+        return {"candidates": len(candidates.image_ids), **self._class_weights()}
+
+    def _class_weights(self) -> dict[str, Any]:
+        """Weights of the classes (Eq. 4) by label, for people; none where difficulties were not followed."""
+        model = self.model
+        if model is None or model.difficulty is None:
+            return {}
+        options = self.strategy.options
+        weights = difficulty_coefficients(np.asarray(model.difficulty), options.alpha, options.beta)
+        return {"class_weights": dict(zip(model.labels, weights.tolist(), strict=True))}
 
     def step_query(self) -> dict[str, Any]:
         stored = self.folder.read("candidates.json")

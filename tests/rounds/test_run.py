@@ -11,6 +11,7 @@ from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS, run_round
 from ppal_backend.structures.round import ModelRef, RoundSpec
+from tests.reference import difficulty as reference
 from tests.rounds.fakes import SPEC, FakeWorld, Killed, rank_spec
 
 TEST_SET = CocoDataset(
@@ -229,6 +230,17 @@ def test_what_a_simulation_evaluates_on_never_reaches_the_training(tmp_path):
     assert CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids == TEST_SET.image_ids
 
 
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.1, "beta": 1.0}])
+def test_weights_of_classes_are_told(tmp_path, options):
+    """Those that rank the pool (Eq. 4); the dashboard shows them."""
+    run(FakeWorld(), tmp_path, replace(SPEC, strategy_options=options))
+    told = RoundFolder(tmp_path).facts("candidates")["class_weights"]
+    assert list(told) == ["cat", "dog"]
+    assert list(told.values()) == pytest.approx(
+        [reference.coefficient(d, options.get("alpha", 0.3), options.get("beta", 0.2)) for d in (0.2, 0.9)]
+    )
+
+
 def test_without_difficulty_every_class_weighs_one(tmp_path):
     """Boxes then add their plain entropy to an image's utility."""
 
@@ -243,3 +255,4 @@ def test_without_difficulty_every_class_weighs_one(tmp_path):
         dict(RoundFolder(tmp_path / name).read("query_set.json")["utilities"]) for name in ("off", "entropy")
     )
     assert off == entropy and max(off.values()) > 0
+    assert "class_weights" not in RoundFolder(tmp_path / "off").facts("candidates")

@@ -30,6 +30,7 @@ def class_rows(
     difficulty: Sequence[float] | None,
     per_class: Mapping[str, float],
     boxes: Mapping[str, int] | None,
+    weights: Mapping[str, float] | None,
 ) -> list[ClassRow]:
     """Classes by falling difficulty, those without one last, in the order of the labels among equals.
 
@@ -38,6 +39,7 @@ def class_rows(
         difficulty: ``[C]`` class difficulties in the same order, or None.
         per_class: AP by label.
         boxes: labelled boxes by label, or None.
+        weights: what the round that ranked the pool gave each label (Eq. 4), or None.
     """
     hard_from = fmean(difficulty) + HARD_ABOVE_MEAN if difficulty else math.inf
     counts = list(boxes.values()) if boxes else []
@@ -51,23 +53,10 @@ def class_rows(
                 label=label,
                 ap=per_class.get(label),
                 difficulty=d,
-                weight=None if d is None else weight_of(d),
+                weight=(weights or {}).get(label),
                 boxes=count,
                 is_rare=count is not None and count < rare_below,
                 is_hard=d is not None and d >= hard_from,
             )
         )
     return sorted(rows, key=lambda row: (row.difficulty is None, -(row.difficulty or 0.0)))
-
-
-def weight_of(difficulty: float, alpha: float = 0.3, beta: float = 0.2) -> float:
-    """What a class of this difficulty in [0, 1] weighs in [1, 1 + beta].
-
-    The same as ``acquisition.difficulty.difficulty_coefficients`` for one class, which would load torch into the
-    service.
-
-    Source: Eq. 4.
-    """
-    if difficulty == 1:
-        return 1 + beta
-    return min(max(1 + alpha * beta * math.log1p(math.expm1(1 / alpha) * difficulty), 1.0), 1 + beta)

@@ -99,9 +99,12 @@ def classes_page(project: Project) -> dict[str, Any]:
     version = project.trained
     if version is None:
         return {"version": None, "rows": []}
-    mark = project.files(version.round_number).marks().get("dataset")
-    boxes = mark.facts.get("labelled_per_class") if mark is not None else None
-    rows = class_rows(version.labels, version.difficulty, version.metrics.get("per_class") or {}, boxes)
+    marks = project.files(version.round_number).marks()
+    boxes, weights = (
+        marks[step].facts.get(fact) if step in marks else None
+        for step, fact in (("dataset", "labelled_per_class"), ("candidates", "class_weights"))
+    )
+    rows = class_rows(version.labels, version.difficulty, version.metrics.get("per_class") or {}, boxes, weights)
     return {
         "version": version,
         "rows": rows,
