@@ -372,7 +372,7 @@ def label_studio_ports(
     settings: Settings, store: Store, project: ProjectRecord, spec: RoundSpec, observer: Observer
 ) -> Ports:
     """A round of people: tasks from and predictions to Label Studio, the detector in this process."""
-    client = connect(settings, project.url)
+    client = connect(settings, project.url, project.hostname)
     token = webhook_token(settings, project.id)
     store.projects.set_problem(project.id, "webhook", check_webhook(client, project.id, settings.public_url, token))
     engine = _engine(settings)

@@ -69,8 +69,8 @@ def _annotated(settings: Settings, store: Store, project: int) -> tuple[BoxExpor
     from ppal_backend.label_studio.source import connect
     from ppal_backend.operations.exporting import annotations_of
 
-    url = store.projects.get(project).url
-    with connect(settings, url) as client, progress_bar("reading annotations") as told:
+    record = store.projects.get(project)
+    with connect(settings, record.url, record.hostname) as client, progress_bar("reading annotations") as told:
         found, report = annotations_of(settings, store, client, project, told)
     return found, {name: report[name] for name in _LEFT_OUT if report[name]}
 

@@ -185,8 +185,14 @@ def _category_ids(dataset: CocoDataset) -> list[int]:
 
 def _stem(url: str) -> str:
     parts = urlsplit(url)
-    local = parse_qs(parts.query).get("d", [""])[0] if parts.path.startswith("/data/local-files") else ""
+    # Label Studio may lie below any path, and tasks may name it as people's browsers do.
+    local = parse_qs(parts.query).get("d", [""])[0] if parts.path.rstrip("/").endswith("/data/local-files") else ""
     stem = PurePosixPath(local or unquote(parts.path)).stem
-    if parts.path.startswith("/data/upload/"):
+    if "/data/upload/" in parts.path:
         stem = _UPLOAD_PREFIX.sub("", stem)
-    return re.sub(r"[^\w.-]", "_", stem)[:_LONGEST_STEM].strip(".") or "image"
+    return _shortened(re.sub(r"[^\w.-]", "_", stem)).strip(".") or "image"
+
+
+def _shortened(stem: str) -> str:
+    """At most ``_LONGEST_STEM`` bytes of a name: file systems count bytes, and an id and a suffix come on top."""
+    return stem.encode()[:_LONGEST_STEM].decode(errors="ignore")

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.label_studio.addresses import same_origin
 
 REFRESH_PATH = "/api/token/refresh/"
 _RENEW_BEFORE_S = 60.0
@@ -41,19 +42,6 @@ def token_claims(token: str) -> dict[str, Any] | None:
     except (binascii.Error, ValueError):
         return None
     return claims if isinstance(claims, dict) else None
-
-
-def same_origin(url: httpx.URL, base: httpx.URL) -> bool:
-    """Tell whether ``url`` is on the scheme, host and port of ``base`` (or on its https twin)."""
-    if url.host != base.host:
-        return False
-    if url.scheme == base.scheme:
-        return _port(url) == _port(base)
-    return (base.scheme, _port(base), url.scheme, _port(url)) == ("http", 80, "https", 443)
-
-
-def _port(url: httpx.URL) -> int | None:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 class TokenAuth(httpx.Auth):

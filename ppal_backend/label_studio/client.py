@@ -21,6 +21,7 @@ import httpx
 
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio import export
+from ppal_backend.label_studio.addresses import Addresses
 from ppal_backend.label_studio.transport import NotFound, Transport
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class LabelStudioClient:
         api_key: Personal access token or legacy token; told apart by shape.
         timeout_s: Limit for reads in seconds (export and writes have longer ones).
         tries: How often a read is sent in all.
+        also: Further addresses of the same Label Studio; see :class:`Addresses`.
         http_transport: Replaces the network (tests).
         sleep: Replaces waiting (tests).
     """
@@ -80,6 +82,7 @@ class LabelStudioClient:
         timeout_s: float = 120.0,
         *,
         tries: int = 4,
+        also: Sequence[str] = (),
         http_transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -87,6 +90,7 @@ class LabelStudioClient:
             url, api_key, timeout_s=timeout_s, tries=tries, http_transport=http_transport, sleep=sleep
         )
         self.url = self.transport.base_url
+        self.addresses = Addresses(self.url, tuple(also))
 
     def __repr__(self) -> str:
         return f"LabelStudioClient({self.url!r}, token={self.token_kind!r})"

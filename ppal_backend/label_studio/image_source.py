@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
-from ppal_backend.label_studio.auth import same_origin
+from ppal_backend.label_studio.addresses import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.network_guard import GuardedNetwork, HostRules, Resolver, resolve
 
@@ -33,20 +33,21 @@ _NETWORK_ERRORS = (
 
 @dataclass(frozen=True)
 class Target:
-    """An absolute address, and whether it is Label Studio's own and may carry the token."""
+    """An absolute address, whether it may carry the token, and whether it is Label Studio's own."""
 
     url: str
     signed: bool
+    own: bool = True
 
 
-def target_of(task_id: int, url: str, base_url: str) -> Target:
+def target_of(task_id: int, url: str, own: Addresses) -> Target:
     """Return where the image of a task's data lies.
 
     Args:
         task_id: Task, needed for cloud addresses.
         url: Address in the task's data: ``/data/upload/…``, ``/data/local-files/?d=…``, http(s), ``s3://``, ``gs://``
             or ``azure-blob://`` (fetched through Label Studio, which holds the storage's credentials).
-        base_url: Label Studio's address, without a slash at its end.
+        own: Label Studio's addresses.
 
     Raises:
         ImageError: Another scheme, no absolute address, credentials in it, or ``..`` in a path of Label Studio.
@@ -59,7 +60,7 @@ def target_of(task_id: int, url: str, base_url: str) -> Target:
         )
     if scheme in CLOUD_SCHEMES:
         coded = base64.urlsafe_b64encode(url.encode()).decode()
-        return Target(f"{base_url}/tasks/{int(task_id)}/resolve/?fileuri={coded}", True)
+        return Target(f"{own.base}/tasks/{int(task_id)}/resolve/?fileuri={coded}", True)
     if scheme and scheme not in ("http", "https"):
         raise ImageError(
             f"expected an http(s), cloud storage or uploaded image, got {scheme}:; import the image another way"
@@ -69,33 +70,30 @@ def target_of(task_id: int, url: str, base_url: str) -> Target:
             f"expected an absolute address such as https://… or /data/upload/…, got {url[:60]!r}; correct it"
         )
     if url.startswith("//"):
-        url = f"{urlsplit(base_url).scheme}:{url}"
-    elif not scheme:
-        prefix = urlsplit(base_url).path
-        root = base_url[: len(base_url) - len(prefix)] if prefix and url.startswith(prefix + "/") else base_url
-        url = root + url
-    return classify(url, base_url)
+        url = f"{urlsplit(own.base).scheme}:{url}"
+    return classify(url, own)
 
 
-def classify(url: str, base_url: str) -> Target:
-    """Return an http(s) address as a target; see :func:`target_of` for what is refused."""
+def classify(url: str, own: Addresses) -> Target:
+    """Return an http(s) address, or a path of Label Studio, as a target; see :func:`target_of` for what is refused."""
     try:
-        parsed, base = httpx.URL(url), httpx.URL(base_url)
+        ours = own.at_base(url)
+        parsed = httpx.URL(url if ours is None else ours)
+        named = parsed if url.startswith("/") else httpx.URL(url)
     except (httpx.InvalidURL, UnicodeError):
         raise ImageError("expected a valid address, got one that cannot be read; correct the task's data") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ImageError(
             f"expected an http(s) address with a host, got scheme {parsed.scheme!r}; correct the task's data"
         )
-    if parsed.userinfo:
+    if named.userinfo:
         raise ImageError("expected an address without user name and password, got one with; use a storage connection")
-    if not same_origin(parsed, base):
-        return Target(str(parsed), False)
+    if ours is None:
+        return Target(str(parsed), False, own=False)
     written = unquote(unquote(re.split("[?#]", url)[0]))
-    path = unquote(unquote(parsed.path)).removeprefix(unquote(base.path).rstrip("/"))
     if ".." in written.split("/"):
         raise ImageError("expected a path without '..', got one with; correct the task's data")
-    return Target(str(parsed), path.startswith(_SIGNED_PATHS))
+    return Target(str(parsed), own.path_of(ours).startswith(_SIGNED_PATHS))
 
 
 class ImageSource:
@@ -157,7 +155,7 @@ class ImageSource:
             LabelStudioAuthError: Label Studio refused the token.
             LabelStudioUnavailable: Label Studio itself is down.
         """
-        target = target_of(task_id, url, self._client.url)
+        target = target_of(task_id, url, self._client.addresses)
         with self._opened(target) as chunks:
             yield chunks
 
@@ -165,12 +163,12 @@ class ImageSource:
     def _opened(self, target: Target) -> Iterator[Iterable[bytes]]:
         left, deadline = False, time.monotonic() + self._total_s
         for _ in range(self._max_redirects + 1):
-            own = same_origin(httpx.URL(target.url), httpx.URL(self._client.url)) and not left
+            own = target.own and not left
             response = self._own(target) if own else self._other(target)
             try:
                 if response.status in _REDIRECTS and response.location:
                     target = self._redirected(target, response.location)
-                    left = left or not same_origin(httpx.URL(target.url), httpx.URL(self._client.url))
+                    left = left or not target.own
                     continue
                 self._check(response, own, target)
                 yield self._chunks(response, own, target, deadline)
@@ -186,7 +184,7 @@ class ImageSource:
             url = urljoin(target.url, location)
         except ValueError:
             raise ImageError("expected a redirect to a valid address, got another; correct the task's data") from None
-        return classify(url, self._client.url)
+        return classify(url, self._client.addresses)
 
     def _own(self, target: Target) -> _Response:
         transport = self._client.transport

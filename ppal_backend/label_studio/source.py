@@ -28,12 +28,13 @@ FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
 TOLD_UNREADABLE = 20
 
 
-def connect(settings: Settings, url: str = "", tries: int = 4) -> LabelStudioClient:
+def connect(settings: Settings, url: str = "", hostname: str = "", tries: int = 4) -> LabelStudioClient:
     """A client for the Label Studio that the operator set, else for ``url``.
 
     Args:
         settings: the operator's settings.
         url: where Label Studio is, unless the settings say so.
+        hostname: what Label Studio calls itself, "" when it has not told.
         tries: how often a read is sent in all.
 
     Raises:
@@ -44,7 +45,8 @@ def connect(settings: Settings, url: str = "", tries: int = 4) -> LabelStudioCli
     if not address or not key:
         missing = "LABEL_STUDIO_URL" if not address else "LABEL_STUDIO_API_KEY"
         raise SettingsError(f"expected {missing} in the backend's environment, got none; set it and start again")
-    return LabelStudioClient(address, key, tries=tries)
+    also = [a for a in (settings.label_studio_public_url, hostname) if a.startswith(("http://", "https://"))]
+    return LabelStudioClient(address, key, tries=tries, also=also)
 
 
 def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:

@@ -30,20 +30,24 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
         LabelConfigError: the labeling config has no boxes on an image.
         UnknownDetector: the model zoo has no such detector; the text lists those it has.
     """
-    known = runtime.store.projects.find(body.project_id)
+    projects = runtime.store.projects
+    known = projects.find(body.project_id)
     key = _key(body, known)
     url = label_studio_url(runtime.settings, body.hostname)
-    same_project = known is not None and known.key == key
-    if known is not None and same_project and _says(known) == (body.label_config, url, body.extra_params):
-        return known
-    options = checked_options(runtime.settings, body.extra_params)
-    schema_of(body.label_config, options.from_name)
-    kept = {name: getattr(options, name) for name in body.extra_params}
-    if known is None or not same_project or _says(known) != (body.label_config, url, kept):
-        new = runtime.store.projects.connect(body.project_id, key, body.label_config, url, kept)
-        log.info("project %d %s", body.project_id, "connected" if new else "changed")
-        runtime.notifier.notify(body.project_id)
-    return runtime.store.projects.get(body.project_id)
+    before = None if known is None or known.key != key else _says(known)
+    if before != (body.label_config, url, body.extra_params):
+        options = checked_options(runtime.settings, body.extra_params)
+        schema_of(body.label_config, options.from_name)
+        kept = {name: getattr(options, name) for name in body.extra_params}
+        if before != (body.label_config, url, kept):
+            new = projects.connect(body.project_id, key, body.label_config, url, kept)
+            log.info("project %d %s", body.project_id, "connected" if new else "changed")
+            runtime.notifier.notify(body.project_id)
+    record = projects.get(body.project_id)
+    if record.hostname == body.hostname:
+        return record
+    projects.set_hostname(record.id, body.hostname)
+    return projects.get(record.id)
 
 
 def label_studio_url(settings: Settings, hostname: str) -> str:

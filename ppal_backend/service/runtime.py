@@ -117,14 +117,15 @@ class Images:
 
     def __init__(self, settings: Settings, client: LabelStudioClient | None = None) -> None:
         self._settings, self._client = settings, client
-        self._caches: dict[str, ImageSource] = {}
+        self._caches: dict[tuple[str, str], ImageSource] = {}
         self._lock = threading.Lock()
 
     def __call__(self, project: ProjectRecord) -> ImageSource:
         from ppal_backend.label_studio.source import connect, image_cache
 
         with self._lock:
-            if project.url not in self._caches:
-                client = self._client or connect(self._settings, project.url)
-                self._caches[project.url] = image_cache(self._settings, client)
-            return self._caches[project.url]
+            place = project.url, project.hostname
+            if place not in self._caches:
+                client = self._client or connect(self._settings, *place)
+                self._caches[place] = image_cache(self._settings, client)
+            return self._caches[place]

@@ -31,6 +31,7 @@ class ProjectRecord:
     changes: int = 0
     edits: int = 0
     task_count: int | None = None
+    hostname: str = ""
 
 
 class ProjectStore:
@@ -103,6 +104,10 @@ class ProjectStore:
             session.get(ProjectRow, project_id, with_for_update=True)
             yield
 
+    def set_hostname(self, project_id: int, hostname: str) -> None:
+        """Keep what Label Studio calls itself: its tasks may name their images so."""
+        self._update(project_id, hostname=hostname)
+
     def set_label_config(self, project_id: int, label_config: str) -> None:
         """Keep the labeling config that Label Studio reported last."""
         with self._database.transaction() as session:
@@ -174,4 +179,5 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.changes,
         row.edits,
         row.task_count,
+        row.hostname or "",
     )

@@ -40,11 +40,11 @@ class RoundRecord:
     progress: dict[str, Any]
     metrics: dict[str, Any]
     cancel_asked: bool
-    changes: int
-    edits: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    changes: int = 0
+    edits: int = 0
 
 
 class RoundStore:

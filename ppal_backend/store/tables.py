@@ -34,6 +34,7 @@ class ProjectRow(Base):
     changes: Mapped[int] = mapped_column(default=0, server_default="0")  # how often annotations or tasks changed
     edits: Mapped[int] = mapped_column(default=0, server_default="0")  # how often config or options changed
     options_digest: Mapped[str | None]  # of the options in force
+    hostname: Mapped[str | None]  # what Label Studio calls itself
     task_count: Mapped[int | None]  # tasks that the last poll saw; None: not known
 
 

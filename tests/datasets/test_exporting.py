@@ -114,6 +114,17 @@ def test_names_follow_the_addresses(tmp_path):
     assert file_names(dataset_of(tmp_path), urls) == {7: "cam_1.png", 9: "passwd.jpg"}
     urls = {7: "/data/upload/1/0a1b2c3d-dog%20%C3%A4.jpg", 9: "https://cdn.example.com/0a1b2c3d-cat.jpg"}
     assert file_names(dataset_of(tmp_path), urls) == {7: "dog_ä.png", 9: "0a1b2c3d-cat.jpg"}
+    urls = {7: "/label-studio/data/local-files/?d=shop/one.png", 9: "https://h/ls/data/upload/1/0a1b2c3d-two.jpg"}
+    assert file_names(dataset_of(tmp_path), urls) == {7: "one.png", 9: "two.jpg"}
+
+
+def test_long_names_are_cut_by_bytes(export, tmp_path):
+    """83 Chinese characters are 249 bytes: with an id and a suffix more than a file system takes."""
+    urls = {7: f"/data/upload/1/{'图' * 83}.jpg", 9: f"/data/upload/1/{'图' * 83}.png"}
+    names = file_names(dataset_of(tmp_path), urls)
+    assert all(len(name.encode()) < 200 and "图" * 30 in name for name in names.values())
+    write_export(replace(export, names=names), "voc", tmp_path / "out", with_images=True)
+    assert len(list((tmp_path / "out" / "Annotations").iterdir())) == 2
 
 
 @pytest.mark.parametrize("urls", [{7: "/data/upload/1/x.jpg", 9: "/data/upload/1/X.png"}, {}, {7: "/..", 9: None}])

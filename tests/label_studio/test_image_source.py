@@ -7,13 +7,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.label_studio.addresses import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.image_source import ImageSource, shown, target_of
 from ppal_backend.label_studio.network_guard import HostRules, is_public
-from tests.label_studio.fake import LEGACY
+from tests.label_studio.fake import LEGACY, FakeLabelStudio
 
 BASE = "http://ls.test:8080"
 
@@ -280,12 +282,57 @@ def test_time_limit_for_one_image(own):
     ],
 )
 def test_where_an_image_lies(base, url, wanted):
-    target = target_of(1, url, base)
+    target = target_of(1, url, Addresses(base))
     assert (target.url, target.signed) == (wanted, True)
 
 
+HERE, PEOPLE = "http://ls:8080", "https://people.test/label-studio"
+FILE = "/data/local-files/?d=a/b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("base", "public", "url", "wanted"),
+    [
+        ("http://127.0.0.1:8080", "http://localhost:8080", "http://localhost:8080" + FILE, FILE),
+        (HERE, PEOPLE, "/label-studio/data/upload/1/a.jpg", "/data/upload/1/a.jpg"),
+        (HERE, PEOPLE, PEOPLE + "/data/upload/a%20b.jpg", "/data/upload/a%20b.jpg"),
+        (HERE, PEOPLE, "/data/upload/1/a.jpg", "/data/upload/1/a.jpg"),
+    ],
+)
+def test_other_names_of_one_label_studio_are_asked_for_at_our_own_address(base, public, url, wanted):
+    """Two addresses of one Label Studio: its tasks were refused as a foreign host's, or answered 401 or 404."""
+    target = target_of(1, url, Addresses(base, (public,)))
+    assert (target.url, target.signed, target.own) == (base + wanted, True, True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://people.test/other/data/upload/a.jpg", "https://people.test:444/label-studio/data/a.jpg", "http://evil.test/data/a.jpg"],
+)  # fmt: skip
+def test_what_is_beside_label_studio_is_another_host(url):
+    target = target_of(1, url, Addresses(HERE, (PEOPLE,)))
+    assert (target.url, target.signed, target.own) == (url, False, False)
+
+
+def test_who_names_himself_label_studio_gets_no_request_and_no_token():
+    """`/setup` may be called by anybody: a false name sends requests to Label Studio, and none to the name."""
+    fake = FakeLabelStudio()
+    client = fake.client(also=("http://evil.test",))
+    seen = []
+    fake.fault = lambda request: seen.append(request) or httpx.Response(200, content=b"image")
+    with ImageSource(client).open(1, "http://evil.test/data/upload/1.jpg") as chunks:
+        assert b"".join(chunks) == b"image"
+    assert [str(r.url) for r in seen] == [BASE + "/data/upload/1.jpg"]
+
+
+def test_a_path_upwards_is_refused_under_every_name():
+    for url in ("http://localhost/data/../api/users", "http://localhost/data/%2e%2e/api", "/label-studio/../x"):
+        with pytest.raises(ImageError, match=r"without '\.\.'"):
+            target_of(1, url, Addresses("http://ls:8080", ("http://localhost", "http://localhost/label-studio")))
+
+
 def test_protocol_relative_address_is_another_host():
-    assert target_of(1, "//evil.test/data/a.jpg", "http://h").signed is False
+    assert target_of(1, "//evil.test/data/a.jpg", Addresses("http://h")).signed is False
 
 
 @pytest.mark.parametrize(
