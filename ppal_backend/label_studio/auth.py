@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.addresses import same_origin
 
 REFRESH_PATH = "/api/token/refresh/"
@@ -42,6 +42,20 @@ def token_claims(token: str) -> dict[str, Any] | None:
     except (binascii.Error, ValueError):
         return None
     return claims if isinstance(claims, dict) else None
+
+
+def _not_label_studio(response: httpx.Response) -> str:
+    """What is told when something else answers where tokens are exchanged: the token is not to blame."""
+    kind = response.headers.get("content-type", "").split(";")[0] or "no content type"
+    told = f"status {response.status_code} ({kind})"
+    if response.is_redirect:
+        told = f"a redirect to {response.headers.get('location', '').split('?')[0][:200]!r}"
+    url = response.request.url
+    return (
+        f"expected Label Studio at {url.copy_with(path=url.path.removesuffix(REFRESH_PATH) or '/')}, got {told} to "
+        f"POST {url.path}: this is not Label Studio's address, or a proxy before it takes no such request; set "
+        "LABEL_STUDIO_URL to the address that Label Studio answers on itself"
+    )
 
 
 class TokenAuth(httpx.Auth):
@@ -133,10 +147,12 @@ class TokenAuth(httpx.Auth):
             access = response.json()["access"] if status == 200 else None
         except (ValueError, KeyError, TypeError):
             access = None
-        if not isinstance(access, str) or not access:
+        if status in (400, 401, 403) and "json" in response.headers.get("content-type", ""):
             raise LabelStudioAuthError(
                 f"Label Studio refused the personal access token (status {status}); {self.advice}"
             )
+        if not isinstance(access, str) or not access:
+            raise LabelStudioError(_not_label_studio(response))
         claims = token_claims(access) or {}
         issued, expires = claims.get("iat"), claims.get("exp")
         known = isinstance(issued, int | float) and isinstance(expires, int | float)

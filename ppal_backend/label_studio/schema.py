@@ -30,7 +30,8 @@ class LabelSchema:
     Args:
         from_name: Name of the RectangleLabels control.
         to_name: Name of its Image.
-        data_key: Key of ``task["data"]`` that holds the image's address.
+        data_key: Where in ``task["data"]`` the image's address stands: a key, or a path such as ``files.photo`` or
+            ``photos[0]``.
         labels: Label strings as annotations hold them (a Label's alias where it has one), in config order.
         predicted_values: Detector class name -> label, from the Labels' ``predicted_values``.
         score_threshold: The control's ``model_score_threshold`` in [0, 1], or None.
@@ -76,7 +77,7 @@ class LabelSchema:
 
     def image_url(self, data: Mapping[str, Any]) -> str | None:
         """Return the image's address from a task's data, None if the task has none."""
-        value = data.get(self.data_key)
+        value = data[self.data_key] if self.data_key in data else _at(data, self.data_key)
         return value if isinstance(value, str) and value.strip() else None
 
 
@@ -99,6 +100,7 @@ def parse_label_config(xml: str, from_name: str | None = None) -> LabelSchema:
     if not on_image:
         raise LabelConfigError(_missing(root, controls, images, from_name))
     control, to_name = on_image[0]
+    _refuse_repeated(root, control, images[to_name])
     return _schema(control, to_name, _data_key(images[to_name], to_name))
 
 
@@ -154,15 +156,47 @@ def _target(control: Element, images: Mapping[str | None, Element]) -> str | Non
     return next((name for name in names if _get(control, "name") and name in images), None)
 
 
-def _data_key(image: Element, to_name: str) -> str:
-    value = _get(image, "value") or ""
-    match = re.fullmatch(r"\$(\S+)", value.strip())
-    if match is None:
+def _refuse_repeated(root: Element, control: Element, image: Element) -> None:
+    """Refuse what makes several images or other labels out of each task: the backend knows one image and one set."""
+    for repeater in root.iter():
+        if _tag(repeater) == "repeater" and any(e in (control, image) for e in repeater.iter()):
+            raise LabelConfigError(
+                "expected one image a task, got <RectangleLabels> or its <Image> inside a <Repeater>; import every "
+                f"image as a task of its own and write {_EXAMPLE}"
+            )
+    if (_get(image, "valueList") or "").strip():
         raise LabelConfigError(
-            f'expected <Image name="{to_name}" value="$…"> with the task data key of one image, got value={value!r}; '
-            'write value="$image" (several images in one task by valueList are not supported)'
+            "expected one image a task, got an <Image> with valueList; import every image as a task of its own and "
+            'write value="$image"'
         )
-    return match.group(1)
+    if (_get(control, "value") or "").strip().startswith("$"):
+        raise LabelConfigError(
+            f'expected at least one <Label> for the classes, got <RectangleLabels value="{_get(control, "value")}">, '
+            'which takes them from each task; write them out, such as <Label value="Car"/>'
+        )
+
+
+def _data_key(image: Element, to_name: str) -> str:
+    value = (_get(image, "value") or "").strip()
+    if not re.fullmatch(r"\$[^\s{}]+", value):
+        raise LabelConfigError(
+            f'expected <Image name="{to_name}" value="$…"> with the task data key of one image, got '
+            f'value={value[:80]!r}; write value="$image"'
+        )
+    return value[1:]
+
+
+def _at(data: Mapping[str, Any], path: str) -> object:
+    """What stands at a path such as ``files.photo`` or ``photos[0].url``, None where it leads nowhere."""
+    value: object = data
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        if key and isinstance(value, Mapping):
+            value = value.get(key)
+        elif index and isinstance(value, list) and int(index) < len(value):
+            value = value[int(index)]
+        else:
+            return None
+    return value
 
 
 def _threshold(element: Element) -> float | None:

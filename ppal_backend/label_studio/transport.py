@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 WRITE_TIMEOUT_S = 300.0
 _MAX_DELAY_S = 30.0
-_SHOWN_BODY = 1000
+_SHOWN_BODY = 300
+_WEB_PAGE = "a web page"
 BLOCKED = ("reserved network address", "URL provided was not allowed")
 
 
@@ -173,6 +174,12 @@ class Transport:
                 "check that it is up and not overloaded"
             ) from None
         except (httpx.TransportError, httpx.StreamError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise LabelStudioError(
+                    f"expected a certificate of {self.base_url} that can be verified, got one that cannot "
+                    f"({_certificate(str(error))}); set SSL_CERT_FILE to the file of the authority that signed it, or "
+                    "of the certificate itself where it is self-signed"
+                ) from None
             raise LabelStudioUnavailable(
                 f"cannot reach Label Studio at {self.base_url}{what}: {self.auth.redact(str(error))}; "
                 "check that it is up and that LABEL_STUDIO_URL is the address seen from here"
@@ -198,6 +205,11 @@ class Transport:
                 f"Label Studio refuses this address for {what} ({reason}); start Label Studio with "
                 "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false (both are needed)"
             )
+        if status in (401, 403) and reason == _WEB_PAGE:
+            return LabelStudioError(
+                f"expected Label Studio to answer {what}, got status {status} with a web page: something before it "
+                "asks for a login of its own; set LABEL_STUDIO_URL to an address that leads to Label Studio itself"
+            )
         if status in (401, 403):
             word = "a personal access token" if self.auth.kind == "pat" else "a legacy token"
             return LabelStudioAuthError(
@@ -222,9 +234,14 @@ class Transport:
             ) from None
 
 
+def _certificate(error: str) -> str:
+    """The reason within OpenSSL's text, such as ``self-signed certificate``."""
+    return error.rpartition("verify failed:")[2].split("(_ssl")[0].strip()[:120] or "not trusted"
+
+
 def _reason(response: httpx.Response) -> str:
     if "html" in response.headers.get("content-type", ""):
-        return "a web page"
+        return _WEB_PAGE
     try:
         body = response.json()
     except ValueError:

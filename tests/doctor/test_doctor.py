@@ -49,7 +49,7 @@ class TestMachine:
         said(half["credentials"], "failed", "both set or both unset", "set both")
 
     def test_database(self, examine, store, monkeypatch):
-        monkeypatch.setattr(store.events, "counts", lambda: 1 / 0)
+        monkeypatch.setattr(store.database, "check", lambda: 1 / 0)
         said(examine()["database"], "failed", "does not answer", "log")
 
     def test_worker(self, examine, store):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
-from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.addresses import same_origin
 from ppal_backend.label_studio.auth import TokenAuth, token_claims
+from ppal_backend.label_studio.client import LabelStudioClient
 from tests.label_studio.fake import LEGACY, PAT, URL, FakeLabelStudio, jwt
 
 
@@ -101,6 +106,66 @@ def test_token_service_down_is_unavailable_not_refused():
     fake.fault = lambda request: httpx.Response(502) if "refresh" in request.url.path else None
     with pytest.raises(LabelStudioUnavailable):
         fake.client(PAT).project(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (httpx.Response(404, html="<h1>Not found</h1>"), r"got status 404 \(text/html\)"),
+        (httpx.Response(301, headers={"location": "https://ls.test/login?next=x"}), "got a redirect to 'https://ls.test/login'"),
+        (httpx.Response(302, headers={"location": "/user/login"}), "got a redirect to '/user/login'"),
+        (httpx.Response(405), r"got status 405 \(no content type\)"),
+        (httpx.Response(413, html="too large"), "got status 413"),
+        (httpx.Response(200, html="<h1>Grafana</h1>"), r"got status 200 \(text/html\)"),
+        (httpx.Response(401, html="<h1>Login</h1>"), r"got status 401 \(text/html\)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("call", ["project", "whoami"])
+def test_something_else_at_the_address_is_not_called_a_refused_token(answer, told, call):
+    """It told people to make a new token, over and over."""
+    fake = FakeLabelStudio()
+    fake.fault = lambda request: answer if "refresh" in request.url.path else None
+    client = fake.client(PAT)
+    with pytest.raises(LabelStudioError, match=told) as caught:
+        client.project(1) if call == "project" else client.whoami()
+    assert not isinstance(caught.value, LabelStudioAuthError)
+    assert "this is not Label Studio's address" in str(caught.value) and "set LABEL_STUDIO_URL" in str(caught.value)
+
+
+def test_a_login_page_before_label_studio_is_not_called_a_refused_token():
+    fake = FakeLabelStudio()
+    fake.fault = lambda request: httpx.Response(401, html="<h1>Login</h1>")
+    with pytest.raises(LabelStudioError, match="something before it asks for a login of its own") as caught:
+        fake.client(LEGACY).project(1)
+    assert not isinstance(caught.value, LabelStudioAuthError)
+
+
+@pytest.fixture
+def self_signed(tmp_path):
+    """An HTTPS server on this machine whose certificate nobody signed but itself; its address and certificate."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_port}", certificate
+    server.shutdown()
+
+
+def test_a_self_signed_certificate_is_named_and_the_advice_works(self_signed, monkeypatch):
+    url, certificate = self_signed
+    with pytest.raises(LabelStudioError, match=r"self-signed certificate\); set SSL_CERT_FILE") as caught:
+        LabelStudioClient(url, LEGACY, tries=1).project(1)
+    assert not isinstance(caught.value, LabelStudioUnavailable)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with pytest.raises(LabelStudioUnavailable, match="answered 501"):  # there is a connection
+        LabelStudioClient(url, LEGACY, tries=1).project(1)
 
 
 def test_other_origins_get_no_authorization():

@@ -144,3 +144,52 @@ def test_image_address_of_a_task():
     assert schema.image_url({"picture": " "}) is None
     assert schema.image_url({"picture": 5}) is None
     assert schema.image_url({}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        ("$files.photo", {"files": {"photo": "/a.jpg"}}),
+        ("$photos[1]", {"photos": ["/b.jpg", "/a.jpg"]}),
+        ("$pages[0].scan", {"pages": [{"scan": "/a.jpg"}]}),
+        ("$files.photo", {"files.photo": "/a.jpg", "files": {"photo": "/b.jpg"}}),
+    ],
+)
+def test_a_path_into_the_task_data_is_resolved(value, data):
+    """Such configs were accepted, and no task had an image."""
+    schema = parse_label_config(
+        f'<View><Image name="i" value="{value}"/><RectangleLabels name="l" toName="i"><Label value="a"/>'
+        "</RectangleLabels></View>"
+    )
+    assert schema.image_url(data) == "/a.jpg"
+    assert [schema.image_url(d) for d in ({}, {"files": "x"}, {"photos": ["/b.jpg"]}, {"pages": {"scan": 1}})] == [
+        None
+    ] * 4
+
+
+@pytest.mark.parametrize(
+    ("image", "control", "told"),
+    [
+        ('value="$pages[{{idx}}].scan"', "", r"expected <Image name=\"i\" value=\"\$…\">"),
+        (
+            'valueList="$pages" value="$page"',
+            "",
+            "got an <Image> with valueList; import every image as a task of its own",
+        ),
+        ('value="$image"', 'value="$labels"', "takes them from each task; write them out"),
+    ],
+)
+def test_what_is_never_resolved_is_refused_with_what_would_work(image, control, told):
+    config = (
+        f'<View><Image name="i" {image}/><RectangleLabels name="l" toName="i" {control}><Label value="a"/>'
+        "</RectangleLabels></View>"
+    )
+    with pytest.raises(LabelConfigError, match=told):
+        parse_label_config(config)
+
+
+def test_a_repeater_is_refused_by_name_and_one_beside_the_boxes_is_not():
+    boxes = '<Image name="i" value="$image"/><RectangleLabels name="l" toName="i"><Label value="a"/></RectangleLabels>'
+    with pytest.raises(LabelConfigError, match="inside a <Repeater>; import every image as a task of its own"):
+        parse_label_config(f'<View><Repeater on="$pages">{boxes}</Repeater></View>')
+    assert parse_label_config(f'<View><Repeater on="$x"><Text name="t" value="$t"/></Repeater>{boxes}</View>').labels
