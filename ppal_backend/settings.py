@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -37,19 +38,23 @@ _SECRETS_OF_BUCKETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by 
 _FROM_FILE = "fields that the file sets"
 
 
-class ProjectOptions(BaseModel):
-    """What one project may choose for itself through the "extra parameters" of its model connection.
+Budget = Annotated[int, Field(ge=1, le=100_000, description="new annotations that start a round; images queried")]
+ScoreThreshold = Annotated[float, Field(ge=0.0, le=1.0, description="pre-annotations below are not shown")]
+
+
+class ProjectDefaults(BaseModel):
+    """What the operator sets for all projects and a project may choose for itself: each with its one bound and default.
 
     A detector is named, never given as a path: a project owner cannot make the backend load files.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     detector: str = Field("retinanet_tiny", pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
-    budget: int = Field(50, ge=1, le=100_000, description="new annotations that start a round; images queried")
+    budget: Budget = 50
     strategy: str = Field("ppal+labelled", max_length=64)
     delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
-    score_threshold: float = Field(0.3, ge=0.0, le=1.0, description="pre-annotations below are not shown")
+    score_threshold: ScoreThreshold = 0.3
     holdout_fraction: float = Field(0.1, ge=0.0, le=0.5, description="share of annotated tasks to evaluate on")
     max_iterations: int | None = Field(None, ge=1, description="training length; default by data set size")
     init_weights: Literal["zoo", "last", "random"] = Field(
@@ -66,11 +71,18 @@ class ProjectOptions(BaseModel):
     cold_start: Literal["typical", "random"] = Field(
         "random", description="order of a pool that no model has seen; typical needs the zoo's initial weights"
     )
-    from_name: str | None = Field(None, max_length=256, description="the RectangleLabels control to use")
     seed: int = Field(0, ge=0, lt=2**31)
 
 
-class Settings(BaseSettings):
+class ProjectOptions(ProjectDefaults):
+    """What one project may choose for itself through the "extra parameters" of its model connection."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    from_name: str | None = Field(None, max_length=256, description="the RectangleLabels control to use")
+
+
+class Settings(ProjectDefaults, BaseSettings):
     """Operator settings, from environment variables (README holds the table), then ``ppal.toml``, then the defaults."""
 
     model_config = SettingsConfigDict(env_prefix="PPAL_", extra="ignore", populate_by_name=True)
@@ -123,24 +135,13 @@ class Settings(BaseSettings):
     )
     tracking: Literal["", "tensorboard", "mlflow"] = Field("", description="curves of trainings, in the round's folder")
 
-    detector: str = ProjectOptions.model_fields["detector"].default
-    strategy: str = ProjectOptions.model_fields["strategy"].default
-    delta: float = ProjectOptions.model_fields["delta"].default
-    seed: int = ProjectOptions.model_fields["seed"].default
-    holdout_fraction: float = ProjectOptions.model_fields["holdout_fraction"].default
-    max_iterations: int | None = None
-    init_weights: Literal["zoo", "last", "random"] = "zoo"
-    difficulty: bool = ProjectOptions.model_fields["difficulty"].default
-    patience: int | None = None
-    deterministic: bool = ProjectOptions.model_fields["deterministic"].default
-    embedding: Literal["query", "sampled"] = ProjectOptions.model_fields["embedding"].default
-    cold_start: Literal["typical", "random"] = ProjectOptions.model_fields["cold_start"].default
-    budget: int = Field(
-        ProjectOptions.model_fields["budget"].default,
+    # With a second name in the environment; what they may be stands above.
+    budget: Budget = Field(
+        ProjectDefaults.model_fields["budget"].default,
         validation_alias=AliasChoices("START_TRAINING_EACH_N_UPDATES", "PPAL_BUDGET"),
     )
-    score_threshold: float = Field(
-        ProjectOptions.model_fields["score_threshold"].default,
+    score_threshold: ScoreThreshold = Field(
+        ProjectDefaults.model_fields["score_threshold"].default,
         validation_alias=AliasChoices("SCORE_THRESHOLD", "PPAL_SCORE_THRESHOLD"),
     )
 
@@ -234,18 +235,23 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: an extra parameter is unknown or out of range; the text names each.
         """
-        defaults = {name: getattr(self, name) for name in ProjectOptions.model_fields if hasattr(self, name)}
+        defaults = {name: getattr(self, name) for name in ProjectDefaults.model_fields}
         try:
             return ProjectOptions(**{**defaults, **(overrides or {})})
         except ValidationError as error:
             raise SettingsError("extra parameters: " + explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line that names every rejected field, what it got, and the fields there are."""
+def explain(error: ValidationError, name_of: Callable[[str], str] = str) -> str:
+    """One line that names every rejected field, what it got, and the fields there are.
+
+    Args:
+        error: What was rejected.
+        name_of: What people call a field.
+    """
     parts = []
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"]) or "value"
+        name = name_of(".".join(str(part) for part in item["loc"]) or "value")
         if item["type"] == "extra_forbidden":
             parts.append(f"{name!r} is unknown (known: {', '.join(ProjectOptions.model_fields)})")
         else:
@@ -303,7 +309,9 @@ def variables(field: str) -> tuple[str, ...]:
 
 
 def _check_file(path: Path, values: dict[str, Any]) -> None:
-    known = [name for name in Settings.model_fields if name not in _SECRETS]
+    known = sorted(
+        (n for n in Settings.model_fields if n not in _SECRETS), key=ProjectDefaults.model_fields.__contains__
+    )
     for name, value in values.items():
         if name not in Settings.model_fields:
             raise SettingsError(f"{path}: {name!r} is unknown (known: {', '.join(known)}); correct or remove it")
@@ -332,4 +340,13 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         path = config_file()
         where = "settings" if path is None else f"settings (environment and {path})"
-        raise SettingsError(f"{where}: " + explain(error)) from None
+        raise SettingsError(f"{where}: " + explain(error, lambda name: _given_as(name, overrides))) from None
+
+
+def _given_as(name: str, overrides: Mapping[str, Any]) -> str:
+    """What the value of a field was given as: an override, a variable of the environment, or a key of the file."""
+    field = next((field for field in Settings.model_fields if name in (field, *variables(field))), name)
+    given = next((n for n in (field, *variables(field)) if n in overrides), None)
+    there = {variable.upper(): variable for variable in os.environ}
+    variable = next((there[v] for v in variables(field) if v in there), None)
+    return given or (f"{variable} ({field})" if variable else field)

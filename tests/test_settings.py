@@ -53,6 +53,57 @@ def test_wrong_extra_parameters_are_named(tmp_path, extra, told):
     assert told in str(raised.value)
 
 
+OUT_OF_RANGE = [
+    ("PPAL_DELTA", "0.5", "greater than 1"),
+    ("PPAL_DELTA", "nan", "finite"),
+    ("START_TRAINING_EACH_N_UPDATES", "0", "greater than or equal to 1"),
+    ("PPAL_BUDGET", "100001", "less than or equal to 100000"),
+    ("SCORE_THRESHOLD", "7", "less than or equal to 1"),
+    ("PPAL_SCORE_THRESHOLD", "-1", "greater than or equal to 0"),
+    ("PPAL_HOLDOUT_FRACTION", "0.9", "less than or equal to 0.5"),
+    ("PPAL_MAX_ITERATIONS", "0", "greater than or equal to 1"),
+    ("PPAL_PATIENCE", "0", "greater than or equal to 1"),
+    ("PPAL_SEED", "-1", "greater than or equal to 0"),
+    ("PPAL_DETECTOR", "../../etc/passwd", "match pattern"),
+    ("PPAL_STRATEGY", "x" * 65, "at most 64"),
+    ("PPAL_INIT_WEIGHTS", "/tmp/evil.pth", "'zoo', 'last' or 'random'"),
+    ("PPAL_EMBEDDING", "cls_tower", "'query' or 'sampled'"),
+    ("PPAL_COLD_START", "first", "'typical' or 'random'"),
+    ("PPAL_POLL_INTERVAL_S", "0", "greater than or equal to 1"),
+    ("LOG_LEVEL", "LOUD", "match pattern"),
+    ("DEVICE", "gpu", "match pattern"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variable", "value", "told"), OUT_OF_RANGE)
+def test_a_variable_out_of_range_is_refused_at_the_start_by_its_own_name(monkeypatch, tmp_path, variable, value, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    text = str(raised.value)
+    assert f"{variable} (" in text and told in text and "extra parameters" not in text
+    assert f"got '{value[:80]}'" in text
+
+
+def test_the_file_has_the_bounds_of_the_environment_and_its_own_names(toml):
+    for name, value in (("delta", 0.5), ("budget", 0), ("score_threshold", 7)):
+        toml(f"{name} = {value}\n")
+        with pytest.raises(SettingsError) as raised:
+            load_settings()
+        text = str(raised.value)
+        assert f": {name}: " in text and "ppal.toml" in text and "START_TRAINING" not in text
+
+
+def test_what_a_project_may_choose_has_one_default_and_one_bound():
+    """Field by field: no second copy that may drift away."""
+    for name, field in ProjectOptions.model_fields.items():
+        if name in Settings.model_fields:
+            mine = Settings.model_fields[name]
+            assert (mine.annotation, mine.default) == (field.annotation, field.default), name
+            assert list(map(repr, mine.metadata)) == list(map(repr, field.metadata)), name
+
+
 def test_hosts_are_split_and_trimmed(tmp_path):
     settings = load_settings(MODEL_DIR=tmp_path, allowed_image_hosts=" Images.example.com, cdn.example.com ,")
     assert settings.image_hosts == {"images.example.com", "cdn.example.com"}
