@@ -32,9 +32,18 @@ they hold no token, password or traceback. Wrong arguments to a pure function ra
 
 from __future__ import annotations
 
+LONGEST_MESSAGE = 900
+
 
 class PPALError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. A message is shortened in its middle: inputs that it quotes may be whole
+    files, and what was expected and what to do stand at its ends."""
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE * 2 // 3]} … {text[-LONGEST_MESSAGE // 3 :]}"
+        super().__init__(text)
 
 
 class SettingsError(PPALError):

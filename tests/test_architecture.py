@@ -18,7 +18,7 @@ ALLOWED = {
     "acquisition": {"errors", "structures"},
     "store": GROUND,
     "datasets": GROUND,
-    "detector": {"errors", "files", "structures", "acquisition"},
+    "detector": {"errors", "files", "structures", "acquisition", "datasets.coco"},
     "label_studio": GROUND | {"datasets", "rounds.ports"},
     "engines": GROUND | {"detector", "store", "acquisition", "rounds.ports"},
     "rounds": GROUND | {"acquisition", "datasets"},

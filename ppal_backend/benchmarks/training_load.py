@@ -14,11 +14,11 @@ def main(folder: Path) -> None:
     yield_while_waiting()
     os.nice(5)  # as a round's process
     from ppal_backend.datasets.coco import CocoDataset
-    from ppal_backend.demo.ground_truth import load_user_coco
+    from ppal_backend.demo.ground_truth import load_truth
     from ppal_backend.demo.scenes import generate
     from ppal_backend.detector.training import TrainRequest, train
 
-    dataset: CocoDataset = load_user_coco(generate(folder / "data", images=80)).dataset
+    dataset: CocoDataset = load_truth(generate(folder / "data", images=80)).dataset
     train_json = dataset.write(folder / "train.json")
     told = False
 

@@ -30,7 +30,7 @@ from ppal_backend.benchmarks.pacing import Caller, Latency, closed_loop, latency
 from ppal_backend.benchmarks.service import annotation_payload, family_mib
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.backend import Backend
-from ppal_backend.demo.ground_truth import load_user_coco
+from ppal_backend.demo.ground_truth import load_truth
 from ppal_backend.demo.label_studio_server import LabelStudioServer
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.demo.scenes import generate
@@ -101,7 +101,7 @@ class Place:
         self.key = self.store.projects.get(self.project_id).key
 
     def _project(self, folder: Path, images: int) -> int:
-        truth = load_user_coco(generate(folder / "data", images=images))
+        truth = load_truth(generate(folder / "data", images=images))
         project_id = self.server.create_project("load", label_config_of(truth.labels))
         tasks = self.server.import_images(project_id, list(truth.paths().values()))
         by_path = truth.truths_by_path()

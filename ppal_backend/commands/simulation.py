@@ -28,6 +28,7 @@ def simulate(
     images: Annotated[Path | None, typer.Option(help="folder of the pool's images")] = None,
     test: Annotated[Path | None, typer.Option(help="COCO file of the test images")] = None,
     test_images: Annotated[Path | None, typer.Option(help="folder of the test images")] = None,
+    classes: Annotated[str | None, typer.Option(help="of a VOC folder with classes of its own: a,b,c")] = None,
     detector: Annotated[str | None, typer.Option(help="a name of ppal zoo")] = None,
     strategies: Annotated[str | None, typer.Option(help="ppal,random,ppal:delta=2,random:match=ppal … or JSON")] = None,
     start: Annotated[str | None, typer.Option(help="images labelled at the start: 75 or 5%")] = None,
@@ -57,7 +58,7 @@ def simulate(
         options = SimulationOptions(
             out,
             preset,
-            {"data": data, "images": images, "test": test, "test_images": test_images},
+            {"data": data, "images": images, "test": test, "test_images": test_images, "classes": classes},
             {
                 "detector": detector,
                 "strategies": strategies,

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.coco import CleaningReport, CocoDataset, read_user_coco
 from ppal_backend.errors import DatasetError
-
-logger = logging.getLogger(__name__)
 
 Box = tuple[str, float, float, float, float]
 """Label, then x, y, width, height in px of the image."""
@@ -28,29 +22,6 @@ class ImageTruth:
     width: int
     height: int
     boxes: tuple[Box, ...] = ()
-
-
-@dataclass(frozen=True)
-class TruthReport:
-    """What cleaning a COCO file left out."""
-
-    images: int = 0
-    annotations: int = 0
-    degenerate: int = 0
-    crowd: int = 0
-    outside: int = 0
-    clipped: int = 0
-
-    @property
-    def dropped(self) -> int:
-        """Annotations that were left out."""
-        return self.degenerate + self.crowd + self.outside
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images} images, {self.annotations} boxes; dropped {self.degenerate} degenerate, {self.crowd} crowd "
-            f"and {self.outside} outside the image; clipped {self.clipped}"
-        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +38,7 @@ class GroundTruth:
     dataset: CocoDataset
     groups: Mapping[int, int] = field(default_factory=dict)
     scenes: Mapping[int, str] = field(default_factory=dict)
-    report: TruthReport = field(default_factory=TruthReport)
+    report: CleaningReport = field(default_factory=CleaningReport)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -102,44 +73,18 @@ class GroundTruth:
         return replace(self, dataset=self.dataset.subset(image_ids))
 
 
-def load_user_coco(path: Path, images_dir: Path | None = None) -> GroundTruth:
+def load_truth(path: Path, images_dir: Path | None = None) -> GroundTruth:
     """Read and clean a COCO detection file: the user's own or a generated one.
 
-    ``file_name`` may be absolute, or relative to ``images_dir``; without one, to the folder ``images`` beside the file
-    if there is one, else to the file's own folder. Boxes without area, crowd regions and boxes outside their image
-    are dropped and counted; boxes reaching over the border are clipped.
-
     Args:
-        path: The COCO JSON file, or a folder that holds ``annotations.json``.
+        path: The file, or a folder that holds it; see :func:`~ppal_backend.datasets.coco.read_user_coco`.
         images_dir: Folder of the images.
 
     Raises:
-        DatasetError: The file cannot be read, is not COCO detection, has duplicate ids, names an unknown category or
-            image, or images are missing.
+        DatasetError: See there.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "annotations.json"
-    coco = _read(path)
-    folder = _images_folder(path, images_dir)
-    images = tuple(_image(row, folder) for row in _rows(coco, "images", ("id", "file_name", "width", "height"), path))
-    if not images:
-        raise DatasetError(f"expected images in {path}, got an empty list; use another file")
-    _check_files(images, folder)
-    categories = tuple(
-        CocoCategory(int(row["id"]), str(row["name"])) for row in _rows(coco, "categories", ("id", "name"), path)
-    )
-    rows = _rows(coco, "annotations", ("image_id", "category_id", "bbox"), path)
-    annotations, counts = _clean(rows, images, categories, path)
-    report = TruthReport(images=len(images), annotations=len(annotations), **counts)
-    if report.dropped or report.clipped:
-        logger.warning("%s: %s", path, report)
-    return GroundTruth(
-        dataset=CocoDataset(images, tuple(annotations), categories),
-        groups={row["id"]: row["group"] for row in coco["images"] if "group" in row},
-        scenes={row["id"]: row["scene"] for row in coco["images"] if "scene" in row},
-        report=report,
-    )
+    found = read_user_coco(path, images_dir)
+    return GroundTruth(found.dataset, found.groups, found.scenes, found.report)
 
 
 def split(truth: GroundTruth, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, GroundTruth]:
@@ -176,95 +121,3 @@ def split(truth: GroundTruth, sizes: Mapping[str, int], *, seed: int = 0) -> dic
     if short:
         raise DatasetError(f"expected groups that fill {dict(sizes)}, got {short} images short; use other sizes")
     return {name: truth.subset(chosen) for name, chosen in parts.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"expected a COCO file at {path}, got none; check the path") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"expected COCO JSON in {path}, got an unreadable file ({error}); check it") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"expected a COCO object in {path}, got a {type(content).__name__}; export it as COCO")
-    return content
-
-
-def _rows(coco: Mapping[str, Any], part: str, names: Sequence[str], path: Path) -> list[dict[str, Any]]:
-    rows = coco.get(part)
-    if not isinstance(rows, list):
-        raise DatasetError(f"expected a list {part!r} in {path}, got {type(rows).__name__}; export it as COCO")
-    for index, row in enumerate(rows):
-        lacking = [name for name in names if not isinstance(row, dict) or name not in row]
-        if lacking:
-            raise DatasetError(
-                f"expected {', '.join(names)} in {part}[{index}] of {path}, got none of {lacking}; add it"
-            )
-    return rows
-
-
-def _images_folder(path: Path, images_dir: Path | None) -> Path:
-    if images_dir is not None:
-        folder = Path(images_dir)
-        if not folder.is_dir():
-            raise DatasetError(f"expected a folder of images at {folder}, got none; check the path")
-        return folder.resolve()
-    beside = path.parent / "images"
-    return (beside if beside.is_dir() else path.parent).resolve()
-
-
-def _image(row: Mapping[str, Any], folder: Path) -> CocoImage:
-    try:
-        return CocoImage(int(row["id"]), str(folder / str(row["file_name"])), int(row["width"]), int(row["height"]))
-    except (TypeError, ValueError):
-        raise DatasetError(f"expected numbers for id, width and height of an image, got {dict(row)}; mend it") from None
-
-
-def _check_files(images: Sequence[CocoImage], folder: Path) -> None:
-    gone = [image.file_name for image in images if not Path(image.file_name).is_file()]
-    if gone:
-        raise DatasetError(
-            f"expected {len(images)} images in {folder}, got {len(gone)} missing, such as {gone[:3]}; "
-            "pass their folder or remove them from the file"
-        )
-    names = [image.file_name for image in images]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})[:3]
-        raise DatasetError(f"expected every image file once, got {twice} again; remove the second entry")
-
-
-def _clean(
-    rows: Sequence[Mapping[str, Any]], images: Sequence[CocoImage], categories: Sequence[CocoCategory], path: Path
-) -> tuple[list[CocoAnnotation], dict[str, int]]:
-    sides = {image.id: (image.width, image.height) for image in images}
-    known = {category.id for category in categories}
-    counts = {"degenerate": 0, "crowd": 0, "outside": 0, "clipped": 0}
-    kept: list[CocoAnnotation] = []
-    for number, row in enumerate(rows, start=1):
-        if row["category_id"] not in known:
-            raise DatasetError(f"{path}: expected a listed category_id, got {row['category_id']}; add or remove it")
-        if row["image_id"] not in sides:
-            raise DatasetError(f"{path}: expected a listed image_id, got {row['image_id']}; add or remove it")
-        verdict, box = _clip(row, *sides[row["image_id"]])
-        if verdict:
-            counts[verdict] += 1
-        if box is not None:
-            kept.append(CocoAnnotation(row.get("id", number), row["image_id"], row["category_id"], box))
-    return kept, counts
-
-
-def _clip(row: Mapping[str, Any], width: int, height: int) -> tuple[str, tuple[float, float, float, float] | None]:
-    """What is wrong with a box ("" for nothing) and the box inside its image, or None when it is dropped."""
-    if row.get("iscrowd"):
-        return "crowd", None
-    box = row["bbox"]
-    numbers = isinstance(box, Sequence) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-    if not numbers or not all(math.isfinite(value) for value in box) or box[2] <= 0 or box[3] <= 0:
-        return "degenerate", None
-    left, top = max(0.0, box[0]), max(0.0, box[1])
-    right, bottom = min(float(width), box[0] + box[2]), min(float(height), box[1] + box[3])
-    if right <= left or bottom <= top:
-        return "outside", None
-    if (left, top, right, bottom) == (box[0], box[1], box[0] + box[2], box[1] + box[3]):
-        return "", (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-    return "clipped", (left, top, right - left, bottom - top)

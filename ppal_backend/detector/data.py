@@ -7,10 +7,9 @@ resumed training sees exactly what an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from mmcv.transforms import Compose
 from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset, Sampler
 
-from ppal_backend.errors import DatasetError, ImageError
+from ppal_backend.datasets.coco import CocoDataset
+from ppal_backend.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -60,37 +60,22 @@ def read_coco(path: Path, classes: Sequence[str]) -> tuple[ImageRecord, ...]:
     Raises:
         DatasetError: The file cannot be read or lacks a required key.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        index = {label: i for i, label in enumerate(classes)}
-        class_of = {item["id"]: index.get(item["name"]) for item in content["categories"]}
-        instances: dict[int, list[Instance]] = {item["id"]: [] for item in content["images"]}
-        left_out = 0
-        for annotation in content.get("annotations", ()):
-            instance = _instance(annotation, class_of)
-            if instance is None:
-                left_out += 1
-            else:
-                instances[annotation["image_id"]].append(instance)
-        records = [
-            ImageRecord(item["id"], str(item["file_name"]), item["width"], item["height"], tuple(instances[item["id"]]))
-            for item in sorted(content["images"], key=lambda item: item["id"])
-        ]
-    except FileNotFoundError as error:
-        raise DatasetError(f"expected a COCO file at {path}, found none") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"expected COCO json in {path}, got something else ({error!r}); export it again") from error
+    found = CocoDataset.read(Path(path))
+    index = {label: i for i, label in enumerate(classes)}
+    class_of = {category.id: index.get(category.name) for category in found.categories}
+    instances: dict[int, list[Instance]] = {image.id: [] for image in found.images}
+    left_out = 0
+    for row in found.annotations:
+        class_index = class_of[row.category_id]
+        x, y, width, height = row.bbox_xywh
+        if class_index is None:
+            left_out += 1
+        else:
+            instances[row.image_id].append(Instance((x, y, x + width, y + height), class_index, bool(row.iscrowd)))
     if left_out:
-        logger.info("%s: left out %d annotations of other classes or without area", path, left_out)
-    return tuple(records)
-
-
-def _instance(annotation: Mapping[str, Any], class_of: Mapping[int, int | None]) -> Instance | None:
-    class_index = class_of[annotation["category_id"]]
-    x, y, width, height = (float(value) for value in annotation["bbox"])
-    if class_index is None or width <= 0 or height <= 0:
-        return None
-    return Instance((x, y, x + width, y + height), class_index, bool(annotation.get("iscrowd", 0)))
+        logger.info("%s: left out %d annotations of other classes", path, left_out)
+    images = sorted(found.images, key=lambda image: image.id)
+    return tuple(ImageRecord(i.id, i.file_name, i.width, i.height, tuple(instances[i.id])) for i in images)
 
 
 def data_info(record: ImageRecord) -> dict[str, Any]:

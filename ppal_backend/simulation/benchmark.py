@@ -111,21 +111,3 @@ class Benchmark:
         facts = read_json(folder / FACTS)
         pool, test = CocoDataset.read(folder / POOL), CocoDataset.read(folder / TEST)
         return cls(pool, test, {int(i): int(g) for i, g in facts["groups"]}, facts["source"])
-
-
-def check_files(dataset: CocoDataset) -> CocoDataset:
-    """The same data set, once every image file is there.
-
-    Raises:
-        DatasetError: Files are missing, or two images are one file.
-    """
-    gone = [image.file_name for image in dataset.images if not Path(image.file_name).is_file()]
-    if gone:
-        raise DatasetError(
-            f"expected {len(dataset.images)} image files, got {len(gone)} missing, such as {gone[:3]}; "
-            f"pass their folder or remove them from the list"
-        )
-    twice = [name for name, count in Counter(image.file_name for image in dataset.images).items() if count > 1]
-    if twice:
-        raise DatasetError(f"expected every image file once, got {twice[:3]} again; remove the second entry")
-    return dataset

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.datasets.coco import CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.coco import CocoCategory, CocoDataset, read_user_coco
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import DatasetError
@@ -20,10 +20,8 @@ from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Engine, PoolEntry, Ports, PreparedData
 from ppal_backend.rounds.run import run_round
 from ppal_backend.settings import load_settings
-from ppal_backend.simulation.benchmark import check_files
 from ppal_backend.simulation.oracle import Discard
 from ppal_backend.simulation.plan import SCORE_THRESHOLD
-from ppal_backend.simulation.sources import read_coco
 from ppal_backend.simulation.variants import Variant, parse_variants
 from ppal_backend.structures.progress import OnProgress, Progress
 from ppal_backend.structures.round import ModelRef, RoundSpec
@@ -155,9 +153,10 @@ def _source(options: RankOptions, model: ModelRef) -> _FileSource:
     categories = tuple(CocoCategory(number, label) for number, label in enumerate(model.labels, start=1))
     labelled = CocoDataset((), (), categories)
     if options.labelled is not None:
-        labelled = read_coco(options.labelled, options.images)
+        labelled = read_user_coco(options.labelled, options.images, keep_crowd=True).dataset
     known = {image.file_name for image in labelled.images}
-    pool = [image for image in _pool_images(options) if image.file_name not in known]
+    everything = read_user_coco(options.data, options.images, labels=model.labels).dataset
+    pool = [image for image in everything.images if image.file_name not in known]
     shared = sorted({image.id for image in pool} & set(labelled.image_ids))
     if shared:
         raise DatasetError(
@@ -165,30 +164,8 @@ def _source(options: RankOptions, model: ModelRef) -> _FileSource:
         )
     if not pool:
         raise DatasetError(f"expected unlabelled images in {options.data}, got none; use another file")
-    check_files(CocoDataset(tuple(pool), (), categories))
     entries = sorted((PoolEntry(i.id, i.file_name, i.width, i.height) for i in pool), key=lambda e: e.image_id)
     return _FileSource(tuple(entries), labelled)
-
-
-def _pool_images(options: RankOptions) -> list[CocoImage]:
-    path = Path(options.data)
-    beside = path.parent / "images"
-    folder = Path(options.images) if options.images is not None else (beside if beside.is_dir() else path.parent)
-    if not folder.is_dir():
-        raise DatasetError(f"expected a folder of images at {folder}, got none; check the path")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["images"]
-        return [
-            CocoImage(int(r["id"]), str(folder.resolve() / str(r["file_name"])), int(r["width"]), int(r["height"]))
-            for r in rows
-        ]
-    except OSError:
-        raise DatasetError(f"expected a COCO file at {path}, got none; check the path") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DatasetError(
-            f"expected images with id, file_name, width and height in {path}, got something else ({error!r}); "
-            f"export it as COCO"
-        ) from None
 
 
 def _spec(options: RankOptions, variant: Variant, model: ModelRef) -> RoundSpec:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoDataset
-from ppal_backend.demo.ground_truth import load_user_coco
+from ppal_backend.datasets.coco import CocoDataset, read_user_coco
+from ppal_backend.demo.ground_truth import load_truth
 from ppal_backend.demo.scenes import GENERATOR_VERSION, generate, read_manifest
-from ppal_backend.errors import DatasetError, SettingsError
-from ppal_backend.simulation.benchmark import Benchmark, check_files
-from ppal_backend.simulation.voc import read_voc
+from ppal_backend.errors import SettingsError
+from ppal_backend.simulation.benchmark import Benchmark
+from ppal_backend.simulation.voc import LABELS, read_voc
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,7 @@ class DataSource:
         test_images: Folder of its images; the pool's by default.
         train_splits: Of ``voc``, pairs of year and list; of ``coco-layout``, names such as ``train2017``.
         test_splits: Likewise.
+        classes: Of ``voc``: its classes in the order of the class indices; empty for the twenty of Pascal VOC.
         family: Glyph family of ``emoji``.
         pool_images: Of ``emoji``.
         test_size: Of ``emoji``.
@@ -51,6 +51,7 @@ class DataSource:
     test_images: Path | None = None
     train_splits: tuple[Any, ...] = ()
     test_splits: tuple[Any, ...] = ()
+    classes: tuple[str, ...] = ()
     family: str = "demo"
     pool_images: int = 1500
     test_size: int = 400
@@ -82,7 +83,7 @@ class DataSource:
         assert self.data is not None  # checked at construction
         if self.format == "voc":
             pool, test = (
-                check_files(read_voc(self.data, [(str(year), str(name)) for year, name in splits]))
+                read_voc(self.data, [(str(year), str(name)) for year, name in splits], self.classes or LABELS)
                 for splits in (self.train_splits, self.test_splits)
             )
             names = [f"{year} {name}" for year, name in (*self.train_splits, *self.test_splits)]
@@ -91,9 +92,9 @@ class DataSource:
             pool, test = (_coco_layout(self.data, names) for names in (self.train_splits, self.test_splits))
             return Benchmark(pool, test, {}, f"COCO ({', '.join((*self.train_splits, *self.test_splits))})")
         assert self.test is not None  # checked at construction
-        pool = read_coco(self.data, self.images)
-        test = read_coco(self.test, self.test_images or self.images)
-        return Benchmark(pool, test, read_groups(self.data), f"{self.data.name} and {self.test.name}")
+        found = read_user_coco(self.data, self.images, keep_crowd=True)
+        test = read_user_coco(self.test, self.test_images or self.images, keep_crowd=True).dataset
+        return Benchmark(found.dataset, test, dict(found.groups), f"{self.data.name} and {self.test.name}")
 
     def _generate(self, work: Path, on_progress: Callable[[int, int], None] | None) -> Benchmark:
         """The pool with the bursts asked for, and test images that are a scene each."""
@@ -109,7 +110,7 @@ class DataSource:
             path = generate(
                 folder, images=size, seed=seed, glyphs=self.family, burst_share=share, on_progress=report
             )  # fmt: skip
-            parts.append((load_user_coco(path), str((read_manifest(folder) or {}).get("sha256", ""))))
+            parts.append((load_truth(path), str((read_manifest(folder) or {}).get("sha256", ""))))
         (pool, _), (test, _) = parts
         checksum = hashlib.sha256("".join(digest for _, digest in parts).encode()).hexdigest()
         if self.sha256 and checksum != self.sha256:
@@ -128,39 +129,6 @@ def _shifted(on_progress: Callable[[int, int], None], before: int, total: int) -
     return lambda done, _: on_progress(before + done, total)
 
 
-def read_coco(path: Path, images: Path | None = None) -> CocoDataset:
-    """Read a COCO file for training and evaluation: crowd regions stay (they are ignored, not counted).
-
-    Args:
-        path: The file.
-        images: Folder of relative file names; without one ``images`` beside the file, else the file's own folder.
-
-    Returns:
-        The data with absolute file names; boxes without area are dropped and boxes clipped to their image.
-
-    Raises:
-        DatasetError: See :meth:`~ppal_backend.datasets.coco.CocoDataset.read`; or images are missing.
-    """
-    path = Path(path)
-    if images is not None and not Path(images).is_dir():
-        raise DatasetError(f"expected a folder of images at {images}, got none; check the path")
-    beside = path.parent / "images"
-    folder = Path(images) if images is not None else (beside if beside.is_dir() else path.parent)
-    dataset = check_files(CocoDataset.read(path, folder))
-    sides = {image.id: (image.width, image.height) for image in dataset.images}
-    rows = [_clipped(row, *sides[row.image_id]) for row in dataset.annotations]
-    kept = tuple(row for row in rows if row is not None)
-    if len(kept) < len(rows):
-        logger.warning("%s: dropped %d boxes outside their image", path.name, len(rows) - len(kept))
-    return replace(dataset, annotations=kept)
-
-
-def read_groups(path: Path) -> dict[int, int]:
-    """Groups of near-duplicates by image id, for images of a COCO file that have a field ``group``."""
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))["images"]
-    return {row["id"]: row["group"] for row in rows if isinstance(row.get("group"), int)}
-
-
 def source_from(table: Mapping[str, Any]) -> DataSource:
     """A data source from a preset's ``[data]`` table and what the command line says.
 
@@ -175,6 +143,9 @@ def source_from(table: Mapping[str, Any]) -> DataSource:
     for name in ("data", "images", "test", "test_images"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
+    if isinstance(values.get("classes"), str):
+        values["classes"] = [name.strip() for name in values["classes"].split(",") if name.strip()]
+    values["classes"] = tuple(values.get("classes") or ())
     for name in ("train_splits", "test_splits"):
         values[name] = tuple(tuple(v) if isinstance(v, list) else v for v in values.get(name, ()))
     return DataSource(**values)
@@ -184,14 +155,5 @@ def _coco_layout(root: Path, names: Sequence[str]) -> CocoDataset:
     """``root/annotations/instances_NAME.json`` with its images in ``root/NAME``; one split a set."""
     if len(names) != 1:
         raise SettingsError(f"expected one split of a COCO folder, got {list(names)}; name one")
-    return read_coco(Path(root) / "annotations" / f"instances_{names[0]}.json", Path(root) / str(names[0]))
-
-
-def _clipped(row: CocoAnnotation, width: int, height: int) -> CocoAnnotation | None:
-    x, y, w, h = row.bbox_xywh
-    left, top, right, bottom = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
-    if right <= left or bottom <= top:
-        return None
-    if (left, top, right, bottom) == (x, y, x + w, y + h):
-        return row
-    return replace(row, bbox_xywh=(left, top, right - left, bottom - top))
+    file = Path(root) / "annotations" / f"instances_{names[0]}.json"
+    return read_user_coco(file, Path(root) / str(names[0]), keep_crowd=True).dataset

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, fit_to_pictures, need_files
 from ppal_backend.errors import DatasetError
 
 LABELS = (
@@ -53,25 +55,41 @@ def read_voc(root: Path, splits: Sequence[tuple[str, str]], labels: Sequence[str
     annotations: list[CocoAnnotation] = []
     for year, name in splits:
         year_folder = folder / f"VOC{year}"
-        for stem in _image_list(year_folder / "ImageSets" / "Main" / f"{name}.txt"):
+        for stem in _image_list(year_folder, name):
             image, boxes = _read_image(year_folder, stem, len(images) + 1, category_ids)
             images.append(image)
             for label, box, difficult in boxes:
                 number = len(annotations) + 1
                 annotations.append(CocoAnnotation(number, image.id, category_ids[label], box, int(difficult)))
     categories = tuple(CocoCategory(number, label) for label, number in category_ids.items())
-    return CocoDataset(tuple(images), tuple(annotations), categories)
+    need_files(CocoDataset(tuple(images), (), categories))
+    upright, rows, _ = fit_to_pictures(images, annotations)
+    sides = {image.id: (float(image.width), float(image.height)) for image in upright}
+    return CocoDataset(tuple(upright), tuple(_clipped(row, *sides[row.image_id]) for row in rows), categories)
+
+
+def _clipped(row: CocoAnnotation, width: float, height: float) -> CocoAnnotation:
+    x, y, w, h = row.bbox_xywh
+    left, top = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+    box = (left, top, max(1.0, min(x + w, width) - left), max(1.0, min(y + h, height) - top))
+    return row if box == row.bbox_xywh else replace(row, bbox_xywh=box)
 
 
 Box = tuple[str, tuple[float, float, float, float], bool]
 
 
-def _image_list(path: Path) -> list[str]:
+def _image_list(year_folder: Path, name: str) -> list[str]:
+    """Names without suffix. A list of one class has 1, 0 or -1 behind each name; names themselves may hold spaces."""
+    path = year_folder / "ImageSets" / "Main" / f"{name}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except OSError:
         raise DatasetError(f"expected the image list {path}, got none; check the folder and the split") from None
-    return [line.split()[0] for line in lines if line.strip()]
+    return [
+        line if (year_folder / "Annotations" / f"{line}.xml").is_file() else re.sub(r"\s+-?[01]$", "", line)
+        for line in lines
+        if line
+    ]
 
 
 def _read_image(folder: Path, stem: str, number: int, category_ids: dict[str, int]) -> tuple[CocoImage, list[Box]]:
@@ -83,20 +101,31 @@ def _read_image(folder: Path, stem: str, number: int, category_ids: dict[str, in
     except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
         raise DatasetError(f"expected VOC XML in {path}, got broken text ({error}); fetch it again") from None
     width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
-    picture = folder / "JPEGImages" / f"{stem}.jpg"
-    boxes = [_box(item, path, width, height) for item in root.findall("object")]
+    picture = _picture(folder / "JPEGImages", stem, (root.findtext("filename") or "").strip())
+    boxes = [_box(item, path) for item in root.findall("object")]
     unknown = sorted({label for label, _, _ in boxes} - set(category_ids))
     if unknown:
-        raise DatasetError(f"{path}: expected classes of VOC, got {unknown}; pass the list of your classes")
-    kept = [box for box in boxes if box[1][2] > 0 and box[1][3] > 0]
-    return CocoImage(number, str(picture.resolve()), width, height), kept
+        raise DatasetError(
+            f"{path}: expected classes among {sorted(category_ids)[:20]}, got {unknown[:5]}; pass all of yours with "
+            "--classes a,b,c"
+        )
+    return CocoImage(number, str(picture.resolve()), width, height), boxes
 
 
-def _box(item: Element, path: Path, width: int, height: int) -> Box:
+def _picture(folder: Path, stem: str, told: str) -> Path:
+    """The image of an annotation: of the same name and any usual suffix, else as the annotation's ``filename``."""
+    names = [f"{stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")]
+    names += [Path(told.replace("\\", "/")).name] if told else []
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def _box(item: Element, path: Path) -> Box:
+    """Corners in either order: a box drawn from right to left is a box."""
     label = (item.findtext("name") or "").strip()
-    left, top, right, bottom = (_number(item, f"bndbox/{edge}", path) for edge in ("xmin", "ymin", "xmax", "ymax"))
-    x, y = max(0.0, left - 1.0), max(0.0, top - 1.0)
-    box = (x, y, min(float(width), right) - x, min(float(height), bottom) - y)
+    edges = [_number(item, f"bndbox/{edge}", path) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    left, right = sorted((edges[0], edges[2]))
+    top, bottom = sorted((edges[1], edges[3]))
+    box = (left - 1.0, top - 1.0, right - left + 1.0, bottom - top + 1.0)
     return label, box, (item.findtext("difficult") or "0").strip() == "1"
 
 

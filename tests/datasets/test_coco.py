@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, read_user_coco
 from ppal_backend.errors import DatasetError
 
 
@@ -108,3 +111,108 @@ def test_no_file_or_no_json(tmp_path, content, text):
         path.write_bytes(content)
     with pytest.raises(DatasetError, match=text):
         CocoDataset.read(path)
+
+
+def picture(path, size, orientation=None):
+    """A picture of ``size`` px as stored, which EXIF may turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image, exif = Image.new("RGB", size), Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif)
+
+
+def user_file(folder, pictures, boxes=(), name="result.json", **more):
+    """A COCO file; ``pictures`` are (file name, width, height), ``boxes`` (position of the image, box)."""
+    content = {
+        "images": [{"id": i, "file_name": n, "width": w, "height": h} for i, (n, w, h) in enumerate(pictures, start=1)],
+        "annotations": [
+            {"id": i, "image_id": n, "category_id": 0, "bbox": b} for i, (n, b) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": 0, "name": "cat"}],
+    }
+    (folder / name).write_text(json.dumps({**content, **more}))
+    return folder / name
+
+
+@pytest.mark.parametrize("named", ["images/a.png", "images\\a.png", "a.png", "./images/a.png"])
+def test_images_are_found_as_other_tools_name_them(tmp_path, named):
+    """Label Studio writes result.json beside images/ with names that repeat the folder."""
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    path = user_file(tmp_path, [(named, 40, 30)])
+    for where in (path, tmp_path):
+        (image,) = read_user_coco(where).dataset.images
+        assert Path(image.file_name).resolve() == (tmp_path / "images" / "a.png").resolve()
+    assert len(read_user_coco(path, tmp_path / "images").dataset.images) == 1
+
+
+def test_a_folder_of_pictures_in_sub_folders_is_not_mistaken(tmp_path):
+    for name in ("images/images/a.png", "images/a.png"):
+        picture(tmp_path / name, (40, 30))
+    path = user_file(tmp_path, [("images/a.png", 40, 30), ("a.png", 40, 30)])
+    found = [image.file_name for image in read_user_coco(path).dataset.images]
+    assert [str(Path(f).relative_to(tmp_path)) for f in found] == ["images/images/a.png", "images/a.png"]
+
+
+def test_label_studios_own_export_of_a_turned_photo_keeps_its_box(tmp_path):
+    """It names the sides of the stored picture with boxes of the shown one: [4, 36, 20, 21] became [4, 36, 20, 4]."""
+    picture(tmp_path / "images" / "a.jpg", (60, 40), orientation=6)
+    found = read_user_coco(user_file(tmp_path, [("a.jpg", 60, 40)], [(1, [4, 36, 20, 21])]))
+    assert (found.dataset.images[0].width, found.dataset.images[0].height) == (40, 60)
+    assert found.dataset.annotations[0].bbox_xywh == (4, 36, 20, 21)
+    assert (found.report.turned, found.report.clipped, found.report.dropped) == (1, 0, 0)
+    assert "the sides of 1 images were exchanged" in str(found.report)
+
+
+@pytest.mark.parametrize(("orientation", "wanted"), [(6, (4, 36, 5, 20)), (8, (31, 4, 5, 20)), (5, (31, 36, 5, 20))])
+def test_boxes_of_the_stored_picture_are_turned_with_it(tmp_path, orientation, wanted):
+    picture(tmp_path / "images" / "a.jpg", (60, 40), orientation)
+    boxes = [(1, [36, 31, 20, 5]), (1, [50, 1, 9, 9])]  # the second lies within 60 x 40 only
+    found = read_user_coco(user_file(tmp_path, [("a.jpg", 60, 40)], boxes)).dataset
+    assert (found.images[0].width, found.images[0].height) == (40, 60)
+    reference = np.zeros((40, 60, 3), np.uint8)
+    reference[31:36, 36:56] = 255
+    stored = Image.fromarray(reference)
+    stored.getexif()[0x0112] = orientation
+    shown = np.asarray(ImageOps.exif_transpose(stored))[:, :, 0]
+    ys, xs = np.nonzero(shown)
+    assert (xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()) == wanted
+    assert found.annotations[0].bbox_xywh == wanted
+
+
+def test_another_size_than_the_pictures_is_refused_by_name(tmp_path):
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    with pytest.raises(
+        DatasetError, match=r"image 1 \(a.png\) of 80 x 60 px as the file says, got a picture of 40 x 30"
+    ):
+        read_user_coco(user_file(tmp_path, [("a.png", 80, 60)]))
+    picture(tmp_path / "images" / "b.jpg", (60, 40), orientation=6)
+    both = [(1, [50, 1, 9, 9]), (1, [1, 50, 9, 9])]
+    with pytest.raises(DatasetError, match="some that fit only as shown and some only as stored"):
+        read_user_coco(user_file(tmp_path, [("b.jpg", 60, 40)], both))
+
+
+def test_ids_are_whole_numbers_also_as_text_and_annotations_may_have_none(tmp_path):
+    """`demo` said "expected a listed image_id, got 1" although 1 was listed."""
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    row = {"image_id": "7", "category_id": "3", "bbox": [1, 1, 5, 5]}
+    image = {"id": "7", "file_name": "a.png", "width": 40.0, "height": 30}
+    path = user_file(tmp_path, [], images=[image], annotations=[row, row], categories=[{"id": 3.0, "name": "cat"}])
+    found = read_user_coco(path).dataset
+    assert (found.image_ids, [row.id for row in found.annotations]) == ((7,), [1, 2])
+    assert found.annotations[0].category_id == found.categories[0].id == 3
+    path.write_text(path.read_text().replace('"id": "7"', '"id": "a-7"'))
+    with pytest.raises(DatasetError, match=r"images\[0\].id to be a whole number, got 'a-7'; number images"):
+        read_user_coco(path)
+
+
+def test_no_message_carries_a_whole_input(tmp_path):
+    """A Latin-1 file of 4.4 MB printed 4.8 million characters."""
+    path = tmp_path / "pool.json"
+    path.write_bytes(b'{"images": "' + "é".encode("latin-1") * 500_000 + b'"}')
+    for read in (read_user_coco, CocoDataset.read):
+        with pytest.raises(DatasetError, match=r"expected UTF-8 in .*save the file as UTF-8") as caught:
+            read(path)
+        assert len(str(caught.value)) < 400
+    long = DatasetError("expected this, got " + "x" * 100_000 + "; do that")
+    assert len(str(long)) < 1000 and str(long).startswith("expected this") and str(long).endswith("; do that")

@@ -13,7 +13,7 @@ import requests
 
 from ppal_backend.demo import label_studio_server
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.ground_truth import load_user_coco
+from ppal_backend.demo.ground_truth import load_truth
 from ppal_backend.demo.label_studio_server import (
     LabelStudioServer,
     free_port,
@@ -205,7 +205,7 @@ CONFIG = (
 def truth(tmp_path_factory):
     out = tmp_path_factory.mktemp("images") / "demo"
     generate(out, 40, 5, size=64)
-    return load_user_coco(out)
+    return load_truth(out)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_a_broken_file_is_a_dataset_error_that_names_it(tmp_path: Path, content:
     path = write(tmp_path / "broken.json", content)
     with pytest.raises(DatasetError, match=r"broken\.json"):
         read_coco(path, ("a",))
-    with pytest.raises(DatasetError, match="found none"):
+    with pytest.raises(DatasetError, match="got none"):
         read_coco(tmp_path / "absent.json", ("a",))
 
 

@@ -108,9 +108,9 @@ def test_labelled_images_leave_the_pool_and_are_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"images": []}, "expected unlabelled images in"),
-        ({}, "expected images with id, file_name, width and height"),
-        ({"images": [{"id": 1}]}, "expected images with id, file_name"),
+        ({"images": []}, "expected images, got an empty list"),
+        ({}, "expected a list 'images'"),
+        ({"images": [{"id": 1}]}, r"expected images\[0\].file_name to be str, got None"),
         ({"images": [{"id": 1, "file_name": "gone.jpg", "width": 9, "height": 9}]}, "1 missing.*gone.jpg"),
     ],
 )

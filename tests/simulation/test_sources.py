@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from ppal_backend.datasets.coco import read_user_coco
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.simulation.benchmark import Benchmark
 from ppal_backend.simulation.presets import FOLDER, load_preset, preset_names
-from ppal_backend.simulation.sources import DataSource, read_coco, source_from
+from ppal_backend.simulation.sources import DataSource, source_from
 from ppal_backend.simulation.variants import parse_variants
 from ppal_backend.simulation.voc import LABELS, read_voc
 from tests.simulation.fakes import benchmark
@@ -34,7 +36,10 @@ def test_voc_boxes_are_one_based_and_include_the_last_pixel(tmp_path):
         (lambda f: (f / "Annotations" / "000001.xml").write_text("<annotation>"), "expected VOC XML in .*000001.xml"),
         (lambda f: (f / "ImageSets" / "Main" / "trainval.txt").unlink(), "expected the image list .*trainval.txt"),
         (lambda f: (f / "JPEGImages" / "000001.jpg").unlink(), "1 missing, such as .*000001.jpg"),
-        (lambda f: replace_in(f, "<name>dog</name>", "<name>dragon</name>"), "expected classes of VOC, got .'dragon'"),
+        (
+            lambda f: replace_in(f, "<name>dog</name>", "<name>dragon</name>"),
+            "got .'dragon'.; pass all of yours with --classes",
+        ),
         (
             lambda f: replace_in(f, "<xmin>1</xmin>", "<xmin>left</xmin>"),
             "expected a number in bndbox/xmin, got 'l",
@@ -55,6 +60,50 @@ def replace_in(folder, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+SWAPPED = "<bndbox><xmin>9</xmin><ymin>8</ymin><xmax>3</xmax><ymax>2</ymax></bndbox>"
+
+
+def own_voc(root, names, size=(20, 10), listed=None, suffix=".png"):
+    """A VOC folder with a class of its own."""
+    folder = root / "VOC2024"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / f"{name}{suffix}")
+        sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        (folder / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation>{sides}<object><name>crab</name>{SWAPPED}</object></annotation>"
+        )
+    (folder / "ImageSets" / "Main" / "all.txt").write_text("\n".join(listed or names))
+    return [("2024", "all")]
+
+
+def test_voc_with_classes_of_its_own_takes_them_and_says_how(tmp_path):
+    splits = own_voc(tmp_path, ["a"])
+    with pytest.raises(DatasetError, match=r"got \['crab'\]; pass all of yours with --classes a,b,c"):
+        read_voc(tmp_path, splits)
+    data = source_from(
+        {"format": "voc", "data": tmp_path, "train_splits": splits, "test_splits": splits, "classes": "crab, x"}
+    )
+    assert data.classes == ("crab", "x") and data.load(tmp_path).pool.labels == ("crab", "x")
+
+
+def test_names_with_spaces_and_dots_other_suffixes_and_class_lists_are_found(tmp_path):
+    names = ["my photo", "cam.1", "plain"]
+    found = read_voc(tmp_path, own_voc(tmp_path, names, listed=["my photo", "cam.1 -1", "plain  1"]), ("crab",))
+    assert [Path(image.file_name).name for image in found.images] == [f"{name}.png" for name in names]
+
+
+def test_swapped_corners_are_a_box(tmp_path):
+    found = read_voc(tmp_path, own_voc(tmp_path, ["a"]), ("crab",))
+    assert [row.bbox_xywh for row in found.annotations] == [(2.0, 1.0, 7.0, 7.0)]
+
+
+def test_the_size_in_voc_xml_is_held_against_the_picture(tmp_path):
+    with pytest.raises(DatasetError, match="of 40 x 10 px as the file says, got a picture of 20 x 10"):
+        read_voc(tmp_path, own_voc(tmp_path, ["a"], size=(40, 10)), ("crab",))
 
 
 def test_a_folder_without_voc_is_refused(tmp_path):
@@ -81,7 +130,7 @@ def test_the_coco_preset_reads_the_published_layout(tmp_path):
 
 def test_coco_files_are_cleaned(tmp_path):
     path = write_coco(tmp_path, [[-5, 10, 20, 20], [200, 10, 5, 5], [10, 10, 0, 5], [90, 60, 50, 50]])
-    boxes = [row.bbox_xywh for row in read_coco(path, tmp_path).annotations]
+    boxes = [row.bbox_xywh for row in read_user_coco(path, tmp_path).dataset.annotations]
     assert boxes == [(0.0, 10.0, 15.0, 20.0), (90.0, 60.0, 6.0, 4.0)]
 
 
@@ -94,7 +143,7 @@ def test_coco_files_are_cleaned(tmp_path):
         (lambda c: c["annotations"][0].update(category_id=77), "listed category, got category_id 77"),
         (lambda c: c["annotations"][0].update(image_id=77), "listed image, got image_id 77"),
         (lambda c: c["annotations"][0].update(id=2), "every id in annotations once"),
-        (lambda c: c.update(images=[], annotations=[]), "expected a test set with images and boxes, got 0 images"),
+        (lambda c: c.update(images=[], annotations=[]), "bad.json: expected images, got an empty list"),
         (lambda c: c["annotations"].clear(), "expected a test set with images and boxes"),
         (lambda c: c["categories"].append({"id": 8, "name": "dragon"}), "classes of the test set .*'dragon'"),
     ],
