@@ -9,7 +9,8 @@
     ├── RoundCancelled             somebody asked the round to stop; it can be resumed
     ├── LeaseLost                  another process may hold the round; this one must change nothing any more
     ├── StateError                 stored state does not allow what was asked (unknown project, no version …)
-    │   └── DamagedArtifact            a file in the bucket of the artifacts is not as it was written
+    │   ├── DamagedArtifact            a file in the bucket of the artifacts is not as it was written
+    │   └── NoState                    there is no state where the settings look for it
     ├── StoreUnavailable           the state database is locked, full or down: worth another try
     ├── QueueUnavailable           the job queue does not answer: worth another try
     ├── ArtifactsUnavailable       the bucket of the artifacts does not answer: worth another try
@@ -80,6 +81,10 @@ class StateError(PPALError):
 
 class DamagedArtifact(StateError):
     """A file in the bucket of the artifacts is not as it was written."""
+
+
+class NoState(StateError):
+    """No backend has kept state where the settings look for it."""
 
 
 class StoreUnavailable(PPALError):

@@ -11,7 +11,6 @@ from ppal_backend.store import Lease, Store
 log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 5.0
-ALIVE_WITHIN_S = 30.0
 
 
 class Heartbeat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 
 from ppal_backend.commands.shared import FAILED, AsJson, console, errors_in_one_line, print_json, waiting
 from ppal_backend.doctor.finding import Finding
+from ppal_backend.errors import StateError
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
 
@@ -22,17 +24,20 @@ def doctor(as_json: AsJson = False) -> None:
     Example: ppal doctor
     """
     from ppal_backend.doctor.run import diagnose
-    from ppal_backend.store import open_store
+    from ppal_backend.store import Database, Store, find_store
 
     with errors_in_one_line(as_json):
         settings = _settings()
-        store = open_store(settings)
         found = []
-        for finding in diagnose(settings, store):
-            found.append(finding)
-            if not as_json:
-                _show(finding)
-        store.close()
+        try:
+            store = find_store(settings)
+        except StateError:  # which is one of the findings
+            store = Store(Database("sqlite://"))
+        with closing(store):
+            for finding in diagnose(settings, store):
+                found.append(finding)
+                if not as_json:
+                    _show(finding)
     if as_json:
         print_json([asdict(finding) for finding in found])
     if any(finding.state == "failed" for finding in found):

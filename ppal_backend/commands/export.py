@@ -44,7 +44,7 @@ def export(
     from ppal_backend.operations.exporting import predictions_of
 
     left_out: dict[str, Any] = {}
-    with opened(as_json) as (settings, store):
+    with opened(as_json, project) as (settings, store):
         if predictions:
             found = predictions_of(settings, store, project)
         else:

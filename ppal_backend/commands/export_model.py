@@ -9,10 +9,17 @@ from typing import Annotated
 
 import typer
 
-from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, print_json, settings_and_logging, waiting
+from ppal_backend.commands.shared import (
+    AsJson,
+    console,
+    errors_in_one_line,
+    print_json,
+    settings_and_logging,
+    state_of,
+    waiting,
+)
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.settings import Settings
-from ppal_backend.store import open_store
 from ppal_backend.structures.round import ModelRef
 
 
@@ -69,12 +76,9 @@ def export_model(
 
 def _active(settings: Settings, project: int) -> ModelRef:
     """The model of a project's active version."""
-    store = open_store(settings)
-    try:
+    with state_of(settings, project) as store:
         store.projects.get(project)
         version = store.versions.active(project, with_model=True)
-    finally:
-        store.close()
     if version is None:
         raise StateError(
             f"expected a version of project {project} with a trained model, got none; annotate tasks and start a round "

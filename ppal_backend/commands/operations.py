@@ -29,7 +29,7 @@ def versions(project: Project, as_json: AsJson = False) -> None:
     """
     from ppal_backend.operations.rollback import has_artifacts
 
-    with opened(as_json) as (settings, store):
+    with opened(as_json, project) as (settings, store):
         store.projects.get(project)
         rows = [{**asdict(v), "files": has_artifacts(settings, v)} for v in store.versions.of_project(project)]
         if as_json:
@@ -55,7 +55,7 @@ def rollback(
     from ppal_backend.label_studio.source import connect
     from ppal_backend.operations.rollback import roll_back
 
-    with opened(as_json) as (settings, store), connect(settings, store.projects.get(project).url) as client:
+    with opened(as_json, project) as (settings, store), connect(settings, store.projects.get(project).url) as client:
         with waiting(f"going back to {version}"):
             done = roll_back(settings, store, client, project, version)
         still_open = store.rounds.is_open(project)
@@ -81,7 +81,7 @@ def prune(
     """
     from ppal_backend.operations.pruning import prune_images, prune_project
 
-    with opened(as_json) as (settings, store):
+    with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
         rows = [
             {"project": p.id, "round": item.round_number, "bytes": item.size_bytes}

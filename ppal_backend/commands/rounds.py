@@ -26,8 +26,10 @@ def status(
     """
     from ppal_backend.service import readiness
 
-    with opened(as_json) as (_, store):
+    with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
+        if not projects and not as_json:
+            console.print(f"no project is connected in {settings.model_dir.resolve()}", highlight=False, soft_wrap=True)
         if as_json:
             print_json(
                 [
@@ -66,7 +68,7 @@ def start_round(
 
     Example: ppal round 1 --rank
     """
-    with opened(as_json) as (_, store):
+    with opened(as_json, project) as (_, store):
         record = store.rounds.request(project, "rank" if rank_only else "train", "asked for by ppal round")
         if as_json:
             print_json({"project": project, "round": record.number, "kind": record.kind, "state": record.state})
@@ -79,7 +81,7 @@ def cancel(project: Project, as_json: AsJson = False) -> None:
 
     Example: ppal cancel 1
     """
-    with opened(as_json) as (_, store):
+    with opened(as_json, project) as (_, store):
         store.projects.get(project)
         rounds = [r for r in store.rounds.of_project(project) if r.finished_at is None]
         if not rounds:
@@ -103,7 +105,7 @@ def pause(project: Project, as_json: AsJson = False) -> None:
 
     Example: ppal pause 1
     """
-    with opened(as_json) as (_, store):
+    with opened(as_json, project) as (_, store):
         changed = store.projects.set_paused(project, True)
         store.projects.set_problem(project, "pause", PAUSED.format(project))
         _tell(project, True, changed, f"project {project} is {'now' if changed else 'already'} paused", as_json)
@@ -114,7 +116,7 @@ def resume(project: Project, as_json: AsJson = False) -> None:
 
     Example: ppal resume 1
     """
-    with opened(as_json) as (_, store):
+    with opened(as_json, project) as (_, store):
         changed = store.projects.set_paused(project, False)
         store.projects.set_problem(project, "pause", "")
         _tell(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)

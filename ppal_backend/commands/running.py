@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,9 @@ from ppal_backend.commands.shared import (
     print_json,
     settings_and_logging,
 )
-from ppal_backend.errors import StateError
+from ppal_backend.errors import StateError, StoreUnavailable
+from ppal_backend.settings import Settings
+from ppal_backend.store import ALIVE_WITHIN_S, Lease, announce, database_file, open_store
 
 Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs that train one detector together (PPAL_GPUS)")]
 
@@ -45,14 +48,15 @@ def up(
     """
     with errors_in_one_line():
         _for_children(gpus)
-        settings_and_logging()
         if profile is Profile.full:
             from ppal_backend.topology.full import run_full
 
+            settings_and_logging()
             run_full(folder, aside)
         else:
             from ppal_backend.launcher import up as run_up
 
+            _starting("up")
             run_up()
 
 
@@ -64,7 +68,7 @@ def serve() -> None:
     from ppal_backend.launcher import serve as run_serve
 
     with errors_in_one_line():
-        settings_and_logging()
+        _starting("serve")
         run_serve()
 
 
@@ -85,7 +89,7 @@ def worker(
         return _need_worker()
     with errors_in_one_line():
         _for_children(gpus)
-        run_worker(settings_and_logging(), parallel_rounds=rounds)
+        run_worker(_starting("worker"), parallel_rounds=rounds)
 
 
 def migrate(as_json: AsJson = False) -> None:
@@ -95,7 +99,7 @@ def migrate(as_json: AsJson = False) -> None:
     """
     from ppal_backend.store.migrate import HEAD
 
-    with opened(as_json) as (_, store):
+    with errors_in_one_line(as_json), closing(open_store(settings_and_logging())) as store:
         kind = "SQLite" if store.database.is_sqlite else "PostgreSQL"
     if as_json:
         print_json({"database": kind, "schema": HEAD})
@@ -104,9 +108,6 @@ def migrate(as_json: AsJson = False) -> None:
 
 
 def _need_worker() -> None:
-    from ppal_backend.heartbeat import ALIVE_WITHIN_S
-    from ppal_backend.store import Lease
-
     with opened() as (_, store):
         ages = [age for name, age in store.workers.ages_s().items() if Lease.parse(name).is_here]
         if min(ages, default=ALIVE_WITHIN_S) >= ALIVE_WITHIN_S:
@@ -114,6 +115,22 @@ def _need_worker() -> None:
                 f"expected a worker of this machine within {ALIVE_WITHIN_S:.0f} s, got none; start ppal worker"
             )
         console.print(f"a worker was last heard of {min(ages):.0f} s ago", highlight=False)
+
+
+def _starting(command: str) -> Settings:
+    """The settings of a process that stays, after what would hinder it has been looked for, and its note.
+
+    ``ppal up`` starts its processes again and again, so what cannot work is an error before. A database or queue on
+    another machine may come up later.
+    """
+    settings = settings_and_logging()
+    try:
+        open_store(settings).close()
+    except StoreUnavailable:
+        if database_file(settings.state_url) is not None:
+            raise
+    announce(settings, command)
+    return settings
 
 
 def _for_children(gpus: int | None) -> None:

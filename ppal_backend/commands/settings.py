@@ -9,9 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, print_json, settings_and_logging
+from ppal_backend.commands.shared import AsJson, console, errors_in_one_line, print_json, settings_and_logging, state_of
 from ppal_backend.settings import config_file
-from ppal_backend.store import open_store
 
 
 def settings(
@@ -30,11 +29,8 @@ def settings(
         found = settings_and_logging()
         overrides = {}
         if project is not None:
-            store = open_store(found)
-            try:
+            with state_of(found, project) as store:
                 overrides = store.projects.get(project).options
-            finally:
-                store.close()
         parts = {"operator": operator_settings(found), "projects": project_options(found, overrides)}
         file = config_file()
         if as_json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +20,7 @@ from rich.markup import escape
 from ppal_backend.errors import PPALError, RoundCancelled
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
-from ppal_backend.store import Store, open_store
+from ppal_backend.store import Store, find_store, hint_of_another
 from ppal_backend.structures.progress import OnProgress, Progress
 
 console = Console()
@@ -45,15 +45,29 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
-    """A known error becomes one line, or the JSON document ``{"error": …, "kind": …}``, and an exit code."""
+    """A known error, and one of the system about a file, becomes one line, or the JSON document
+    ``{"error": …, "kind": …}``, and an exit code."""
     try:
         yield
-    except PPALError as error:
+    except BrokenPipeError:
+        raise  # whoever read the answer has seen enough; click ends quietly
+    except (PPALError, OSError) as error:
+        told = str(error) if isinstance(error, PPALError) else _about_a_file(error)
         if as_json:
-            print_json({"error": str(error), "kind": type(error).__name__})
+            print_json({"error": told, "kind": type(error).__name__})
         else:
-            aside.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            aside.print(f"[bold red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
         raise typer.Exit(STOPPED if isinstance(error, RoundCancelled) else FAILED) from None
+
+
+def _about_a_file(error: OSError) -> str:
+    what = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    if error.filename is None:
+        return f"the system refused a call ({type(error).__name__}): {what}"
+    return (
+        f"expected to use {error.filename!s}, got: {what}; check the path, whether this user may write there, and the "
+        "space on its disk"
+    )
 
 
 def settings_and_logging() -> Settings:
@@ -64,15 +78,32 @@ def settings_and_logging() -> Settings:
 
 
 @contextmanager
-def opened(as_json: bool = False) -> Iterator[tuple[Settings, Store]]:
-    """Settings and state for the duration of a command."""
+def opened(as_json: bool = False, project: int | None = None) -> Iterator[tuple[Settings, Store]]:
+    """Settings and the state that a backend keeps, for the duration of a command; see :func:`state_of`."""
     with errors_in_one_line(as_json):
         settings = settings_and_logging()
-        store = open_store(settings)
-        try:
+        with state_of(settings, project) as store:
             yield settings, store
-        finally:
-            store.close()
+
+
+@contextmanager
+def state_of(settings: Settings, project: int | None = None) -> Iterator[Store]:
+    """The state that a backend keeps. Commands never make it: in the wrong folder they would find it empty.
+
+    Where another folder is the running backend's, that is told on standard error.
+
+    Args:
+        settings: where to look.
+        project: the project that the command is about.
+
+    Raises:
+        StateError: there is none; the text tells where it was looked for and where a running backend's is.
+    """
+    with closing(find_store(settings, project)) as store:
+        hint = hint_of_another(settings, store)
+        if hint:
+            aside.print(f"[yellow]note:[/] {escape(hint)}", highlight=False, soft_wrap=True)
+        yield store
 
 
 @contextmanager

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import httpx
 
 from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
-from ppal_backend.errors import ArtifactsUnavailable, DetectorError, QueueUnavailable, SettingsError
+from ppal_backend.errors import (
+    ArtifactsUnavailable,
+    DetectorError,
+    QueueUnavailable,
+    SettingsError,
+    StateError,
+    StoreUnavailable,
+)
 from ppal_backend.jobs.queue import open_queue
 from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.service import auth, readiness
 from ppal_backend.settings import Settings
-from ppal_backend.store import Store
+from ppal_backend.store import Store, find_store, hint_of_another
 
 HEALTH_TIMEOUT_S = 3.0
 
@@ -32,8 +40,18 @@ def credentials(settings: Settings) -> Finding:
 
 
 def state(settings: Settings, store: Store) -> list[Finding]:
-    """Database, worker and disk, as ``/ready`` sees them; and events that could not be used."""
-    found = [
+    """Database, worker and disk, as ``/ready`` sees them; and events that could not be used. Where no backend has kept
+    state yet, that alone, and where a running one keeps its own."""
+    found: list[Finding] = []
+    try:
+        with closing(find_store(settings)) as kept:
+            seen, _, advice = hint_of_another(settings, kept).partition("; ")
+            found += [warning("state", seen, advice)] if seen else []
+    except StateError as error:
+        return [split("state", str(error))]
+    except StoreUnavailable:
+        pass  # told below
+    found += [
         split(name, problem) if problem else ok(name, _WELL[name])
         for name, problem in readiness.problems(settings, store).items()
     ]
@@ -47,8 +65,9 @@ def state(settings: Settings, store: Store) -> list[Finding]:
 
 def queue(settings: Settings) -> Finding:
     """Whether the job queue answers."""
+    there = bool(settings.queue_url.get_secret_value()) or settings.jobs_file.is_file()  # a file comes with the backend
     try:
-        waiting = open_queue(settings).pending()
+        waiting = open_queue(settings).pending() if there else 0
     except SettingsError as error:
         return failed("queue", str(error), "correct PPAL_QUEUE_URL, or leave it empty for a queue in MODEL_DIR")
     except QueueUnavailable as error:

@@ -20,7 +20,7 @@ from importlib.metadata import version as release_of
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.errors import StateError
+from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.settings import Settings
@@ -55,7 +55,7 @@ def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgr
     if target.exists():
         raise StateError(f"expected a new file to back up to, got {target}, which exists; choose another name")
     root = settings.model_dir.resolve()
-    with tempfile.TemporaryDirectory(dir=_made(root), prefix=".backup-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root if root.is_dir() else None, prefix=".backup-") as scratch:
         files = {str(path.relative_to(root)): path for path in _files(settings, store)}
         source = database_file(settings.state_url)
         if source is not None:
@@ -88,6 +88,8 @@ def restore(
     Raises:
         StateError: ``source`` is no backup or damaged, there is data and not ``force``, or a round is running.
     """
+    if not source.is_file():
+        raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
     occupied = [path for path in root.iterdir() if not path.name.startswith((".", "replaced-"))]
     if occupied and not force:
@@ -141,9 +143,14 @@ def _files(settings: Settings, store: Store) -> Iterator[Path]:
 
 def _copy_database(source: Path, target: Path) -> Path:
     """A consistent copy while others write."""
-    with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(target)) as copy:
-        live.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, no log beside it
+    try:
+        with contextlib.closing(sqlite3.connect(source)) as live, contextlib.closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, no log beside it
+    except sqlite3.Error as error:
+        raise StoreUnavailable(
+            f"expected a copy of {source} in {target.parent}, got: {error}; make room on that disk, then back up again"
+        ) from error
     return target
 
 

@@ -6,9 +6,9 @@ import logging
 import shutil
 
 from ppal_backend.errors import StoreUnavailable
-from ppal_backend.heartbeat import ALIVE_WITHIN_S, heartbeat_age_s
+from ppal_backend.heartbeat import heartbeat_age_s
 from ppal_backend.settings import Settings
-from ppal_backend.store import Store
+from ppal_backend.store import ALIVE_WITHIN_S, Store
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ppal_backend.errors import SettingsError, StoreUnavailable
-from ppal_backend.store.migrate import migrate
+from ppal_backend.errors import NoState, SettingsError, StoreUnavailable
+from ppal_backend.store.migrate import check_schema, migrate
 from ppal_backend.store.tables import now
 
 __all__ = ["Database", "IntegrityError"]
@@ -29,25 +29,31 @@ class Database:
     Args:
         url: ``sqlite:///FILE``, ``sqlite://`` (in memory, for one process) or ``postgresql://…``.
         busy_timeout_s: how long a writer waits for another one under SQLite.
+        create: make the database, or bring it to this release's schema; else it must be there and of this schema.
 
     Raises:
         SettingsError: the URL is none, or its driver is not installed.
         StoreUnavailable: the database does not answer, or is locked.
-        StateError: a newer release has used it.
+        StateError: a newer release has used it, or without ``create`` an older one.
+        NoState: without ``create``, there is none.
     """
 
-    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, create: bool = True) -> None:
         parsed = _parsed(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.name = parsed.render_as_string(hide_password=True)
         in_memory = self.is_sqlite and parsed.database in (None, "", ":memory:")
         if self.is_sqlite and not in_memory:
-            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+            file = Path(str(parsed.database))
+            if create:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            elif not file.is_file():
+                raise NoState(f"expected the state of a backend in {file.parent}, got no {file.name} in it")
         self.engine = _engine(parsed, self.is_sqlite, in_memory, busy_timeout_s)
         # In memory there is one connection for all threads: they take turns.
         self._turn: AbstractContextManager[Any] = threading.RLock() if in_memory else nullcontext()
         with self._told():
-            migrate(self.engine)
+            migrate(self.engine) if create else check_schema(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         self._open = threading.local()  # the transaction that this thread is in
 

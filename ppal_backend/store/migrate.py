@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
-from ppal_backend.errors import StateError
+from ppal_backend.errors import NoState, StateError
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,10 @@ HEAD = "0004"
 
 FIRST = "0001"
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_TOO_NEW = (
+    "expected a state database of schema {} or older, got {}: a newer release of ppal-backend has used it; install "
+    "that release again, or restore a backup made by this one"
+)
 _LOCK = 7_705_361  # names our advisory lock in PostgreSQL; any number that nobody else uses there
 
 
@@ -40,6 +44,26 @@ def migrate(engine: Engine) -> None:
             _upgrade(connection, found)
 
 
+def check_schema(engine: Engine) -> None:
+    """See that a database is at the schema of this release, and change nothing.
+
+    Raises:
+        NoState: it holds no tables.
+        StateError: it is at another schema.
+    """
+    with engine.connect() as connection:
+        found = _revision(connection.execution_options(readonly=True))
+    if found is None:
+        raise NoState("expected the state of a backend in the database, got no tables")
+    if found < HEAD:
+        raise StateError(
+            f"expected a state database of schema {HEAD}, got {found} of an older release; stop that release's service "
+            "and worker, then run ppal migrate"
+        )
+    if found != HEAD:
+        raise StateError(_TOO_NEW.format(HEAD, found))
+
+
 def _revision(connection: Connection) -> str | None:
     """The step a database is at; None for a new one."""
     tables = set(inspect(connection).get_table_names())
@@ -58,10 +82,7 @@ def _upgrade(connection: Connection, found: str | None) -> None:
     config.attributes["connection"] = connection
     known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
-        raise StateError(
-            f"expected a state database of schema {HEAD} or older, got {found}: a newer release of ppal-backend has "
-            "used it; install that release again, or restore a backup made by this one"
-        )
+        raise StateError(_TOO_NEW.format(HEAD, found))
     if found is not None and not inspect(connection).has_table("alembic_version"):
         command.stamp(config, found)
     log.info("state database: schema %s is brought to %s", found or "(new)", HEAD)

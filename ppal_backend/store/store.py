@@ -33,9 +33,14 @@ class Store:
         self.database.close()
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that the settings name; made when it does not exist."""
-    return Store(Database(settings.state_url))
+def open_store(settings: Settings, create: bool = True) -> Store:
+    """The store that the settings name; made when it does not exist, or without ``create`` an error.
+
+    Raises:
+        NoState: without ``create``, there is none.
+        StateError: another release has used it.
+    """
+    return Store(Database(settings.state_url, create=create))
 
 
 def database_file(url: str) -> Path | None:

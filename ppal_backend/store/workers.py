@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import WorkerRow
 
+ALIVE_WITHIN_S = 30.0
 FORGET_AFTER_S = 86_400.0
 
 
