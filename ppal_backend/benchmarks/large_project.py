@@ -31,7 +31,7 @@ from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco
 from ppal_backend.demo.label_studio_server import LabelStudioServer
 from ppal_backend.demo.run import label_config_of
-from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.queue import QueueItem, publish, queue_scores
 from ppal_backend.label_studio.schema import parse_label_config
@@ -73,9 +73,9 @@ class World:
     def prepare(self, folder: Path, on_progress: object) -> PreparedData:
         """The snapshot as data; every image is said to be there."""
         schema = parse_label_config((folder / "label_config.xml").read_text())
-        tasks = [int(task["id"]) for task in self._client.read_export(folder / "annotated.json")]
+        tasks = [int(task["id"]) for task in read_export(folder / "annotated.json")]
         found = {i: ImageInfo(i, Path(f"{i}.jpg"), SIDE, SIDE) for i in tasks}
-        labelled, _ = annotations_to_coco(self._client.read_export(folder / "annotated.json"), schema, found)
+        labelled, _ = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
         lines = (folder / "pool.jsonl").read_text().splitlines()
         pool = [PoolEntry(int(json.loads(line)[0]), "", SIDE, SIDE) for line in lines]
         return PreparedData(labelled, pool, schema.labels, {})

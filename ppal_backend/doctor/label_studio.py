@@ -52,7 +52,7 @@ def clock(client: LabelStudioClient, now: Callable[[], float] = time.time) -> Fi
     """How far this machine's clock is from Label Studio's, by the Date header of an answer."""
     try:
         before = now()
-        with client.stream("/api/version") as answer:
+        with client.transport.stream("/api/version") as answer:
             told = answer.headers.get("Date", "")
         here = (before + now()) / 2
         skew_s = parsedate_to_datetime(told).timestamp() - here

@@ -1,4 +1,10 @@
-"""Label Studio's two kinds of token as one ``httpx.Auth``."""
+"""Where one Label Studio is, and which requests may carry its token.
+
+Tasks, redirects and browsers name Label Studio as people see it, the backend reaches it as the operator set it: another
+host name, a port of its own, a proxy with a path in front. All of these are one Label Studio (:class:`Addresses`). What
+is asked of it is always asked at the backend's own address, so the token goes there and nowhere else, whatever anybody
+calls himself (:class:`TokenAuth`).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +12,20 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
-from ppal_backend.label_studio.addresses import same_origin
 
 REFRESH_PATH = "/api/token/refresh/"
 _RENEW_BEFORE_S = 60.0
 _DEFAULT_LIFETIME_S = 300.0
 
-_WHERE = {
+_ADVICE = {
     "pat": (
         "create a new one in Label Studio under Account & Settings > Personal Access Token "
         "and set LABEL_STUDIO_API_KEY to it"
@@ -29,6 +36,65 @@ _WHERE = {
         "Organization > API Tokens Settings"
     ),
 }
+
+
+def same_origin(url: httpx.URL, base: httpx.URL) -> bool:
+    """Tell whether ``url`` is on the scheme, host and port of ``base`` (or on its https twin)."""
+    if url.host != base.host:
+        return False
+    if url.scheme == base.scheme:
+        return _port(url) == _port(base)
+    return (base.scheme, _port(base), url.scheme, _port(url)) == ("http", 80, "https", 443)
+
+
+def _port(url: httpx.URL) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """One Label Studio under all its names.
+
+    Args:
+        base: Its address as the backend reaches it, without a slash at its end.
+        others: Further addresses of the same one: as people's browsers reach it, as it calls itself. They may be
+            told by anybody: all they do is to have requests sent to ``base`` instead.
+    """
+
+    base: str
+    others: Sequence[str] = ()
+
+    def at_base(self, url: str) -> str | None:
+        """Where the backend reaches what an absolute address or a path on Label Studio's host names.
+
+        Args:
+            url: ``http(s)://…``, or a path that begins with a slash.
+
+        Returns:
+            The address below ``base``, or None when it is not Label Studio's.
+
+        Raises:
+            httpx.InvalidURL: ``url`` cannot be read.
+        """
+        if url.startswith("/"):
+            known = (urlsplit(address).path.rstrip("/") for address in (self.base, *self.others))
+            prefix = next((p for p in known if p and url.startswith(p + "/")), "")
+            return self.base + url.removeprefix(prefix)
+        parsed = httpx.URL(url)
+        if same_origin(parsed, httpx.URL(self.base)):
+            return url
+        for address in self.others:
+            other = httpx.URL(address)
+            prefix = other.path.rstrip("/")
+            if same_origin(parsed, other) and (not prefix or parsed.path.startswith(prefix + "/")):
+                rest = parsed.raw_path.decode("ascii")
+                return self.base + rest.removeprefix(other.raw_path.decode("ascii").rstrip("/"))
+        return None
+
+    def path_of(self, url: str) -> str:
+        """The path of one of Label Studio's own addresses below its base, decoded, without query."""
+        base = unquote(httpx.URL(self.base).path).rstrip("/")
+        return unquote(unquote(httpx.URL(url).path)).removeprefix(base)
 
 
 def token_claims(token: str) -> dict[str, Any] | None:
@@ -45,14 +111,14 @@ def token_claims(token: str) -> dict[str, Any] | None:
 
 
 def _not_label_studio(response: httpx.Response) -> str:
-    """What is told when something else answers where tokens are exchanged: the token is not to blame."""
+    """The error text when something else answers where tokens are exchanged: the token is not to blame."""
     kind = response.headers.get("content-type", "").split(";")[0] or "no content type"
-    told = f"status {response.status_code} ({kind})"
+    answer = f"status {response.status_code} ({kind})"
     if response.is_redirect:
-        told = f"a redirect to {response.headers.get('location', '').split('?')[0][:200]!r}"
+        answer = f"a redirect to {response.headers.get('location', '').split('?')[0][:200]!r}"
     url = response.request.url
     return (
-        f"expected Label Studio at {url.copy_with(path=url.path.removesuffix(REFRESH_PATH) or '/')}, got {told} to "
+        f"expected Label Studio at {url.copy_with(path=url.path.removesuffix(REFRESH_PATH) or '/')}, got {answer} to "
         f"POST {url.path}: this is not Label Studio's address, or a proxy before it takes no such request; set "
         "LABEL_STUDIO_URL to the address that Label Studio answers on itself"
     )
@@ -77,16 +143,16 @@ class TokenAuth(httpx.Auth):
     def __init__(self, base_url: str, api_key: str, clock: Callable[[], float] = time.monotonic) -> None:
         api_key = api_key.strip()
         if not api_key:
-            raise LabelStudioAuthError(f"expected a Label Studio token, got none; {_WHERE['pat']}")
+            raise LabelStudioAuthError(f"expected a Label Studio token, got none; {_ADVICE['pat']}")
         if not api_key.isascii() or any(c.isspace() for c in api_key):
             raise LabelStudioAuthError(
-                f"expected a token of plain letters and digits, got spaces or other characters; {_WHERE['pat']}"
+                f"expected a token of plain letters and digits, got spaces or other characters; {_ADVICE['pat']}"
             )
         claims = token_claims(api_key)
         if claims is not None and claims.get("token_type") == "access":
             raise LabelStudioAuthError(
                 "expected a personal access token or a legacy token, got an access token that lives five minutes; "
-                + _WHERE["pat"]
+                + _ADVICE["pat"]
             )
         self.kind = "legacy" if claims is None else "pat"
         self._base = httpx.URL(base_url)
@@ -101,7 +167,7 @@ class TokenAuth(httpx.Auth):
     @property
     def advice(self) -> str:
         """What to do when this token is refused."""
-        return _WHERE[self.kind]
+        return _ADVICE[self.kind]
 
     def redact(self, text: str) -> str:
         """Return ``text`` without any token that this object knows."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,16 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import ijson
 
-from ppal_backend.errors import LabelStudioError
-from ppal_backend.label_studio import export
-from ppal_backend.label_studio.addresses import Addresses
+from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
+from ppal_backend.files import atomic_file
+from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.transport import NotFound, Transport
 
 if TYPE_CHECKING:
     from label_studio_sdk.base_client import LabelStudioBase
 
 PAGE_SIZE = 1000
+EXPORT_TIMEOUT_S = 1800.0
+_CHUNK = 1 << 16
 WEBHOOK_ACTIONS = (
     "ANNOTATION_CREATED",
     "ANNOTATIONS_CREATED",
@@ -70,7 +72,7 @@ class LabelStudioClient:
         api_key: Personal access token or legacy token; told apart by shape.
         timeout_s: Limit for reads in seconds (export and writes have longer ones).
         tries: How often a read is sent in all.
-        also: Further addresses of the same Label Studio; see :class:`Addresses`.
+        other_urls: Further addresses of the same Label Studio; see :class:`Addresses`.
         http_transport: Replaces the network (tests).
         sleep: Replaces waiting (tests).
     """
@@ -82,7 +84,7 @@ class LabelStudioClient:
         timeout_s: float = 120.0,
         *,
         tries: int = 4,
-        also: Sequence[str] = (),
+        other_urls: Sequence[str] = (),
         http_transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -90,7 +92,7 @@ class LabelStudioClient:
             url, api_key, timeout_s=timeout_s, tries=tries, http_transport=http_transport, sleep=sleep
         )
         self.url = self.transport.base_url
-        self.addresses = Addresses(self.url, tuple(also))
+        self.addresses = Addresses(self.url, tuple(other_urls))
 
     def __repr__(self) -> str:
         return f"LabelStudioClient({self.url!r}, token={self.token_kind!r})"
@@ -142,25 +144,33 @@ class LabelStudioClient:
         answer = self.transport.repeat(lambda: self.transport.write("PATCH", path, json=fields))
         return answer if isinstance(answer, dict) else {}
 
-    def export_tasks(self, project_id: int, task_ids: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        """Yield every task that has an annotation, cancelled ones included, one by one.
-
-        The export lies in a temporary file meanwhile, so 100,000 tasks cost no memory.
-
-        Args:
-            project_id: Project.
-            task_ids: Only these tasks (those without annotation are left out); None for all.
-        """
-        return export.stream(self.transport, project_id, task_ids)
-
     def download_export(self, project_id: int, path: Path) -> Path:
-        """Write the export to ``path`` atomically, for :meth:`read_export`."""
-        return export.download(self.transport, project_id, path)
+        """Write every task that has an annotation, cancelled ones included, to ``path`` for :func:`read_export`.
 
-    @staticmethod
-    def read_export(path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the tasks of a file written by :meth:`download_export` one by one."""
-        return export.read(path)
+        Memory use does not grow with the export. The file is replaced only by a complete one; a project without
+        annotations gives ``[]``.
+
+        Raises:
+            LabelStudioError: The answer is no list of tasks.
+        """
+
+        def attempt() -> Path:
+            route = f"/api/projects/{project_id}/export"
+            stream = self.transport.stream(route, {"exportType": "JSON"}, timeout_s=EXPORT_TIMEOUT_S)
+            with atomic_file(path) as file, stream as response:
+                if "html" in response.headers.get("content-type", ""):
+                    raise LabelStudioError(
+                        "expected a JSON export, got a web page; check that LABEL_STUDIO_URL is Label Studio's"
+                    )
+                end = b""
+                for chunk in response.iter_bytes(_CHUNK):
+                    file.write(chunk)
+                    end = (end + chunk)[-8:]
+                if not end.rstrip().endswith(b"]"):
+                    raise LabelStudioUnavailable("expected a complete export, got a cut-off one; try again")
+            return path
+
+        return self.transport.repeat(attempt)
 
     def unlabelled_tasks(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield ``(task_id, data)`` of every task without a submitted annotation, by rising id.
@@ -212,7 +222,7 @@ class LabelStudioClient:
             last = str(tasks[-1]["updated_at"])
             cursor, page = (cursor, page + 1) if last == cursor else (last, 1)
 
-    def import_predictions(self, project_id: int, items: Sequence[Mapping[str, Any]]) -> int:
+    def import_predictions(self, project_id: int, body: bytes) -> int:
         """Import predictions in one request and return how many Label Studio created.
 
         It drops invalid ones silently: compare the count. Sent once: after an error read back with
@@ -220,12 +230,8 @@ class LabelStudioClient:
 
         Args:
             project_id: Project.
-            items: ``{"task", "result", "score", "model_version"}`` each.
+            body: JSON list of ``{"task", "result", "score", "model_version"}`` each.
         """
-        return self.import_prediction_body(project_id, json.dumps(items, separators=(",", ":")).encode())
-
-    def import_prediction_body(self, project_id: int, body: bytes) -> int:
-        """Like :meth:`import_predictions`, for a list that is JSON already."""
         limit = max(300.0, len(body) / 1e5)
         answer = self.transport.write(
             "POST", f"/api/projects/{project_id}/import/predictions", content=body, timeout_s=limit
@@ -247,15 +253,6 @@ class LabelStudioClient:
         path, body = f"/api/projects/{project_id}/model-versions", {"model_version": version}
         answer = self.transport.repeat(lambda: self.transport.write("DELETE", path, json=body, timeout_s=900.0))
         return int(answer.get("deleted_predictions", 0)) if isinstance(answer, dict) else 0
-
-    def next_task(self, project_id: int) -> dict[str, Any] | None:
-        """Return the task that Label Studio serves this user next (locked for them then), None when all is done."""
-        try:
-            answer = self.transport.get(f"/api/projects/{project_id}/next")
-        except NotFound:
-            self.project(project_id)
-            return None
-        return answer if isinstance(answer, dict) else None
 
     def webhooks(self, project_id: int) -> list[dict[str, Any]]:
         """Return the project's webhooks (``id``, ``url``, ``actions``, ``headers``, ``is_active``, …)."""
@@ -287,7 +284,7 @@ class LabelStudioClient:
         if not ours:
             fields = {"url": url, "project": project_id, "headers": dict(headers or {}), "actions": list(actions)}
             fields |= {"send_payload": True, "send_for_all_actions": False, "is_active": True}
-            self.transport.guarded(lambda: self._sdk.webhooks.create(**fields))
+            self.transport.sdk_call(lambda: self._sdk.webhooks.create(**fields))
             ours = [hook for hook in self.webhooks(project_id) if hook["url"].rstrip("/") == url.rstrip("/")]
             if not ours:
                 raise LabelStudioError(
@@ -303,15 +300,11 @@ class LabelStudioClient:
             return hook
         keys = ("url", "headers", "actions", "is_active", "send_payload", "send_for_all_actions")
         change = {key: wanted[key] for key in keys}
-        self.transport.repeat(lambda: self.transport.guarded(lambda: self._sdk.webhooks.update(hook["id"], **change)))
+        self.transport.repeat(lambda: self.transport.sdk_call(lambda: self._sdk.webhooks.update(hook["id"], **change)))
         return {**hook, **change}
 
-    def stream(self, path: str) -> AbstractContextManager[httpx.Response]:
-        """GET a path of Label Studio itself as a signed stream (see ``image_source``)."""
-        return self.transport.stream(path)
-
     def _sdk_read(self, call: Callable[[], Any]) -> Any:
-        return self.transport.repeat(lambda: self.transport.guarded(call))
+        return self.transport.repeat(lambda: self.transport.sdk_call(call))
 
     def _pages_by_id(self, project_id: int, filters: list[dict[str, Any]], include: str) -> Iterator[dict[str, Any]]:
         last: int | None = None
@@ -353,6 +346,22 @@ class LabelStudioClient:
         if not isinstance(tasks, list):
             raise LabelStudioError("expected a page of tasks, got something else; check Label Studio's version")
         return tasks
+
+
+def read_export(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of an export file one by one, without holding the others.
+
+    Raises:
+        LabelStudioError: The file is cut off or is no list of tasks.
+    """
+    with path.open("rb") as file:
+        try:
+            yield from ijson.items(file, "item", use_float=True)
+        except ijson.JSONError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LabelStudioError(
+                f"expected a complete JSON export in {path.name}, got a broken one ({reason}); export again"
+            ) from None
 
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

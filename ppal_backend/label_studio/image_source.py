@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
-from ppal_backend.label_studio.addresses import Addresses
+from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.network_guard import GuardedNetwork, HostRules, Resolver, resolve
 
@@ -251,7 +251,7 @@ class ImageSource:
         gone = own and status in (404, 424, 500)
         why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
         raise ImageError(
-            f"expected an image at {shown(target.url)}, got {why}; check the file and the storage connection"
+            f"expected an image at {safe_url(target.url)}, got {why}; check the file and the storage connection"
         )
 
     @staticmethod
@@ -259,7 +259,9 @@ class ImageSource:
         try:
             for chunk in response.chunks(_CHUNK):
                 if time.monotonic() > deadline:
-                    raise ImageError(f"expected {shown(target.url)} sooner, got only a part of it in time; try again")
+                    raise ImageError(
+                        f"expected {safe_url(target.url)} sooner, got only a part of it in time; try again"
+                    )
                 yield chunk
         except _NETWORK_ERRORS as error:
             raise _unreachable(own, target, error) from None
@@ -273,7 +275,7 @@ class _Response:
     close: Callable[[], None]
 
 
-def shown(url: str) -> str:
+def safe_url(url: str) -> str:
     """Return an address for messages: without user, query and fragment, which may hold signatures."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
@@ -282,5 +284,5 @@ def shown(url: str) -> str:
 def _unreachable(own: bool, target: Target, error: Exception) -> Exception:
     kind = type(error).__name__
     if own:
-        return LabelStudioUnavailable(f"Label Studio did not send {shown(target.url)} ({kind}); check that it is up")
-    return ImageError(f"expected an image at {shown(target.url)}, got no answer ({kind}); check that the host is up")
+        return LabelStudioUnavailable(f"Label Studio did not send {safe_url(target.url)} ({kind}); check that it is up")
+    return ImageError(f"expected an image at {safe_url(target.url)}, got no answer ({kind}); check that the host is up")

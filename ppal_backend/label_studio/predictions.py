@@ -1,12 +1,11 @@
-"""Detections as Label Studio regions, and regions as boxes."""
+"""Detections as the regions of a Label Studio prediction."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema
@@ -14,15 +13,6 @@ from ppal_backend.structures.detections import Detections, to_numpy
 
 logger = logging.getLogger(__name__)
 _DECIMALS = 4
-
-
-@dataclass(frozen=True)
-class PredictedBox:
-    """One pre-annotation read back: pixels of the image as displayed."""
-
-    label: str
-    box_xyxy: tuple[float, float, float, float]
-    score: float | None
 
 
 def detections_to_result(
@@ -75,22 +65,6 @@ def detections_to_result(
     if unknown:
         logger.debug("task %d: boxes of classes not in the labeling config left out: %s", detections.image_id, unknown)
     return regions
-
-
-def result_to_boxes(
-    schema: LabelSchema, result: Iterable[Mapping[str, Any]] | None, width: int, height: int
-) -> list[PredictedBox]:
-    """Read a prediction's ``result`` back, in pixels; regions of other controls are left out, None gives []."""
-    boxes = []
-    for region in result or ():
-        if region.get("type") != CONTROL_TYPE or region.get("from_name") != schema.from_name:
-            continue
-        value = region["value"]
-        x, y = value["x"] / 100 * width, value["y"] / 100 * height
-        w, h = value["width"] / 100 * width, value["height"] / 100 * height
-        for label in value[CONTROL_TYPE]:
-            boxes.append(PredictedBox(label, (x, y, x + w, y + h), region.get("score")))
-    return boxes
 
 
 def _percent(box_xyxy: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:

@@ -290,7 +290,7 @@ class _Publish:
 
     def _send(self, version: str) -> None:
         for body in self._bodies(version):
-            self.client.import_prediction_body(self.project_id, body)
+            self.client.import_predictions(self.project_id, body)
 
     def _bodies(self, version: str) -> Iterator[bytes]:
         """Yield JSON lists, as few as fit the limit: each request costs Label Studio a count of all tasks."""

@@ -77,7 +77,7 @@ class LabelSchema:
 
     def image_url(self, data: Mapping[str, Any]) -> str | None:
         """Return the image's address from a task's data, None if the task has none."""
-        value = data[self.data_key] if self.data_key in data else _at(data, self.data_key)
+        value = data[self.data_key] if self.data_key in data else _value_at(data, self.data_key)
         return value if isinstance(value, str) and value.strip() else None
 
 
@@ -116,7 +116,9 @@ def _parse(xml: str) -> Element:
             "expected a labeling config without document type and entities, got one with; remove <!DOCTYPE …>"
         ) from None
     except (ParseError, ValueError) as error:
-        raise LabelConfigError(f"expected a labeling config in XML, got text that is none ({error}); mend it") from None
+        raise LabelConfigError(
+            f"expected a labeling config in XML, got text that is none ({error}); correct it"
+        ) from None
     return root
 
 
@@ -186,7 +188,7 @@ def _data_key(image: Element, to_name: str) -> str:
     return value[1:]
 
 
-def _at(data: Mapping[str, Any], path: str) -> object:
+def _value_at(data: Mapping[str, Any], path: str) -> object:
     """What stands at a path such as ``files.photo`` or ``photos[0].url``, None where it leads nowhere."""
     value: object = data
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):

@@ -14,7 +14,7 @@ from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco, choose_annotation
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
-from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PARALLEL_FETCHES = 8
 FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
-TOLD_UNREADABLE = 20
+MAX_REPORTED_PROBLEMS = 20
 
 
 def connect(settings: Settings, url: str = "", hostname: str = "", tries: int = 4) -> LabelStudioClient:
@@ -45,8 +45,8 @@ def connect(settings: Settings, url: str = "", hostname: str = "", tries: int = 
     if not address or not key:
         missing = "LABEL_STUDIO_URL" if not address else "LABEL_STUDIO_API_KEY"
         raise SettingsError(f"expected {missing} in the backend's environment, got none; set it and start again")
-    also = [a for a in (settings.label_studio_public_url, hostname) if a.startswith(("http://", "https://"))]
-    return LabelStudioClient(address, key, tries=tries, also=also)
+    others = [a for a in (settings.label_studio_public_url, hostname) if a.startswith(("http://", "https://"))]
+    return LabelStudioClient(address, key, tries=tries, other_urls=others)
 
 
 def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:
@@ -85,7 +85,7 @@ class LabelStudioSource:
             for task_id, data in self._client.unlabelled_tasks(self._project_id):
                 file.write(json.dumps([task_id, schema.image_url(data)]) + "\n")
         self._client.download_export(self._project_id, folder / "annotated.json")
-        tasks = self._client.read_export(folder / "annotated.json")
+        tasks = read_export(folder / "annotated.json")
         return [int(a["id"]) for task in tasks for a in task.get("annotations") or ()]
 
     def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
@@ -103,8 +103,8 @@ class LabelStudioSource:
                 problems[task_id] = result
                 log.warning("%s", result)
             on_progress(Progress("dataset", done, len(wanted), "images"))
-        labelled, report = annotations_to_coco(self._client.read_export(folder / "annotated.json"), schema, found)
-        agreement = agreement_of(self._client.read_export(folder / "annotated.json"), schema.from_name)
+        labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
+        agreement = agreement_of(read_export(folder / "annotated.json"), schema.from_name)
         entries = [PoolEntry(i, str(found[i].path), found[i].width, found[i].height) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
@@ -113,13 +113,13 @@ class LabelStudioSource:
             report={
                 "conversion": report.as_dict(),
                 "agreement": agreement,
-                "image_problems": list(problems.values())[:TOLD_UNREADABLE],
+                "image_problems": list(problems.values())[:MAX_REPORTED_PROBLEMS],
             },
             unreadable=[i for i, _ in pool if i in problems],
         )
 
     def _annotated_urls(self, folder: Path, schema: LabelSchema) -> dict[int, str | None]:
-        tasks = self._client.read_export(folder / "annotated.json")
+        tasks = read_export(folder / "annotated.json")
         return {int(t["id"]): schema.image_url(t["data"]) for t in tasks if choose_annotation(t) is not None}
 
     def _fetch(self, wanted: Sequence[tuple[int, str | None]]) -> Iterator[tuple[int, ImageInfo | str]]:

@@ -34,7 +34,7 @@ class Rejected(LabelStudioError):
 
 
 class Transport:
-    """Signed requests to one Label Studio, with failures told as this package's errors.
+    """Signed requests to one Label Studio, with failures as this package's errors.
 
     Only calls that are safe to repeat are repeated; a write is sent once and it is for the caller to read back.
 
@@ -105,7 +105,7 @@ class Transport:
     ) -> Iterator[httpx.Response]:
         """GET ``path`` as a stream; the answer's status is checked, its body is the caller's."""
         request = self._build("GET", path, params=params, timeout_s=timeout_s)
-        with self._told(request):
+        with self._translate_errors(request):
             response = self.http.send(request, stream=True)
             try:
                 self._check(response)
@@ -124,12 +124,12 @@ class Transport:
                 self.sleep(delay_s)
         return call()
 
-    def guarded(self, call: Callable[[], T]) -> T:
-        """Run an SDK call and tell its failures as this package's errors."""
+    def sdk_call(self, call: Callable[[], T]) -> T:
+        """Run an SDK call, with its failures as this package's errors."""
         from label_studio_sdk.core.api_error import ApiError
 
         try:
-            with self._told(None):
+            with self._translate_errors(None):
                 return call()
         except ApiError as error:
             raise self._error(error.status_code or 0, _detail(error.body), "a call through the SDK") from None
@@ -158,13 +158,13 @@ class Transport:
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         request = self._build(method, path, **options)
-        with self._told(request):
+        with self._translate_errors(request):
             response = self.http.send(request)
         self._check(response)
         return response
 
     @contextmanager
-    def _told(self, request: httpx.Request | None) -> Iterator[None]:
+    def _translate_errors(self, request: httpx.Request | None) -> Iterator[None]:
         what = f" for {request.method} {request.url.path}" if request is not None else ""
         try:
             yield
@@ -259,8 +259,8 @@ def _detail(body: Any) -> str:
 def _flat(errors: Any) -> str:
     """Errors by field as one line."""
     if isinstance(errors, dict):
-        told = [(name, _flat(value)) for name, value in errors.items()]
-        return "; ".join(text if name == "non_field_errors" else f"{name}: {text}" for name, text in told)
+        fields = [(name, _flat(value)) for name, value in errors.items()]
+        return "; ".join(text if name == "non_field_errors" else f"{name}: {text}" for name, text in fields)
     if isinstance(errors, list):
         return ", ".join(map(_flat, errors))
     return " ".join(str(errors).split())

@@ -13,7 +13,7 @@ from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ppal_backend.datasets.exporting import BoxExport, file_names
 from ppal_backend.errors import DatasetError, StateError
 from ppal_backend.files import read_json
-from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
 from ppal_backend.rounds.boxes import Box, read_boxes
@@ -48,7 +48,7 @@ def annotations_of(
                 f"expected annotated tasks in project {project_id}, got {got}; there is nothing to export"
             )
         schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), from_name)
-        urls = {int(t["id"]): schema.image_url(t["data"]) for t in client.read_export(folder / "annotated.json")}
+        urls = {int(t["id"]): schema.image_url(t["data"]) for t in read_export(folder / "annotated.json")}
     return BoxExport(data.labelled, file_names(data.labelled, urls)), report
 
 

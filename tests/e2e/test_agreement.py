@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ppal_backend.datasets.agreement import agreement_of
+from ppal_backend.label_studio.client import read_export
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
 from ppal_backend.structures.detections import Detections
@@ -13,7 +14,7 @@ from tests.e2e.test_queue_tab import Tabs, spec_of
 pytestmark = pytest.mark.e2e
 
 
-def test_the_export_tells_what_became_of_the_boxes_of_each_version(label_studio):
+def test_the_export_tells_what_became_of_the_boxes_of_each_version(label_studio, tmp_path):
     project = Tabs(label_studio, 3)
     first, second, third = project.tasks
     boxes = np.array([[10, 10, 30, 30], [40, 10, 60, 30], [10, 40, 30, 60]], np.float32)
@@ -29,5 +30,6 @@ def test_the_export_tells_what_became_of_the_boxes_of_each_version(label_studio)
     drawn = {**kept, "id": "drawn", "value": {**kept["value"], "y": 60.0}}
     for task, result in ((first, [kept, moved, drawn]), (second, shown), (third, [])):
         project.session.post(f"/api/tasks/{task}/annotations", json={"result": result})
-    counts = agreement_of(project.client.export_tasks(project.id), "label")
+    path = project.client.download_export(project.id, tmp_path / "export.json")
+    counts = agreement_of(read_export(path), "label")
     assert counts == {version: {"tasks": 3, "kept": 4, "moved": 1, "relabelled": 0, "removed": 1, "added": 1}}

@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
-from ppal_backend.label_studio.addresses import same_origin
-from ppal_backend.label_studio.auth import TokenAuth, token_claims
+from ppal_backend.label_studio.auth import TokenAuth, same_origin, token_claims
 from ppal_backend.label_studio.client import LabelStudioClient
 from tests.label_studio.fake import LEGACY, PAT, URL, FakeLabelStudio, jwt
 

@@ -11,7 +11,7 @@ import pytest
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio import client as client_module
-from ppal_backend.label_studio.client import WEBHOOK_ACTIONS, LabelStudioClient
+from ppal_backend.label_studio.client import WEBHOOK_ACTIONS, LabelStudioClient, read_export
 from tests.label_studio.fake import LEGACY, FakeLabelStudio
 
 
@@ -76,7 +76,7 @@ def test_import_is_sent_once_with_a_long_limit():
     fake = FakeLabelStudio()
     fake.fault = lambda request: httpx.Response(500)
     with pytest.raises(LabelStudioUnavailable):
-        fake.client().import_predictions(1, [{"task": 1, "result": [], "score": 0.1, "model_version": "v"}])
+        fake.client().import_predictions(1, b'[{"task": 1, "result": [], "score": 0.1, "model_version": "v"}]')
     assert len(fake.requests) == 1
     assert fake.requests[0].extensions["timeout"]["read"] >= 120
 
@@ -141,31 +141,26 @@ def test_updated_since_with_many_tasks_of_one_moment(small_pages):
     assert sorted(stamp.id for stamp in fake.client().tasks_updated_since(1, None)) == list(range(1, 9))
 
 
-def test_export_gives_annotated_tasks_one_by_one_with_floats():
+def exported(client, folder):
+    return read_export(client.download_export(1, folder / "export.json"))
+
+
+def test_export_gives_annotated_tasks_one_by_one_with_floats(tmp_path):
     fake = FakeLabelStudio()
     fake.tasks[2]["annotations"] = [annotation(1) | {"result": [{"value": {"x": 1.25}}]}]
     fake.tasks[4]["annotations"] = [annotation(2, cancelled=True)]
-    tasks = list(fake.client().export_tasks(1))
+    tasks = list(exported(fake.client(), tmp_path))
     assert [task["id"] for task in tasks] == [2, 4]
     value = tasks[0]["annotations"][0]["result"][0]["value"]["x"]
     assert (value, type(value)) == (1.25, float)
-    assert [task["id"] for task in fake.client().export_tasks(1, [1, 4])] == [4]
-    assert list(FakeLabelStudio().client().export_tasks(1)) == []
-
-
-def test_export_of_many_ids_is_cut_into_requests():
-    fake = FakeLabelStudio(tasks=450)
-    for task in fake.tasks.values():
-        task["annotations"] = [annotation(1)]
-    assert [t["id"] for t in fake.client().export_tasks(1, range(1, 451))] == list(range(1, 451))
-    assert len(fake.requests) == 3
+    assert list(exported(FakeLabelStudio().client(), tmp_path)) == []
 
 
 def test_cut_off_export_is_fetched_again_and_leaves_the_old_file(tmp_path):
     fake, answers = FakeLabelStudio(), [b'[{"id": 1}, {"i', b'[{"id": 7}]']
     fake.fault = lambda request: httpx.Response(200, content=answers.pop(0))
     path = tmp_path / "export.json"
-    assert [t["id"] for t in LabelStudioClient.read_export(fake.client().download_export(1, path))] == [7]
+    assert [t["id"] for t in read_export(fake.client().download_export(1, path))] == [7]
     fake.fault = lambda request: httpx.Response(200, content=b'[{"id": 9}')
     with pytest.raises(LabelStudioUnavailable, match="cut-off"):
         fake.client().download_export(1, path)
@@ -177,7 +172,7 @@ def test_broken_export_file_is_named(tmp_path):
     path = tmp_path / "annotated.json"
     path.write_text('[{"id": 1}, {]')
     with pytest.raises(LabelStudioError, match=r"annotated\.json"):
-        list(LabelStudioClient.read_export(path))
+        list(read_export(path))
 
 
 def test_page_of_the_web_site_is_no_export(tmp_path):
@@ -233,14 +228,7 @@ def test_refused_webhook_address_is_an_error_with_the_reason():
         fake.client().ensure_webhook(1, "http://backend:9090/webhook")
 
 
-def test_next_task_tells_no_more_tasks_from_no_such_project():
-    fake = FakeLabelStudio()
-    assert fake.client().next_task(1) is None
-    with pytest.raises(LabelStudioError, match="404"):
-        fake.client().next_task(2)
-
-
-def test_a_large_export_is_never_held_in_memory():
+def test_a_large_export_is_never_held_in_memory(tmp_path):
     value = {"x": 1.5, "y": 2.5, "width": 3.5, "height": 4.5, "rectanglelabels": ["c1"]}
     region = {"value": value, "type": "rectanglelabels"}
 
@@ -256,7 +244,7 @@ def test_a_large_export_is_never_held_in_memory():
     client = fake.client()
     tracemalloc.start()
     try:
-        count = sum(1 for _ in client.export_tasks(1))
+        count = sum(1 for _ in exported(client, tmp_path))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

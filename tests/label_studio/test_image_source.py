@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
-from ppal_backend.label_studio.addresses import Addresses
+from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.image_source import ImageSource, shown, target_of
+from ppal_backend.label_studio.image_source import ImageSource, safe_url, target_of
 from ppal_backend.label_studio.network_guard import HostRules, is_public
 from tests.label_studio.fake import LEGACY, FakeLabelStudio
 
@@ -317,7 +317,7 @@ def test_what_is_beside_label_studio_is_another_host(url):
 def test_who_names_himself_label_studio_gets_no_request_and_no_token():
     """`/setup` may be called by anybody: a false name sends requests to Label Studio, and none to the name."""
     fake = FakeLabelStudio()
-    client = fake.client(also=("http://evil.test",))
+    client = fake.client(other_urls=("http://evil.test",))
     seen = []
     fake.fault = lambda request: seen.append(request) or httpx.Response(200, content=b"image")
     with ImageSource(client).open(1, "http://evil.test/data/upload/1.jpg") as chunks:
@@ -375,4 +375,4 @@ def test_rules_ignore_case_and_final_dot():
 
 
 def test_messages_show_no_signature():
-    assert shown("https://u:p@h.test:8443/a/b.jpg?X-Amz-Signature=abc#f") == "https://h.test:8443/a/b.jpg"
+    assert safe_url("https://u:p@h.test:8443/a/b.jpg?X-Amz-Signature=abc#f") == "https://h.test:8443/a/b.jpg"

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from ppal_backend.label_studio.predictions import detections_to_result, result_to_boxes
+from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import LabelSchema
 from ppal_backend.structures.detections import Detections
 
@@ -82,16 +82,12 @@ def test_round_trip_is_exact_to_a_hundredth_of_a_pixel():
     low = rng.uniform(0, 500, (20, 2))
     boxes = np.concatenate([low, low + rng.uniform(5, 200, (20, 2))], 1)
     found = detections(boxes, np.linspace(1, 0, 20), [1] * 20)
-    back = result_to_boxes(SCHEMA, detections_to_result(SCHEMA, ("Car", "Bus"), found, 1000, 800), 1000, 800)
-    np.testing.assert_allclose([b.box_xyxy for b in back], boxes, atol=0.01)
-    assert {b.label for b in back} == {"Bus"}
-    np.testing.assert_allclose([b.score for b in back], found.scores, atol=1e-6)
-
-
-def test_reading_back_leaves_other_controls_out():
-    region = {"type": "rectanglelabels", "from_name": "other", "value": {}}
-    assert result_to_boxes(SCHEMA, [region, {"type": "choices", "from_name": "boxes"}], 10, 10) == []
-    assert result_to_boxes(SCHEMA, None, 10, 10) == []
+    regions = detections_to_result(SCHEMA, ("Car", "Bus"), found, 1000, 800)
+    values = [region["value"] for region in regions]
+    xywh = np.array([[v["x"], v["y"], v["width"], v["height"]] for v in values]) / 100 * (1000, 800, 1000, 800)
+    np.testing.assert_allclose(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1), boxes, atol=0.01)
+    assert {label for v in values for label in v["rectanglelabels"]} == {"Bus"}
+    np.testing.assert_allclose([region["score"] for region in regions], found.scores, atol=1e-6)
 
 
 def test_region_ids_differ_within_an_image_and_repeat_between_runs():

@@ -22,7 +22,7 @@ Check = dict[str, object]
 def of_project(site: Site, project_id: int) -> list[Check]:
     """Annotations, queue, versions, webhook and rounds of a project."""
     session, store = site.label_studio.session, site.store
-    tasks = list(site.client.export_tasks(project_id))
+    tasks = session.get(f"/api/projects/{project_id}/export", params={"exportType": "JSON"})
     annotations = {int(a["id"]) for t in tasks for a in t["annotations"]}
     usable = {int(t["id"]) for t in tasks if any(not a["was_cancelled"] for a in t["annotations"])}
     rounds = store.rounds.of_project(project_id)
