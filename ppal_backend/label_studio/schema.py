@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +100,7 @@ def parse_label_config(xml: str, from_name: str | None = None) -> LabelSchema:
     if not on_image:
         raise LabelConfigError(_missing(root, controls, images, from_name))
     control, to_name = on_image[0]
-    _refuse_repeated(root, control, images[to_name])
+    _refuse_several(root, control, images[to_name], images)
     return _schema(control, to_name, _data_key(images[to_name], to_name))
 
 
@@ -109,6 +109,11 @@ def _parse(xml: str) -> Element:
         raise LabelConfigError(f"expected a labeling config, got an empty one; set one such as <View>{_EXAMPLE}</View>")
     if len(xml) > _MAX_CHARS:
         raise LabelConfigError(f"expected a labeling config below {_MAX_CHARS} characters, got {len(xml)}; shorten it")
+    if not xml.lstrip("\ufeff \t\r\n").startswith("<"):
+        raise LabelConfigError(
+            "expected a labeling config in XML tags, got an interface written as code or other text; use "
+            f"<View>{_EXAMPLE}</View>"
+        )
     try:
         root: Element = fromstring(xml, forbid_dtd=True)
     except DefusedXmlException:
@@ -158,8 +163,14 @@ def _target(control: Element, images: Mapping[str | None, Element]) -> str | Non
     return next((name for name in names if _get(control, "name") and name in images), None)
 
 
-def _refuse_repeated(root: Element, control: Element, image: Element) -> None:
+def _refuse_several(root: Element, control: Element, image: Element, images: Collection[str | None]) -> None:
     """Refuse what makes several images or other labels out of each task: the backend knows one image and one set."""
+    targets = _get(control, "toName") or ""
+    if sum(name.strip() in images for name in targets.split(",")) > 1:
+        raise LabelConfigError(
+            f'expected one image a task, got <RectangleLabels toName="{targets[:80]}"> on several images; import every '
+            "image as a task of its own"
+        )
     for repeater in root.iter():
         if _tag(repeater) == "repeater" and any(e in (control, image) for e in repeater.iter()):
             raise LabelConfigError(
@@ -220,6 +231,8 @@ def _missing(
     names = [_get(control, "name") for control in controls]
     if from_name is not None and from_name not in names:
         found = f"no RectangleLabels of the name {from_name!r} (there is {', '.join(map(repr, names)) or 'none'})"
+    elif any(_tag(e) == "video" for e in root.iter()) and not images:
+        return "expected <RectangleLabels> on an <Image>, got <Video>, which is not supported; import frames as images"
     elif not controls:
         kinds = sorted({e.tag for e in root.iter() if _get(e, "toName")})
         found = f"only {', '.join(f'<{kind}>' for kind in kinds)}" if kinds else "no labeling control"

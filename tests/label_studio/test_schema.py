@@ -193,3 +193,28 @@ def test_a_repeater_is_refused_by_name_and_one_beside_the_boxes_is_not():
     with pytest.raises(LabelConfigError, match="inside a <Repeater>; import every image as a task of its own"):
         parse_label_config(f'<View><Repeater on="$pages">{boxes}</Repeater></View>')
     assert parse_label_config(f'<View><Repeater on="$x"><Text name="t" value="$t"/></Repeater>{boxes}</View>').labels
+
+
+BOXES = '<RectangleLabels name="l" toName="{}"><Label value="a"/></RectangleLabels>'
+
+
+def test_one_control_on_several_images_is_refused():
+    """Boxes drawn on the second image were taken for boxes of the first."""
+    images = '<Image name="i" value="$a"/><Image name="j" value="$b"/>'
+    with pytest.raises(LabelConfigError, match=r'toName="i,j"> on several images; import every image as a task'):
+        parse_label_config(f"<View>{images}{BOXES.format('i,j')}</View>")
+    assert parse_label_config(f"<View>{images}{BOXES.format('j')}</View>").data_key == "b"
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (f'<View><Video name="v" value="$v"/>{BOXES.format("v")}</View>', r"got <Video>, .*import frames as images"),
+        ('<View><Video name="v" value="$v"/><VideoRectangle name="b" toName="v"/></View>', r"got <Video>, .*import"),
+        ("export default () => <App/>;", "in XML tags, got an interface written as code"),
+        ('<View><ReactCode name="x" toName="x"/></View>', "only <ReactCode>"),
+    ],
+)
+def test_projects_of_other_kinds_are_refused_plainly(config, text):
+    with pytest.raises(LabelConfigError, match=text):
+        parse_label_config(config)
