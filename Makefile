@@ -23,8 +23,8 @@ check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m mypy
 	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers"
 
-bench: setup ## benchmarks (docs/benchmarks.md tells what they measure)
-	@$(PYTHON_BIN) -m ppal_backend.cli bench all $(ARGS)
+bench: setup ## benchmarks (docs/benchmarks.md); ARGS="service --json" runs one
+	@$(PYTHON_BIN) -m benchmarks $(ARGS)
 
 gpu-check: ## figures on a GPU (docs/gpu.md); ends at once where there is none
 	@scripts/gpu_check.sh --out gpu-check.json $(ARGS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from ppal_backend.commands import demo, export, operations, rounds, running, simulation
-from ppal_backend.commands.bench import bench
 from ppal_backend.commands.doctor import connect, doctor
 from ppal_backend.commands.export_model import export_model
 from ppal_backend.commands.settings import settings
@@ -33,7 +32,6 @@ for command in (
     app.command(command.__name__.replace("_", "-"))(command)
 app.command("round")(rounds.start_round)
 app.add_typer(zoo, name="zoo")
-app.add_typer(bench, name="bench")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Figures on a GPU for docs/gpu.md: compiles mmcv's CUDA operators where they are missing, then measures.
-# Without a GPU or nvcc it says so and ends with 1 before anything is installed. Arguments go to `ppal bench gpu`.
+# Without a GPU or nvcc it says so and ends with 1 before anything is installed. Arguments go to benchmarks/gpu.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,4 +17,4 @@ if ! has_cuda_ops; then
     if [ -x .venv/bin/python ]; then .venv/bin/python -m pip uninstall -q -y onedl-mmcv; rm -f .venv/.setup-stamp; fi
 fi
 FORCE_CUDA=1 scripts/setup.sh backend
-exec .venv/bin/python -m ppal_backend.benchmarks.gpu "$@"
+exec .venv/bin/python -m benchmarks.gpu "$@"

@@ -2,7 +2,7 @@
 """Re-create the sprite sheet of the demo data from the Noto Color Emoji font.
 
     apt-get install fonts-noto-color-emoji      # Debian 12: 2.042-0+deb12u1
-    python scripts/make_glyphs.py [--font NotoColorEmoji.ttf] [--out ppal_backend/demo/assets]
+    python scripts/make_glyphs.py [--font NotoColorEmoji.ttf] [--out ppal_backend/synthetic/assets]
 
 Writes ``glyphs.webp`` (lossless, RGBA, 96 px cells) and ``glyphs.json`` (name -> code point and rectangle). The font's
 colour bitmaps exist at one size only (109). The licence of the font, SIL OFL 1.1, lies beside the sheet.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ppal_backend.demo.families import family_names, glyph_family
+from ppal_backend.synthetic.glyphs import family_names, glyph_family
 
 CELL = 96
 COLUMNS = 11

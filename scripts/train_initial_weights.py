@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from ppal_backend.demo.scenes import generate
 from ppal_backend.detector.training import TrainRequest, evaluate, train
 from ppal_backend.detector.weights import load_checkpoint, state_dict_of
 from ppal_backend.structures.progress import Progress
+from ppal_backend.synthetic.scenes import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTOR = "retinanet_tiny"

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory):
-    """A Label Studio of its own, started once; see ``ppal_backend.demo.label_studio_server``."""
-    from ppal_backend.demo.label_studio_server import LabelStudioServer
+    """A Label Studio of its own, started once; see ``ppal_backend.rig.label_studio_server``."""
+    from ppal_backend.rig.label_studio_server import LabelStudioServer
     from ppal_backend.settings import load_settings
 
     binary = ROOT / ".venv-label-studio" / "bin" / "label-studio"

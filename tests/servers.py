@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.topology.postgres import PostgresServer
-from ppal_backend.topology.redis import RedisServer
+from ppal_backend.rig.servers import PostgresServer, RedisServer
 
 START_S = 60.0
 

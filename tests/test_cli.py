@@ -61,7 +61,7 @@ def test_a_secret_setting_is_not_repeated_in_an_error(monkeypatch, run):
 
 
 def test_every_command_has_help(run):
-    for words in (["--help"], ["demo", "--help"], ["round", "--help"], ["bench", "--help"]):
+    for words in (["--help"], ["demo", "--help"], ["round", "--help"], ["zoo", "--help"]):
         assert run(*words).exit_code == 0
 
 

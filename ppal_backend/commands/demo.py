@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ppal_backend.commands.shared import AsJson, aside, console, errors_in_one_line, print_json, progress_bar
+from ppal_backend.commands.shared import (
+    AsJson,
+    aside,
+    console,
+    errors_in_one_line,
+    need_checkout,
+    print_json,
+    progress_bar,
+)
 from ppal_backend.files import read_json
 from ppal_backend.logs import configure_logging
 from ppal_backend.structures.progress import Progress
@@ -26,9 +34,10 @@ def demo(
 
     Example: ppal demo --exit --out demo-run
     """
-    from ppal_backend.demo.run import DemoOptions, run_demo
-
     with errors_in_one_line(as_json):
+        need_checkout("ppal demo")
+        from ppal_backend.demo.run import DemoOptions, run_demo
+
         configure_logging("WARNING")
         options = DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images)
         run_demo(options, aside if as_json else console, _evaluate)
@@ -53,7 +62,7 @@ def demo_data(
 
     Example: ppal demo-data pool --images 100
     """
-    from ppal_backend.demo.scenes import generate
+    from ppal_backend.synthetic.scenes import generate
 
     with errors_in_one_line(as_json):
         with progress_bar("generating") as told:

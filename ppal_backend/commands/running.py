@@ -15,6 +15,7 @@ from ppal_backend.commands.shared import (
     aside,
     console,
     errors_in_one_line,
+    need_checkout,
     opened,
     print_json,
     settings_and_logging,
@@ -49,7 +50,8 @@ def up(
     with errors_in_one_line():
         _for_children(gpus)
         if profile is Profile.full:
-            from ppal_backend.topology.full import run_full
+            need_checkout("ppal up --profile full")
+            from ppal_backend.rig.full import run_full
 
             settings_and_logging()
             run_full(folder, aside)

@@ -6,6 +6,7 @@ Answers go to standard output: text for people, or with ``--json`` one JSON docu
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich import progress
 from rich.console import Console
 from rich.markup import escape
 
-from ppal_backend.errors import PPALError, RoundCancelled
+from ppal_backend.errors import PPALError, RoundCancelled, StateError
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Store, find_store, hint_of_another
@@ -68,6 +69,19 @@ def _about_a_file(error: OSError) -> str:
         f"expected to use {error.filename!s}, got: {what}; check the path, whether this user may write there, and the "
         "space on its disk"
     )
+
+
+def need_checkout(command: str) -> None:
+    """Ask for a checkout: what starts a Label Studio and servers is not in the wheel.
+
+    Raises:
+        StateError: this is an installed wheel.
+    """
+    if importlib.util.find_spec("ppal_backend.rig") is None:
+        raise StateError(
+            f"expected a checkout for {command}, got an installed wheel, which has no Label Studio to start; "
+            "clone the repository and run it there"
+        )
 
 
 def settings_and_logging() -> Settings:

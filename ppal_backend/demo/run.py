@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ppal_backend.datasets.ground_truth import GroundTruth, load_truth, split
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.backend import Backend
-from ppal_backend.demo.ground_truth import GroundTruth, load_truth, split
-from ppal_backend.demo.label_studio_server import LabelStudioServer
-from ppal_backend.demo.scenes import generate
 from ppal_backend.errors import DatasetError
 from ppal_backend.files import write_json
+from ppal_backend.rig.backend import Backend
+from ppal_backend.rig.label_studio_server import LabelStudioServer
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import RoundRecord
+from ppal_backend.synthetic.scenes import generate
 
 ROUND_TIMEOUT_S = 900.0
 PICKS_SHOWN = 10

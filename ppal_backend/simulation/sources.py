@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.datasets.coco import CocoDataset, read_user_coco
-from ppal_backend.demo.ground_truth import load_truth
-from ppal_backend.demo.scenes import GENERATOR_VERSION, generate, read_manifest
+from ppal_backend.datasets.ground_truth import load_truth
 from ppal_backend.errors import SettingsError
 from ppal_backend.simulation.benchmark import Benchmark
 from ppal_backend.simulation.voc import LABELS, read_voc
+from ppal_backend.synthetic.scenes import GENERATOR_VERSION, generate, read_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import pytest
 import requests
 from pydantic import SecretStr
 
-from ppal_backend.demo.backend import Backend
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.logs import configure_logging
+from ppal_backend.rig.backend import Backend
 from ppal_backend.service.auth import webhook_token
 from tests.label_studio.fake import LEGACY
 from tests.service.conftest import annotation_payload, predict_payload, setup_payload, task

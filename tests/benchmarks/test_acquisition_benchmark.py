@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from benchmarks import acquisition
+from benchmarks.acquisition import plain_similarity
 from ppal_backend.acquisition.ccms import similarity_matrix
-from ppal_backend.benchmarks import acquisition
-from ppal_backend.benchmarks.plain_ccms import plain_similarity
 from tests.reference import ccms as reference
 
 KEYS = (

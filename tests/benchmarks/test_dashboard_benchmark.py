@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ppal_backend.benchmarks.dashboard import Size, build, pages_of
+from benchmarks.dashboard import Size, build, pages_of
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
@@ -36,7 +36,7 @@ def test_every_page_shows_what_was_built(client):
 
 
 def test_it_times_every_page_without_torch():
-    command = [sys.executable, "-m", "ppal_backend.benchmarks.dashboard", "--json", "--quick"]
+    command = [sys.executable, "-m", "benchmarks.dashboard", "--json", "--quick"]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert [p["page"] for p in report["pages"]] == pages_of(Size(2000, 5, 100))
     assert all(p["cold_ms"] > 0 and p["warm_ms"] > 0 and p["kib"] > 0.5 for p in report["pages"])

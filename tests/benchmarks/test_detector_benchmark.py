@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmdet.models.dense_heads import AnchorHead
 
-from ppal_backend.benchmarks import detector, gpu
-from ppal_backend.benchmarks.detector_loops import CLASSES, Trainer, own_time, scaled_zoo, write_images
+from benchmarks import detector, gpu
+from benchmarks.detector_loops import CLASSES, Trainer, own_time, scaled_zoo, write_images
 from ppal_backend.detector.data import read_coco
 from ppal_backend.detector.probes import detection_head
 from ppal_backend.detector.runtime import isolated
@@ -47,7 +47,7 @@ def test_the_time_of_the_hook_is_its_own_code(trainer, monkeypatch):
     """Losses and targets take time too; that of the hook alone counts, and the head is left as it was."""
     hook, head = trainer.hook(), detection_head(trainer.model)
     now = [0.0]
-    monkeypatch.setattr("ppal_backend.benchmarks.detector_loops.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("benchmarks.detector_loops.time.perf_counter", lambda: now[0])
 
     def costing(work, seconds):
         def slow(*args, **kwargs):

@@ -2,13 +2,13 @@
 
 import pytest
 
-from ppal_backend.benchmarks import large_project, under_load
+from benchmarks import large_project, load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_webhooks_and_predictions_beside_a_training():
-    report = under_load.run(seconds=2.0, rate_per_s=20.0, images=60, calls=1)
+    report = load.run(seconds=2.0, rate_per_s=20.0, images=60, calls=1)
     webhooks = report["webhooks"]
     assert (webhooks["ms"]["count"], webhooks["refused"], webhooks["lost"], webhooks["twice"]) == (40, 0, 0, 0)
     assert webhooks["handled_s"] is not None

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ppal_backend.benchmarks.pacing import Caller, Latency, closed_loop, latency, open_loop
+from benchmarks.pacing import Caller, Latency, closed_loop, latency, open_loop
 from tests.servers import free_port
 
 

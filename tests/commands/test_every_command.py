@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from ppal_backend.structures.progress import Progress
 ROOT = typer.main.get_command(app)
 NO_FACTS = {"up", "serve", "worker"}  # they run until they are stopped
 WANTED = {"demo", "up", "serve", "worker", "connect", "status", "round", "rank", "simulate", "report", "zoo", "doctor",
-          "rollback", "export", "bench", "backup", "restore", "migrate", "export-model", "settings"}  # fmt: skip
+          "rollback", "export", "backup", "restore", "migrate", "export-model", "settings"}  # fmt: skip
 UNKNOWN_PROJECT = ["status 8", "round 8", "rollback 8 x", "versions 8", "export 8 --out x", "export-model 8 --out x",
                    "settings 8", "prune 8", "cancel 8", "pause 8"]  # fmt: skip
 
@@ -205,27 +204,13 @@ def test_progress_goes_aside_and_counts(capsys):
     assert json.loads(capsys.readouterr().out) == {"error": "no [bold]", "kind": "StateError"}
 
 
-def test_benchmarks_print_one_document_together_and_hand_their_exit_code_on(run, monkeypatch):
-    ran = []
-
-    def process(command, **options):
-        module, words = command[2], command[3:]
-        ran.append((module.removeprefix("ppal_backend.benchmarks."), *words))
-        told = json.dumps({"of": ran[-1]}) if options["stdout"] else None
-        return subprocess.CompletedProcess(command, 7 if "--quick" in words else 0, told)
-
-    monkeypatch.setattr("ppal_backend.commands.bench.subprocess.run", process)
-    answer = json.loads(run("bench", "all", "--json").stdout)
-    assert answer["service"] == {"idle": {"of": ["service"]}, "training": {"of": ["service", "--load"]}}
-    assert answer["acquisition"] == {"of": ["acquisition", "--json"]} and set(answer) >= {
-        "detector",
-        "dashboard",
-        "load",
-    }
-    ran.clear()
-    assert run("bench", "all").exit_code == 0
-    assert ran[:3] == [("service",), ("service", "--load"), ("acquisition",)]
-    assert run("bench", "detector", "--quick").exit_code == 7
+@pytest.mark.parametrize("words", [("demo",), ("up", "--profile", "full")])
+def test_what_needs_a_checkout_says_so_in_one_line(run, monkeypatch, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = run(*words)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: expected a checkout for ppal {' '.join(words)}, got an installed wheel")
 
 
 def test_a_worker_of_this_machine_is_told_from_none_and_from_one_elsewhere(run, store):

@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ppal_backend.datasets.ground_truth import ImageTruth
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.ground_truth import ImageTruth
-from ppal_backend.demo.session import LabelStudioSession
 from ppal_backend.errors import (
     DatasetError,
     LabelConfigError,
@@ -17,6 +16,7 @@ from ppal_backend.errors import (
     LabelStudioError,
     LabelStudioUnavailable,
 )
+from ppal_backend.rig.session import LabelStudioSession
 
 PAT = "head.body.signature"
 RECTANGLES = {

@@ -3,7 +3,7 @@
 import pytest
 
 from ppal_backend.datasets.agreement import agreement_of
-from ppal_backend.demo.correcting import corrected, overlap
+from ppal_backend.demo.annotator import corrected, overlap
 
 
 def region(name, x, y, width, height, label="cat", **more):

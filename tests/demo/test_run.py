@@ -7,8 +7,8 @@ from rich.console import Console
 
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.demo.run import DemoOptions, _data
-from ppal_backend.demo.scenes import generate
 from ppal_backend.errors import DatasetError
+from ppal_backend.synthetic.scenes import generate
 
 
 def data(tmp_path, **options):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 
+from benchmarks.detector_loops import scaled_zoo
 from ppal_backend.acquisition.ccms import similarity_matrix
 from ppal_backend.acquisition.ccms.objects import resolve_metric
 from ppal_backend.acquisition.strategies import get_strategy
-from ppal_backend.benchmarks.detector_loops import scaled_zoo
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
 from ppal_backend.detector.embeddings import image_features, levels_of_size, mean_over_images, sample_embeddings
 from ppal_backend.detector.inference import PoolImage, PoolInference, PoolResult

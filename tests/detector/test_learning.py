@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppal_backend.demo.scenes import generate
 from ppal_backend.detector.training import TrainRequest, evaluate, train
 from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.synthetic.scenes import generate
 
 STEPS = {
     "retinanet_tiny": 250,

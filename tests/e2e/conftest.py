@@ -2,11 +2,11 @@
 
 import pytest
 
+from ppal_backend.datasets.ground_truth import load_truth
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.backend import Backend
-from ppal_backend.demo.ground_truth import load_truth
 from ppal_backend.demo.run import label_config_of
-from ppal_backend.demo.scenes import generate
+from ppal_backend.rig.backend import Backend
+from ppal_backend.synthetic.scenes import generate
 
 BUDGET = 12
 IMAGES = 48

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from ppal_backend.demo.backend import Backend
 from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.rig.backend import Backend
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import load_settings
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.backend import Backend
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.views import TITLE
+from ppal_backend.rig.backend import Backend
 from tests.e2e.pages import Pages
 
 CHROMIUM = Path("/usr/bin/chromium")

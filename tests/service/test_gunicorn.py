@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from ppal_backend.benchmarks.service import _setup, annotation_payload, call, run, service
+from benchmarks.service import _setup, annotation_payload, call, run, service
 from ppal_backend.jobs.queue import JobQueue
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store

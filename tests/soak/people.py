@@ -9,8 +9,8 @@ import time
 import requests
 
 from ppal_backend.demo.annotator import ScriptedAnnotator
-from ppal_backend.demo.session import LabelStudioSession
 from ppal_backend.errors import LabelStudioError
+from ppal_backend.rig.session import LabelStudioSession
 from tests.soak.site import PASSWORD, USER
 
 PAUSE_S = (3.0, 9.0)

@@ -13,16 +13,16 @@ from pathlib import Path
 import psutil
 import requests
 
-from ppal_backend.demo.ground_truth import load_truth
-from ppal_backend.demo.label_studio_server import LabelStudioServer, free_port
+from ppal_backend.datasets.ground_truth import load_truth
 from ppal_backend.demo.run import label_config_of
-from ppal_backend.demo.scenes import generate
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import Wanted, connect_backend
 from ppal_backend.launcher import GUNICORN, WORKER, Group
+from ppal_backend.rig.label_studio_server import LabelStudioServer, free_port
+from ppal_backend.rig.servers import RedisServer
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
-from ppal_backend.topology.redis import RedisServer
+from ppal_backend.synthetic.scenes import generate
 from tests.servers import wait_for
 from tests.soak.proxy import Proxy
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 from werkzeug.serving import make_server
 
-from ppal_backend.benchmarks.dashboard import Size, build
+from benchmarks.dashboard import Size, build
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.store import Lease
 from tests.service.dashboard.conftest import PASSWORD, PIXEL, ReviewedWorld, ShownPlace

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ppal_backend.benchmarks.dashboard import Size, build, forget, pages_of
+from benchmarks.dashboard import Size, build, forget, pages_of
 from tests.service.dashboard.conftest import ShownPlace
 
 LONGEST_S = 1.0

@@ -1,0 +1,247 @@
+"""How fast the dashboard's pages open with many tasks and rounds.
+
+    python -m benchmarks.dashboard --json
+
+writes a project of 20,000 tasks and 50 rounds into a temporary MODEL_DIR, as large on disk and in the database as
+real rounds leave it, and asks for every page in this process: first with nothing remembered of the round's files,
+then again. Nothing is trained, and no page may load torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppal_backend.files import write_json
+from ppal_backend.service.dashboard import round_files
+from ppal_backend.settings import Settings, load_settings
+from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, Store, open_store
+
+CLASSES, BOXES, SHARD = 20, 100, 256
+LABELS = tuple(f"class-{i}" for i in range(CLASSES))
+CONFIG = (
+    '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+    + "".join(f'<Label value="{label}"/>' for label in LABELS)
+    + "</RectangleLabels></View>"
+)
+WARM_CALLS = 5
+STAMP = "2026-01-01T00:00:00+00:00"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the project is: tasks, rounds, images chosen in each round."""
+
+    tasks: int = 20_000
+    rounds: int = 50
+    budget: int = 200
+
+
+@dataclass(frozen=True)
+class PageTime:
+    """One page: milliseconds until it is there, first and later (median), of which the processor worked; its size."""
+
+    page: str
+    cold_ms: float
+    cold_cpu_ms: float
+    warm_ms: float
+    kib: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All pages, and whether any of them loaded torch."""
+
+    tasks: int
+    rounds: int
+    pages: tuple[PageTime, ...]
+    torch_loaded: bool
+
+
+def run(size: Size = Size()) -> Report:
+    """Write the project and time its pages."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = load_settings(
+            MODEL_DIR=Path(folder), LABEL_STUDIO_API_KEY="x" * 40, host="127.0.0.1", min_free_gib=0
+        )
+        store = open_store(settings)
+        try:
+            build(settings, store, size)
+            pages = tuple(_timed(settings, store, page) for page in pages_of(size))
+        finally:
+            store.close()
+    return Report(size.tasks, size.rounds, pages, "torch" in sys.modules)
+
+
+def pages_of(size: Size) -> list[str]:
+    """Addresses below ``/ui/`` of every page of the project, and of what the pages fetch."""
+    last = f"projects/1/rounds/{size.rounds}"
+    return ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
+            f"projects/1/queue?page={size.tasks // 24}", f"{last}/map", "projects/1/quality",
+            "projects/1/settings"]  # fmt: skip
+
+
+def build(settings: Settings, store: Store, size: Size) -> None:
+    """Write a project with id 1 whose last round holds everything and whose earlier rounds hold what pruning leaves."""
+    store.projects.connect(1, "1.1", CONFIG, "http://ls.test:8080", {"budget": size.budget})
+    store.ledger.see(1, [SeenAnnotation(i, i) for i in range(1, size.tasks + 1)])
+    store.ledger.used_by(1, size.rounds, range(1, size.tasks - size.budget // 2))
+    folders = settings.project_folder(1) / "rounds"
+    for number in range(1, size.rounds + 1):
+        _stored_round(store, number, size)
+        folder = folders / str(number)
+        if number == 1:
+            write_json(folder / "query_set.json", _query(size))
+        else:  # as large as the first one's, and another file
+            folder.mkdir(parents=True)
+            (folder / "query_set.json").hardlink_to(folders / "1" / "query_set.json")
+        _marks(folder, size)
+    _last_round(folders / str(size.rounds), settings.model_dir.resolve() / "images", size)
+
+
+def _stored_round(store: Store, number: int, size: Size) -> None:
+    record = store.rounds.request(1, "train", f"{size.budget} new annotations, {size.budget} start a round")
+    store.rounds.claim(1, Lease.mine())
+    images, value = size.budget * number, max(0.01, 0.8 - 3.0 / (size.budget * number) ** 0.5)
+    metrics = {
+        "map": value, "map50": value, "map_interval": [value * 0.95, min(1.0, value * 1.05)],
+        "per_class": dict.fromkeys(LABELS, value), "images": 100, "labelled_images": images,
+        "labelled_boxes": 5 * images, "pool_images": max(0, size.tasks - images), "seconds": {"train": 60.0},
+    }  # fmt: skip
+    version, checkpoint = f"ppal-r{number}", f"projects/1/rounds/{number}/train/final.pth"
+    difficulty = tuple(i / CLASSES for i in range(CLASSES))
+    store.versions.activate(ModelVersion(1, version, number, "tiny", checkpoint, LABELS, difficulty, metrics))
+    store.rounds.finish(record.id, {**metrics, "version": version})
+
+
+def _query(size: Size) -> dict[str, Any]:
+    pool = list(range(1, size.tasks + 1))
+    chosen = pool[: size.budget]
+    return {
+        "strategy": "ppal", "image_ids": chosen, "candidate_ids": pool[: 4 * size.budget], "queue": pool,
+        "utilities": [[i, 50.0 - i / 1000] for i in pool],
+        "explanations": {str(i): _explanation(i, rank) for rank, i in enumerate(chosen)},
+    }  # fmt: skip
+
+
+def _explanation(task_id: int, rank: int) -> dict[str, Any]:
+    box = {"box_xyxy": [1.0, 2.0, 30.0, 40.0], "score": 0.4, "contribution": 0.7}
+    return {
+        "image_id": task_id, "rank": rank, "utility": 40.0, "utility_rank": rank,
+        "classes": [{"class_index": i, "boxes": 3, "contribution": 2.0} for i in range(5)],
+        "boxes": [{"box_index": i, "class_index": i, **box} for i in range(5)],
+        "cluster_size": 4, "nearest_chosen": 1, "nearest_similarity": 1.2, "nearest_distance": 0.8,
+    }  # fmt: skip
+
+
+def _marks(folder: Path, size: Size) -> None:
+    counts = {"tasks": size.budget, "kept": 300, "moved": 200, "relabelled": 20, "removed": 100, "added": 90}
+    facts = {
+        "labelled_per_class": dict.fromkeys(LABELS, 50),
+        "agreement": {f"ppal-r{n}": counts for n in range(1, size.rounds + 1)},
+    }
+    for step in ("export", "dataset", "train", "evaluate", "infer", "candidates", "query", "publish"):
+        mark = {"seconds": 1.0, "finished_at": STAMP, "facts": facts if step == "dataset" else {}}
+        write_json(folder / "steps" / f"{step}.json", mark)
+
+
+def _last_round(folder: Path, cache: Path, size: Size) -> None:
+    pool = list(range(1, size.tasks + 1))
+    frame = {"width": 640, "height": 480}
+    entries = [{"image_id": i, "path": str(cache / f"{i}.png"), **frame} for i in pool]
+    write_json(folder / "dataset" / "pool.json", entries)
+    write_json(folder / "dataset" / "quality.json", _review(pool, size))
+    write_json(folder / "map.json", _map(pool, cache))
+    (folder / "detections").mkdir()
+    for shard, start in enumerate(range(0, size.tasks, SHARD)):
+        ids = np.array(pool[start : start + SHARD])
+        rows = BOXES * len(ids)
+        np.savez(
+            folder / "detections" / f"shard-{shard:05d}.npz", image_ids=ids, counts=np.full(len(ids), BOXES),
+            boxes_xyxy=np.ones((rows, 4), np.float32), scores=np.full(rows, 0.5, np.float32),
+            class_indices=np.zeros(rows, np.int64), embeddings=np.zeros((rows, 16), np.float32),
+        )  # fmt: skip
+
+
+def _map(pool: Sequence[int], cache: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(0, 0.3, (12, 2))
+    labelled = [-i for i in range(1, len(pool) // 10 + 1)]
+    points = centres[rng.integers(0, 12, len(pool) + len(labelled))]
+    points = (points + rng.normal(0, 0.06, points.shape)).round(4).tolist()
+    drawn = [
+        {"image_id": i, "path": str(cache / f"{-i}.png"), "width": 640, "height": 480, "x": x, "y": y}
+        for i, (x, y) in zip(labelled, points[len(pool) :], strict=True)
+    ]
+    xs, ys = ([point[axis] for point in points[: len(pool)]] for axis in (0, 1))
+    return {"feature": "global", "explained": [0.31, 0.12], "labelled_images": 2 * len(drawn), "ids": list(pool),
+            "x": xs, "y": ys, "labelled": drawn}  # fmt: skip
+
+
+def _review(pool: Sequence[int], size: Size) -> dict[str, Any]:
+    box = [100.0, 100.0, 200.0, 200.0]
+    dispute = {"kind": "swapped", "score": 0.1, "annotated": 0, "box_xyxy": box, "label": LABELS[1], "confidence": 0.9}
+    task = {"round": size.rounds, "width": 640, "height": 480, "disputes": [dispute] * 5}
+    task["annotated"] = [{"box_xyxy": box, "label": LABELS[0]}] * 20
+    tasks = [{"task_id": i, **task} for i in pool[:120]]
+    return {"labelled": size.tasks, "compared": size.tasks, "disputed": 900, "tasks": tasks}
+
+
+def forget() -> None:
+    """Drop what was remembered of rounds' files, as in a process that has just started."""
+    for kept in (round_files._query, round_files._pool, round_files._map):
+        kept.cache_clear()
+
+
+def _timed(settings: Settings, store: Store, page: str) -> PageTime:
+    from ppal_backend.service.app import create_app
+
+    client = create_app(settings, store).test_client()
+    client.get("/ui/static/ppal.css")
+    forget()
+    started, used = time.perf_counter(), time.process_time()
+    answer = client.get(f"/ui/{page}")
+    cold, cpu = time.perf_counter() - started, time.process_time() - used
+    if answer.status_code != 200:
+        raise RuntimeError(f"/ui/{page} answered {answer.status_code}")
+    warm = []
+    for _ in range(WARM_CALLS):
+        started = time.perf_counter()
+        client.get(f"/ui/{page}")
+        warm.append(time.perf_counter() - started)
+    cold_ms, cpu_ms, warm_ms = (round(seconds * 1000, 1) for seconds in (cold, cpu, statistics.median(warm)))
+    return PageTime(page, cold_ms, cpu_ms, warm_ms, round(len(answer.data) / 1024, 1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="How fast the dashboard's pages open.")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument("--quick", action="store_true", help="a project of 2,000 tasks and 5 rounds")
+    options = parser.parse_args(arguments)
+    report = run(Size(2000, 5, 100) if options.quick else Size())
+    if options.json:
+        sys.stdout.write(json.dumps(asdict(report), indent=1) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{report.tasks} tasks, {report.rounds} rounds; torch {'was' if report.torch_loaded else 'was not'} loaded"
+    table = Table("page", "first, ms", "of it CPU, ms", "again, ms", "KiB", title=title)
+    for p in report.pages:
+        table.add_row(f"/ui/{p.page}", *(f"{v:,.0f}" for v in (p.cold_ms, p.cold_cpu_ms, p.warm_ms, p.kib)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""What docker-compose.yml starts, without Docker: servers of the system's packages, for testing."""
