@@ -272,7 +272,7 @@ class _ConfigFile(TomlConfigSettingsSource):
         try:
             super().__init__(settings_cls, path)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"expected TOML in {path}, got a file that cannot be read ({error}); mend it") from None
+            raise SettingsError(f"expected TOML in {path}, got a file that cannot be read ({error}); fix it") from None
         _check_file(path, self.toml_data)
 
     def __call__(self) -> dict[str, Any]:

@@ -162,7 +162,8 @@ class ImageCache:
                 if width * height > self._max_pixels:
                     raise ImageError(
                         f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got "
-                        f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or raise the limit"
+                        f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or set "
+                        "PPAL_MAX_IMAGE_MEGAPIXELS"
                     )
                 with self._decoding_large if 4 * width * height > self._max_pixels else nullcontext():
                     image.load()

@@ -22,6 +22,11 @@ from ppal_backend.structures.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
+RANDOM = (
+    "start at random (init_weights: random in the project's extra parameters, or PPAL_INIT_WEIGHTS=random), which "
+    "needs many more images"
+)
+
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
 _PARTIAL_CONTENT = 206
@@ -77,7 +82,7 @@ def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: 
 def _weights_of(entry: ZooEntry) -> Weights:
     if entry.weights is None:
         raise WeightsUnavailable(
-            f"{entry.name} has no initial weights in the zoo; pass init_weights with a checkpoint or 'random'"
+            f"{entry.name} has no initial weights in the zoo; {RANDOM}, or put weights of your own in with ppal zoo add"
         )
     return entry.weights
 
@@ -116,8 +121,7 @@ def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress
             part.unlink()
         raise WeightsUnavailable(
             f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); try again, or "
-            f"download that file where there is a network and put it at {target}, or pass init_weights with a "
-            f"path or 'random'"
+            f"download that file where there is a network and put it at {target}, or {RANDOM}"
         ) from error
 
 
