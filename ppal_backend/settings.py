@@ -124,6 +124,9 @@ class Settings(ProjectDefaults, BaseSettings):
     keep_events_days: float = Field(30.0, gt=0.0, description="how long events stay after they were handled")
     poll_interval_s: float = Field(60.0, ge=1.0)
     keep_versions: int = Field(3, ge=1)
+    repair_queue: bool = Field(
+        True, description="set a project's task sampling and model version right once when somebody changes them"
+    )
     max_request_mib: int = Field(64, ge=1)
     max_image_megapixels: int = Field(100, ge=1)
     allowed_image_hosts: str = ""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ from ppal_backend.jobs.watch import Watch
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publisher import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
-from ppal_backend.label_studio.webhook import check_webhook
 from ppal_backend.logs import configure_logging, log_context
+from ppal_backend.operations import upkeep
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder, need_intact
 from ppal_backend.rounds.mirror import open_mirror, resume
@@ -360,6 +360,10 @@ class _LabelStudio:
     def annotated_tasks(self, project_id: int) -> Iterator[int]:
         return self._client(project_id).annotated_task_ids(project_id)
 
+    def look(self, project_id: int) -> Mapping[str, str]:
+        token = webhook_token(self._settings, project_id)
+        return upkeep.look(self._settings, self._store, self._client(project_id), project_id, token)
+
     def _client(self, project_id: int) -> LabelStudioClient:
         url = self._store.projects.get(project_id).url
         with self._lock:
@@ -374,12 +378,13 @@ def label_studio_ports(
     """A round of people: tasks from and predictions to Label Studio, the detector in this process."""
     client = connect(settings, project.url, project.hostname)
     token = webhook_token(settings, project.id)
-    store.projects.set_problem(project.id, "webhook", check_webhook(client, project.id, settings.public_url, token))
+    for topic, problem in upkeep.keep_webhook(settings, store, client, project, token).items():
+        store.projects.set_problem(project.id, topic, problem)
     engine = _engine(settings)
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
         engine=engine,
-        publisher=LabelStudioPublisher(client, settings.keep_versions),
+        publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.leaves_sampling(project)),
         observer=observer,
         similarity=engine.similarity if isinstance(engine, RayEngine) else None,
     )

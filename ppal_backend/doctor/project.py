@@ -10,9 +10,9 @@ from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import backends
-from ppal_backend.label_studio.queue import SAMPLING
+from ppal_backend.label_studio.queue import sampling_problem, version_problem
 from ppal_backend.label_studio.transport import NotFound
-from ppal_backend.label_studio.webhook import EVENTS_PATH, webhook_problem
+from ppal_backend.label_studio.webhook import SWITCHED_OFF_AFTER, failures, our_webhooks, webhook_problem
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
@@ -82,29 +82,30 @@ def _webhook(
     settings: Settings, client: LabelStudioClient, record: ProjectRecord, name: str, connections: list[dict[str, Any]]
 ) -> Finding:
     check = f"{name}: webhook"
-    hooks = client.webhooks(record.id)
+    hooks = our_webhooks(client.webhooks(record.id), settings.public_url)
     problem = webhook_problem(hooks, settings.public_url, webhook_token(settings, record.id))
-    if not problem:
-        return ok(check, "present and with what this backend asks for")
-    here = settings.public_url + EVENTS_PATH
-    if not any(str(hook["url"]).rstrip("/").endswith(here) for hook in hooks) and ours(settings, connections):
+    if not hooks and ours(settings, connections):
         return failed(
             check,
             "the model is connected but there is no webhook: only the poll notices annotations",
             f"if the backend is in a private network, {SWITCHES}; then run ppal connect",
         )
-    return split(check, problem)
+    if problem:
+        return split(check, problem)
+    lost = max(map(failures, hooks))
+    if lost:
+        return warning(
+            check,
+            f"the last {lost} deliveries failed; after {SWITCHED_OFF_AFTER} in a row Label Studio switches it off",
+            "see that Label Studio reaches this backend and that the service answers; its log has the reasons",
+        )
+    return ok(check, "present and with what this backend asks for")
 
 
 def _sampling(name: str, described: dict[str, Any]) -> Finding:
     check, sampling = f"{name}: sampling", described.get("sampling")
-    if sampling == SAMPLING:
-        return ok(check, SAMPLING)
-    return failed(
-        check,
-        f"task sampling is {sampling!r}, so tasks do not come in rank order",
-        "run ppal connect (or publish a round): it sets uncertainty sampling, which the settings page cannot",
-    )
+    problem = sampling_problem(sampling)
+    return split(check, problem) if problem else ok(check, str(sampling))
 
 
 def _model_version(
@@ -116,21 +117,13 @@ def _model_version(
         return warning(
             check, "no round is complete yet", "ppal status says how far it is; tasks come unordered until then"
         )
-    if shown == active.version:
-        return ok(check, shown)
-    again = f"run ppal round {record.id} --rank, which publishes the queue again"
-    if not shown:
-        seen = "the project shows no predictions, so tasks come in random order"
-        return failed(check, seen, f"switch on Use predictions to prelabel tasks under Annotation, then {again}")
-    if any(shown == row.get("title") for row in connections):
-        seen = "the project shows the live model, so every next task waits for a prediction and comes unordered"
-        return failed(check, seen, again)
-    return failed(check, f"the project shows {shown!r}, not the version in force {active.version!r}", again)
+    problem = version_problem(record.id, shown, active.version, [row.get("title") for row in connections])
+    return split(check, problem) if problem else ok(check, shown)
 
 
 def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
     for topic, text in record.problems.items():
-        if topic != "webhook":  # looked at above, as it is now
+        if topic not in ("webhook", "queue"):  # looked at above, as they are now
             yield split(f"{name}: {topic}", text)
     rounds = store.rounds.of_project(record.id)
     if rounds and rounds[-1].state == "failed":

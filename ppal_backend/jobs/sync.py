@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -54,6 +54,10 @@ class LabelStudio(Protocol):
 
     def annotated_tasks(self, project_id: int) -> Iterable[int]:
         """Ids of all tasks that have an annotation now."""
+
+    def look(self, project_id: int) -> Mapping[str, str]:
+        """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
+        set right is set right."""
 
 
 class Synchroniser:
@@ -190,7 +194,15 @@ class Synchroniser:
         projects.polled(project.id, until)
         projects.set_problem(project.id, "poll", "")
         projects.set_label_config(project.id, state.label_config)
+        self._look(project.id)
         return projects.set_task_count(project.id, state.tasks)
+
+    def _look(self, project_id: int) -> None:
+        try:
+            for topic, problem in self._remote.look(project_id).items():
+                self._store.projects.set_problem(project_id, topic, problem)
+        except (LabelStudioError, SettingsError) as error:
+            log.warning("project %d: its queue and webhook are looked at by the next poll: %s", project_id, error)
 
     def _forget_deleted(self, project_id: int) -> None:
         known = self._store.ledger.usable(project_id)  # read first: what is annotated after this is not looked at

@@ -20,10 +20,11 @@ class LabelStudioPublisher:
     Args:
         client: the project's Label Studio.
         keep: published versions to leave there.
+        set_sampling: whether to set the project's task sampling; False once its people insist on another.
     """
 
-    def __init__(self, client: LabelStudioClient, keep: int = 3) -> None:
-        self._client, self._keep = client, keep
+    def __init__(self, client: LabelStudioClient, keep: int = 3, set_sampling: bool = True) -> None:
+        self._client, self._keep, self._set_sampling = client, keep, set_sampling
 
     def publish(
         self, spec: RoundSpec, model: ModelRef | None, queue: Sequence[QueueEntry],
@@ -40,6 +41,7 @@ class LabelStudioPublisher:
             keep=self._keep,
             resume_state=state,
             on_state=on_state,
+            set_sampling=self._set_sampling,
         )
         if result.version is not None:
             keep_queue_tab(self._client, spec.project_id)

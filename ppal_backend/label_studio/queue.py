@@ -69,6 +69,7 @@ def publish(
     on_state: Callable[[dict[str, Any]], None] | None = None,
     settle_s: float | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    set_sampling: bool = True,
 ) -> PublishResult:
     """Make Label Studio serve tasks in the order of ``items``.
 
@@ -85,6 +86,7 @@ def publish(
         settle_s: How long a count must stand still to be believed when an import's answer was lost; grows with
             the number of items by default.
         max_body_bytes: Larger bodies are split.
+        set_sampling: Whether to set the project's task sampling too; False leaves it to the people who chose another.
 
     Returns:
         The version in force and what was stored.
@@ -98,7 +100,7 @@ def publish(
         raise ValueError("expected every task once in the ranking, got one twice; rank each task once")
     if not items:
         return PublishResult(version=None, created=0)
-    run = _Publish(client, project_id, version, items, on_state, settle_s, max_body_bytes)
+    run = _Publish(client, project_id, version, items, on_state, settle_s, max_body_bytes, set_sampling)
     result = run.run(dict(resume_state) if resume_state else None)
     if keep is None:
         return result
@@ -183,6 +185,7 @@ class _Publish:
     on_state: Callable[[dict[str, Any]], None] | None
     settle_s: float | None
     max_body_bytes: int
+    set_sampling: bool
     gone: list[int] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
 
@@ -327,17 +330,61 @@ class _Publish:
     def _activate(self, version: str) -> None:
         self._tell("activating", version)
         try:
-            self.client.patch_project(self.project_id, model_version=version, sampling=SAMPLING)
+            activate_version(self.client, self.project_id, version, self.set_sampling)
         except Rejected as error:
             self._discard(version)
             raise PublishError(
                 f"expected Label Studio to take model version {version!r}, got a refusal: {error}. The queue is as it "
                 "was before; run another round"
             ) from None
-        project = self.client.project(self.project_id)
-        if project.get("model_version") != version or project.get("sampling") != SAMPLING:
-            raise PublishError(
-                f"expected model version {version!r} with {SAMPLING!r} after setting them, got "
-                f"{project.get('model_version')!r} with {project.get('sampling')!r}; somebody changed the project's "
-                "settings at the same time: set its Machine Learning predictions to this version or run another round"
-            )
+
+
+def activate_version(client: LabelStudioClient, project_id: int, version: str, set_sampling: bool = True) -> None:
+    """Make a version whose predictions Label Studio holds the project's queue, in one request.
+
+    Raises:
+        PublishError: Label Studio did not take it.
+    """
+    wanted = {"model_version": version} | ({"sampling": SAMPLING} if set_sampling else {})
+    client.patch_project(project_id, **wanted)
+    project = client.project(project_id)
+    if any(project.get(name) != value for name, value in wanted.items()):
+        raise PublishError(
+            f"expected model version {version!r} with {SAMPLING!r} after setting them, got "
+            f"{project.get('model_version')!r} with {project.get('sampling')!r}; somebody changed the project's "
+            "settings at the same time: set its Machine Learning predictions to this version or run another round"
+        )
+
+
+def sampling_problem(sampling: object) -> str:
+    """Why a project with this task sampling does not follow the queue, "" when it does; then what to do."""
+    if sampling == SAMPLING:
+        return ""
+    return (
+        f"task sampling is {sampling!r}, so tasks do not come in rank order; run ppal connect (or publish a round): it "
+        "sets uncertainty sampling, which the settings page cannot"
+    )
+
+
+def version_problem(project_id: int, shown: object, active: str, titles: Iterable[object] = ()) -> str:
+    """Why a project that shows this model version does not follow the queue, "" when it does; then what to do.
+
+    Args:
+        project_id: Project.
+        shown: The project's ``model_version``.
+        active: The version in force.
+        titles: Titles of the project's model connections; such a version is the live model.
+    """
+    again = f"run ppal round {project_id} --rank, which publishes the queue again"
+    if shown == active:
+        return ""
+    if not shown:
+        return (
+            "the project shows no predictions, so tasks come in random order; switch on Use predictions to prelabel "
+            f"tasks under Annotation, then {again}"
+        )
+    if shown in titles:
+        return (
+            "the project shows the live model, so every next task waits for a prediction and comes unordered; " + again
+        )
+    return f"the project shows {str(shown)[:100]!r}, not the version in force {active!r}; {again}"

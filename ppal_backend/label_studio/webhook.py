@@ -5,36 +5,62 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.client import WEBHOOK_ACTIONS, LabelStudioClient
+from ppal_backend.label_studio.connection import backends
 
 EVENTS_PATH = "/webhook"
+SWITCHED_OFF_AFTER = 50
+"""Deliveries that may fail one after the other before Label Studio switches a webhook off (from 1.24 on)."""
 
 
-def check_webhook(client: LabelStudioClient, project_id: int, public_url: str, token: str | None) -> str:
-    """Make sure that the project sends its events here; what is wrong when it does not, "" when it does.
+def check_webhook(
+    client: LabelStudioClient,
+    project_id: int,
+    public_url: str,
+    token: str | None,
+    user: str = "",
+    *,
+    restore: bool = True,
+) -> tuple[str, bool]:
+    """Make sure that the project sends its events here.
 
     Args:
         client: Label Studio.
         project_id: The project.
-        public_url: This backend's address as Label Studio reaches it, "" when the operator has not set it: then
-            the webhook that Label Studio makes by itself is looked for, but none is made or changed.
+        public_url: This backend's address as Label Studio reaches it, "" when the operator has not set it: then it is
+            the address of the project's one model connection, and a webhook there is mended but none is made.
         token: What the webhook must send to be let in; None when nobody has to identify himself.
+        user: The name under which Label Studio calls this backend, "" for none; a connection with another one is not
+            ours.
+        restore: Whether to restore a webhook that a person deleted or switched off. One that Label Studio itself
+            switched off, after deliveries that failed, is switched on in any case.
+
+    Returns:
+        What is wrong, "" when it does, and whether a person's deletion or switch was undone.
 
     Raises:
         LabelStudioUnavailable: It is down.
     """
-    if public_url:
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        try:
-            client.ensure_webhook(project_id, public_url + EVENTS_PATH, headers)
-        except LabelStudioUnavailable:
-            raise
-        except LabelStudioError as error:
-            return f"Label Studio takes no webhook to PPAL_PUBLIC_URL ({error}); only the poll notices annotations"
-        return ""
-    return webhook_problem(client.webhooks(project_id), "", token)
+    hooks = client.webhooks(project_id)
+    problem = webhook_problem(hooks, public_url, token)
+    if not problem:
+        return "", False
+    url = public_url or _connected_at(client, project_id, user)
+    mine = [hook for hook in hooks if url and _leads_to(hook, url)]
+    by_person = not mine or (_is_off(mine[0]) and not failures(mine[0]))
+    if not url or (not mine and not public_url) or (by_person and not restore):
+        return problem, False
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    try:
+        client.ensure_webhook(project_id, url + EVENTS_PATH, headers)
+    except LabelStudioUnavailable:
+        raise
+    except LabelStudioError as error:
+        return f"Label Studio takes no webhook to {url} ({error}); only the poll notices annotations", False
+    return "", by_person
 
 
 def webhook_problem(hooks: Sequence[Mapping[str, Any]], public_url: str, token: str | None) -> str:
@@ -45,10 +71,7 @@ def webhook_problem(hooks: Sequence[Mapping[str, Any]], public_url: str, token: 
         public_url: This backend's address, "" when it is not known: any webhook to a backend counts then.
         token: What it must send; None when nobody has to identify himself.
     """
-    wanted = public_url + EVENTS_PATH
-    ours = [h for h in hooks if h["url"].rstrip("/").endswith(EVENTS_PATH)]
-    if public_url:
-        ours = [h for h in ours if h["url"].rstrip("/") == wanted]
+    ours = our_webhooks(hooks, public_url)
     if not ours:
         return (
             "the project has no webhook to this backend, only the poll notices annotations; connect the backend under "
@@ -56,14 +79,18 @@ def webhook_problem(hooks: Sequence[Mapping[str, Any]], public_url: str, token: 
         )
     if token and not any(carries(hook, token) for hook in ours):
         return (
-            "the webhook that Label Studio makes sends no credentials, so its events are refused and only the poll "
+            "the webhook that Label Studio makes sends no credentials, so its events are ignored and only the poll "
             "notices annotations; run ppal connect, or set PPAL_PUBLIC_URL to this backend's address as Label Studio "
             "reaches it"
         )
     hook = next(h for h in ours if not token or carries(h, token))
     missing = sorted(set(WEBHOOK_ACTIONS) - set(hook.get("actions") or ()))
-    if not hook.get("is_active", True):
-        return "the project's webhook to this backend is switched off; switch it on under Settings > Webhooks"
+    if _is_off(hook):
+        told = f" after {failures(hook)} failed deliveries" if failures(hook) else ""
+        return (
+            f"the project's webhook to this backend is switched off{told}; switch it on under Settings > Webhooks, or "
+            "run ppal connect"
+        )
     if not hook.get("send_payload", True):
         return (
             "the project's webhook to this backend sends no payload; switch Send payload on under Settings > Webhooks"
@@ -73,7 +100,36 @@ def webhook_problem(hooks: Sequence[Mapping[str, Any]], public_url: str, token: 
     return ""
 
 
+def our_webhooks(hooks: Sequence[Mapping[str, Any]], public_url: str) -> list[Mapping[str, Any]]:
+    """Those that lead to this backend; those to any backend when its address is not known."""
+    return [hook for hook in hooks if _leads_to(hook, public_url)]
+
+
+def failures(hook: Mapping[str, Any]) -> int:
+    """Deliveries that failed one after the other, as Label Studio counts them; 0 where it does not."""
+    return int(hook.get("consecutive_failures") or 0)
+
+
 def carries(hook: Mapping[str, Any], token: str) -> bool:
-    """Whether a webhook sends this token."""
+    """Whether a webhook sends this token, or a user and a password that stand in its address."""
+    if urlsplit(str(hook["url"])).password:
+        return True
     sent = (hook.get("headers") or {}).get("Authorization", "")
     return hmac.compare_digest(str(sent).encode(), f"Bearer {token}".encode())
+
+
+def _leads_to(hook: Mapping[str, Any], url: str) -> bool:
+    found, wanted = str(hook["url"]).rstrip("/"), url.rstrip("/") + EVENTS_PATH
+    return found == wanted if url else found.endswith(wanted)
+
+
+def _is_off(hook: Mapping[str, Any]) -> bool:
+    return not hook.get("is_active", True)
+
+
+def _connected_at(client: LabelStudioClient, project_id: int, user: str) -> str:
+    """The address of the project's model connection; "" when there is not just one, or it is another's."""
+    rows = backends(client, project_id)
+    if len(rows) != 1 or (rows[0].get("basic_auth_user") or "") != user:
+        return ""
+    return str(rows[0].get("url") or "").rstrip("/")

@@ -3,6 +3,9 @@
 Label Studio sends Basic credentials with every call that it makes for a model connection, but none with
 the webhook that it sets up itself. The backend therefore writes a bearer token into the headers of that
 webhook: ``webhook_token`` makes it, and it opens ``/webhook`` for that one project and nothing else.
+
+Label Studio counts the deliveries that a webhook's address refuses, and switches the webhook off after 50 of them. So
+an event that does not prove where it comes from is answered with 200, and ignored.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, jsonify, request
+from werkzeug.datastructures import Authorization
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.service.problems import RequestError, answer
+from ppal_backend.service.problems import answer
 from ppal_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -76,22 +80,45 @@ def install(app: Flask, settings: Settings) -> None:
         app.before_request(guard.check)
 
 
-def check_webhook_project(project_id: int) -> None:
-    """Refuse a webhook that came with the token of another project.
+def may_tell_of(project_id: int) -> bool:
+    """Whether this request may bring an event of a project: with a webhook's token only of the token's own."""
+    return not has_request_context() or g.get("webhook_project") in (None, project_id)
 
-    Raises:
-        RequestError: (403) the token does not belong to ``project_id``.
+
+def install_before(app: Flask, settings_of: Callable[[], Settings]) -> None:
+    """Let a webhook's token pass an ``app`` whose own check, installed before, knows Basic authentication alone.
+
+    An event with a valid token goes on with the user and password that this check asks for; one that proves nothing
+    is answered here, before the check would refuse it.
+
+    Args:
+        app: label-studio-ml's.
+        settings_of: the operator's settings, asked for at a request.
     """
-    allowed = g.get("webhook_project")
-    if allowed is not None and allowed != project_id:
-        raise RequestError("this webhook's token belongs to another project", status=403)
+
+    def translate() -> Response | None:
+        settings = settings_of()
+        if request.path != WEBHOOK_PATH or request.method != "POST" or not is_on(settings):
+            return None
+        user, password = settings.basic_auth_user, settings.basic_auth_pass.get_secret_value()
+        refusal = _guard(user, password).check()
+        if refusal is None:
+            request.authorization = Authorization("basic", {"username": user, "password": password})
+        return refusal
+
+    app.before_request_funcs.setdefault(None, []).insert(0, translate)
+
+
+@lru_cache(maxsize=1)
+def _guard(user: str, password: str) -> Guard:
+    return Guard(user, password)
 
 
 class Guard:
     """Lets a request through, or answers 401, or 429 to an address that keeps sending wrong credentials.
 
-    A request without credentials counts for nothing: Label Studio's own webhook has none until the
-    backend gives it some, and it must not lock its Label Studio out.
+    A request without credentials counts for nothing, nor does a webhook's token that is no longer valid: Label
+    Studio's own webhook has none until the backend gives it some, and it must not lock its Label Studio out.
     """
 
     def __init__(self, user: str, password: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -105,15 +132,20 @@ class Guard:
             return None
         address = request.remote_addr or ""
         wait_s = self._failures.blocked_for(address)
+        event = request.path == WEBHOOK_PATH and request.method == "POST"
+        with_token = event and _is_bearer()  # nobody guesses one, so it is looked at whatever else was sent
+        if (wait_s <= 0 or with_token) and self._is_known():
+            return None
+        if wait_s <= 0 and "Authorization" in request.headers and not with_token:
+            self._failures.add(address)
+            log.warning("wrong credentials from %s for %r", address, request.path)
+        if event:
+            log.warning("an event from %s was ignored: it does not prove where it comes from", address)
+            return jsonify(status="ignored", reason="credentials are missing or wrong; run ppal connect")
         if wait_s > 0:
             response = answer("too many requests with wrong credentials; wait a minute", 429)
             response.headers["Retry-After"] = str(int(wait_s) + 1)
             return response
-        if self._is_known():
-            return None
-        if "Authorization" in request.headers:
-            self._failures.add(address)
-            log.warning("wrong credentials from %s for %r", address, request.path)
         response = answer(
             "credentials are missing or wrong; give this backend's user name and password (BASIC_AUTH_USER and "
             "BASIC_AUTH_PASS; in Label Studio's form: Basic Authentication)",
@@ -147,6 +179,10 @@ class Guard:
             return False
         g.webhook_project = number
         return True
+
+
+def _is_bearer() -> bool:
+    return request.headers.get("Authorization", "").lower().startswith("bearer ")
 
 
 class Failures:

@@ -1,7 +1,9 @@
 """``PPALBackend``: the model class that label-studio-ml's protocol speaks to.
 
-Our own app builds it for every request; label-studio-ml 2's ``init_app(PPALBackend)`` can serve it as well.
-It holds nothing: all state is in the store.
+Our own app builds it for every request. label-studio-ml 2's ``init_app(PPALBackend)`` can serve it as well, with the
+same answers: connecting, predictions, events, expected errors with their status and text, and Basic authentication
+(BASIC_AUTH_USER and BASIC_AUTH_PASS in the environment) together with the webhook's token. Its server knows fewer
+events; the worker's poll finds what the others would have told. The class holds nothing: all state is in the store.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from flask import request
+
 from ppal_backend.errors import StateError
-from ppal_backend.service import connecting, events, ml_base, predicting
-from ppal_backend.service.payloads import SetupBody
+from ppal_backend.logs import log_context
+from ppal_backend.service import auth, connecting, events, ml_base, predicting
+from ppal_backend.service.payloads import SetupBody, read_json, setup_body
 from ppal_backend.service.payloads import extra_params as read_extra_params
 from ppal_backend.service.problems import RequestError
 from ppal_backend.service.runtime import Runtime, default_runtime
@@ -40,7 +45,7 @@ class PPALModel(_Base):
 
     Args:
         project_id: Label Studio's project id as text.
-        label_config: the project's labeling config; when given, an unknown project is connected with it.
+        label_config: the project's labeling config, which has to be usable. It connects nothing: only ``/setup`` does.
         runtime: what to work with; made from the environment when None.
 
     Raises:
@@ -55,19 +60,21 @@ class PPALModel(_Base):
         *,
         runtime: Runtime | None = None,
     ) -> None:
-        self.runtime = runtime or default_runtime()
-        self._number = events.project_of({"project": project_id}) if project_id not in (None, "") else None
-        self._given_config = label_config
-        if label_config is not None:
-            connecting.schema_of(label_config)  # refused here if it is unsafe, before the base class parses it
-        super().__init__(str(self._number or ""), label_config)
+        with ml_base.answering():
+            self.runtime = runtime or default_runtime()
+            self._number = events.project_of({"project": project_id}) if project_id not in (None, "") else None
+            if label_config is not None:
+                connecting.schema_of(label_config)  # refused here if it is unsafe, before the base class parses it
+            super().__init__(str(self._number or ""), label_config)
 
     def setup(self) -> None:
-        """Connect the project when the caller told its config; called by the base class when it is built."""
-        if self._number is not None and self._given_config is not None:
-            known = self.project
-            options = known.options if known is not None else {}
-            self.connect(SetupBody(self._number, str(self._number), self._given_config, "", options))
+        """Connect the project when label-studio-ml's own server builds the model for ``/setup``.
+
+        That server passes neither Label Studio's address on nor extra parameters that were cleared, so the request is
+        read here as our own app reads it.
+        """
+        if ml_base.is_foreign_request("/setup"):
+            self.connect(setup_body(read_json(request)))
 
     def get(self, key: str) -> Any:
         """A kept value; version 2's server asks for ``model_version`` this way."""
@@ -96,11 +103,11 @@ class PPALModel(_Base):
 
     def set_extra_params(self, extra_params: Any) -> None:
         """Take over the extra parameters of the model connection (null, "", JSON text or an object)."""
-        project = self._connected()
-        overrides = read_extra_params(extra_params)
-        connecting.connect(
-            self.runtime, SetupBody(project.id, project.key, project.label_config, project.url, overrides)
-        )
+        with ml_base.answering():
+            project = self._connected()
+            overrides = read_extra_params(extra_params)
+            body = SetupBody(project.id, project.key, project.label_config, project.hostname or project.url, overrides)
+            connecting.connect(self.runtime, body)
         text = extra_params if isinstance(extra_params, str) else json.dumps(overrides)
         self.set("extra_params", text)
 
@@ -108,38 +115,53 @@ class PPALModel(_Base):
         self, tasks: Sequence[Any], context: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """One prediction per task, in order; see :mod:`ppal_backend.service.predicting`."""
-        with self.runtime.metrics.predicting():
+        with ml_base.answering(), self.runtime.metrics.predicting():
             return predicting.predict(self.runtime, self.project, tasks)
 
     def fit(self, event: str, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Keep a webhook event and enqueue its handling. Training happens in the worker, never here.
 
+        An event that cannot be used, whatever the reason, is ignored: Label Studio reads no answer, and switches a
+        webhook off that is answered with errors.
+
         Returns:
             ``{"status": "stored", "event": id}`` or ``{"status": "ignored", "reason": text}``.
 
         Raises:
-            RequestError: the payload lacks what the event always carries.
-            StateError: the project is not connected.
+            StoreUnavailable: the state database does not answer.
         """
-        parsed = events.parse({**data, "action": event})
-        if isinstance(parsed, events.Ignored):
-            return {"status": "ignored", "reason": parsed.reason}
-        if self._number is not None and parsed.project_id != self._number:
-            raise RequestError("the event is about another project than this model")
-        projects = self.runtime.store.projects
-        projects.need(parsed.project_id)
-        if parsed.action == "PROJECT_UPDATED":
-            known = projects.get(parsed.project_id).label_config
-            if parsed.body["label_config"] in (None, known):
-                return {"status": "ignored", "reason": "the labeling config is the one known already"}
-        number = self.runtime.store.events.add(parsed.project_id, parsed.action, parsed.body)
-        self.runtime.notifier.notify(parsed.project_id)
-        return {"status": "stored", "event": number}
+        with ml_base.answering():
+            try:
+                return self._keep_event(events.parse({**data, "action": event}))
+            except (RequestError, StateError) as error:
+                log.warning("an event was ignored: %s", error)
+                return {"status": "ignored", "reason": str(error)}
+
+    def _keep_event(self, event: events.Event | events.Ignored) -> dict[str, Any]:
+        if isinstance(event, events.Ignored):
+            return {"status": "ignored", "reason": event.reason}
+        with log_context(project=event.project_id):
+            if self._number not in (None, event.project_id):
+                raise RequestError("the event is about another project than this model")
+            if not auth.may_tell_of(event.project_id):
+                raise RequestError("this webhook's token belongs to another project")
+            projects = self.runtime.store.projects
+            projects.need(event.project_id)
+            if event.action == "PROJECT_UPDATED":
+                known = projects.get(event.project_id).label_config
+                if event.body["label_config"] in (None, known):
+                    return {"status": "ignored", "reason": "the labeling config is the one known already"}
+            number = self.runtime.store.events.add(event.project_id, event.action, event.body)
+            self.runtime.notifier.notify(event.project_id)
+            return {"status": "stored", "event": number}
 
     def _connected(self) -> ProjectRecord:
         project = self.project
         if project is None:
-            raise StateError(f"project {self._number} is not connected; build the model with its label_config first")
+            raise StateError(
+                f"expected a connected project to set extra parameters of, got {self._number}; add this backend under "
+                "Settings > Model of that project"
+            )
         return project
 
 

@@ -1,4 +1,4 @@
-"""The one place that knows which label-studio-ml is installed.
+"""The one place that knows which label-studio-ml is installed, and whose server a request came through.
 
 Version 1.0.9 and version 2 have a base class ``LabelStudioMLBase`` each, with different constructors and
 helpers. ``adapt`` turns either into a class that is built as ``Base(project_id=…, label_config=…)``, calls
@@ -15,6 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flask import Flask, abort, after_this_request, current_app, has_request_context, request
+
+from ppal_backend.errors import PPALError
+from ppal_backend.service import auth, problems
+from ppal_backend.service.runtime import EXTENSION, default_runtime
+
 DISTRIBUTION = "label-studio-ml"
 
 
@@ -24,9 +30,35 @@ def load() -> type:
     Raises:
         ImportError: it is not installed, or lacks a module that it needs.
     """
-    with _without_torch_for(_major()):
+    major = _major()
+    with _without_torch_for(major):
         module = importlib.import_module("label_studio_ml.model")
+    if major >= 2:
+        prepare_server(importlib.import_module("label_studio_ml.api")._server)
     return adapt(module.LabelStudioMLBase)
+
+
+def prepare_server(app: Flask) -> None:
+    """Make version 2's own server, one object of its module, take the webhook's token beside Basic authentication."""
+    auth.install_before(app, lambda: default_runtime().settings)
+
+
+def is_foreign_request(path: str = "") -> bool:
+    """Whether a request is served now, to ``path`` if one is given, by another app than ours."""
+    return has_request_context() and EXTENSION not in current_app.extensions and path in ("", request.path)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Version 2's server makes every exception a 500 with its traceback: expected errors keep status and text."""
+    try:
+        yield
+    except PPALError as error:
+        if is_foreign_request():
+            refusal = problems.answer(str(error), problems.status_of(error))
+            after_this_request(lambda response: refusal)
+            abort(refusal)
+        raise
 
 
 def adapt(base: Any) -> type:

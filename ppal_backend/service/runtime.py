@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ppal_backend.datasets.images import ImageInfo
     from ppal_backend.label_studio.client import LabelStudioClient
 
+EXTENSION = "ppal"  # under which an app of ours holds its runtime
 PREDICT_DEADLINE_S = 80.0  # Label Studio hangs up after 100
 FETCHERS = 8
 MOST_PREDICTING = 16  # below gunicorn's threads, so that webhooks always find one

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -142,6 +143,24 @@ class AnnotationLedger:
                 .where(AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None))
                 .values(round_number=round_number)
             )
+
+    def first_annotated(self, project_id: int, since: datetime, count: int) -> list[int]:
+        """The first tasks, at most ``count``, whose first usable annotation was seen at or after a time (UTC)."""
+        seen = func.min(AnnotationRow.first_seen_at)
+        query = (
+            select(AnnotationRow.task_id)
+            .where(
+                AnnotationRow.project_id == project_id,
+                AnnotationRow.usable.is_(True),
+                AnnotationRow.task_id.is_not(None),
+            )
+            .group_by(AnnotationRow.task_id)
+            .having(seen >= since)
+            .order_by(seen, AnnotationRow.task_id)
+            .limit(count)
+        )
+        with self._database.reading() as session:
+            return [task_id for task_id in session.scalars(query) if task_id is not None]
 
     def tasks_after(self, project_id: int, round_number: int) -> list[int]:
         """Tasks with a usable annotation that this round had not exported yet."""

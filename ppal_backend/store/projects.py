@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,11 @@ from ppal_backend.store.tables import AnnotationRow, EventRow, ProjectRow, Round
 
 @dataclass(frozen=True)
 class ProjectRecord:
-    """A project as the backend knows it. ``options`` are the project's own extra parameters."""
+    """A project as the backend knows it.
+
+    ``options`` are the project's own extra parameters; ``repairs`` is what :mod:`ppal_backend.operations.upkeep` has
+    set right in Label Studio, so that it does so once and not against a person who changes it again.
+    """
 
     id: int
     key: str
@@ -32,6 +36,7 @@ class ProjectRecord:
     edits: int = 0
     task_count: int | None = None
     hostname: str = ""
+    repairs: dict[str, Any] = field(default_factory=dict)
 
 
 class ProjectStore:
@@ -146,6 +151,10 @@ class ProjectStore:
                 others = {name: text for name, text in row.problems.items() if name != topic}
                 row.problems = {**others, topic: problem} if problem else others
 
+    def set_repairs(self, project_id: int, repairs: dict[str, Any]) -> None:
+        """Keep what was set right in Label Studio, in place of what was kept before."""
+        self._update(project_id, repairs=repairs)
+
     def set_paused(self, project_id: int, paused: bool) -> bool:
         """Hold a project's rounds, or let them go on; whether that changes anything.
 
@@ -180,4 +189,5 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.edits,
         row.task_count,
         row.hostname or "",
+        dict(row.repairs),
     )

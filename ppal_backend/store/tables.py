@@ -36,6 +36,7 @@ class ProjectRow(Base):
     options_digest: Mapped[str | None]  # of the options in force
     hostname: Mapped[str | None]  # what Label Studio calls itself
     task_count: Mapped[int | None]  # tasks that the last poll saw; None: not known
+    repairs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")  # see operations.upkeep
 
 
 class EventRow(Base):

@@ -70,7 +70,11 @@ MALFORMED = {
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_json(client, connected, store, path, body):
-    refused(send(client, path, body), 400)
+    answer = send(client, path, body)
+    if path == "/webhook" and b"1e999" in body:  # JSON with an action, so it may be an event of Label Studio's
+        assert (answer.status_code, answer.json["status"]) == (200, "ignored")
+    else:
+        refused(answer, 400)
     assert store.events.counts() == {}
 
 
@@ -187,7 +191,9 @@ def test_nothing_gets_past_the_guard_under_another_spelling(make_app, path):
 def test_a_method_override_does_not_get_past_the_guard(make_app, store):
     client = make_app(basic_auth_user="ls", basic_auth_pass=SecretStr("long password")).test_client()
     for headers in ({"X-HTTP-Method-Override": "GET"}, {"X-Original-URL": "/health"}, {"X-Forwarded-For": "127.0.0.1"}):
-        refused(client.post("/webhook", json=annotation_payload(), headers=headers), 401)
+        answer = client.post("/webhook", json=annotation_payload(), headers=headers)
+        assert (answer.status_code, answer.json["status"]) == (200, "ignored")
+        refused(client.post("/setup", json=setup_payload(), headers=headers), 401)
     assert store.events.counts() == {}
 
 

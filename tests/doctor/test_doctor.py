@@ -325,6 +325,12 @@ class TestProject:
         label_studio.hooks[0] |= change
         said(examine()["project 1: webhook"], "failed", seen, advice)
 
+    def test_deliveries_that_failed_are_told_before_the_webhook_is_switched_off(self, examine, label_studio):
+        label_studio.hooks[0]["consecutive_failures"] = 12
+        said(examine()["project 1: webhook"], "warning", "last 12 deliveries failed; after 50 in a row", "its log")
+        label_studio.hooks[0] |= {"consecutive_failures": 50, "is_active": False}
+        said(examine()["project 1: webhook"], "failed", "switched off after 50 failed deliveries", "ppal connect")
+
     @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer 1.other"}])
     def test_a_webhook_without_our_header(self, examine, label_studio, headers):
         label_studio.hooks[0]["headers"] = headers
@@ -360,9 +366,12 @@ class TestProject:
     def test_trouble_that_the_worker_met(self, examine, store):
         store.projects.set_problem(1, "poll", "Label Studio answered 500; try again")
         store.projects.set_problem(1, "webhook", "of yesterday; gone")
+        store.projects.set_problem(1, "queue", "of yesterday; gone")
+        store.projects.set_problem(1, "order", "tasks come in another order; label with Label All Tasks")
         found = examine()
         said(found["project 1: poll"], "failed", "Label Studio answered 500", "try again")
-        assert found["project 1: webhook"].state == "ok"
+        said(found["project 1: order"], "failed", "another order", "Label All Tasks")
+        assert found["project 1: webhook"].state == "ok" and "project 1: queue" not in found
 
     def test_a_failed_round(self, examine, store):
         record = store.rounds.request(1, "train", "test")

@@ -132,6 +132,9 @@ def test_label_studio_down_loses_no_annotation(place):
     class Remote:
         down = True
 
+        def look(self, project_id):
+            return {}
+
         def state(self, project_id):
             if self.down:
                 raise LabelStudioUnavailable("it is down")

@@ -20,6 +20,7 @@ class Remote:
 
     def __init__(self):
         self.changed, self.asked, self.error, self.tasks, self.config = [], [], None, 100, "<View/>"
+        self.looks = {}
         self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed``
 
     def state(self, project_id):
@@ -30,6 +31,11 @@ class Remote:
     def updates(self, project_id, since):
         self.asked.append(since)
         return [u for u in self.changed if u.updated_at >= since]
+
+    def look(self, project_id):
+        if isinstance(self.looks, Exception):
+            raise self.looks
+        return self.looks
 
     def annotated_tasks(self, project_id):
         return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
@@ -109,6 +115,18 @@ def test_a_poll_that_fails_is_told_and_loses_nothing(world):
     assert world.rounds() == [("train", "pending")]
     assert world.store.projects.get(1).problems == {"poll": "Label Studio does not answer"}
     world.remote.error, world.remote.annotated = None, [10, 20, 30]
+    world.poll_now()
+    assert world.store.projects.get(1).problems == {}
+
+
+def test_a_poll_tells_what_is_wrong_with_queue_and_webhook(world):
+    world.remote.looks = {"queue": "it is random; mend it", "webhook": ""}
+    world.poll_now()
+    assert world.store.projects.get(1).problems == {"queue": "it is random; mend it"}
+    world.remote.looks = LabelStudioUnavailable("down")
+    world.poll_now()
+    assert world.store.projects.get(1).problems == {"queue": "it is random; mend it"}, "nothing new was seen"
+    world.remote.looks = {"queue": ""}
     world.poll_now()
     assert world.store.projects.get(1).problems == {}
 

@@ -82,6 +82,22 @@ def test_dropped_items_leave_the_queue_as_it_was():
     assert list(fake.counts()) == [before]
 
 
+def test_an_import_that_raises_ends_as_one_that_drops(caplog):
+    """With prediction validation switched on Label Studio refuses the whole request instead of leaving items out."""
+    fake = FakeLabelStudio()
+    before = publish(fake.client(), 1, "r1", ITEMS).version
+    errors = {"detail": "Validation error", "validation_errors": {"non_field_errors": ["Prediction 4: unknown label"]}}
+    fake.fault = lambda request: (
+        httpx.Response(400, json=errors) if request.url.path.endswith("/import/predictions") else None
+    )
+    with pytest.raises(
+        PublishError, match=r"store 5 predictions, got 0; it answered: .*unknown label.*as it was before"
+    ):
+        publish(fake.client(), 1, "r2", [QueueItem(i) for i in (1, 2, 3, 4, 5)])
+    assert fake.project["model_version"] == before and fake.served() == list(ORDER)
+    assert list(fake.counts()) == [before]
+
+
 def test_a_live_backends_title_survives_the_removal_of_a_failed_version():
     fake = FakeLabelStudio()
     fake.project["model_version"] = "Live backend"

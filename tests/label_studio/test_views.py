@@ -95,6 +95,20 @@ def test_a_tab_that_people_changed_stays_as_they_have_it():
     assert fake.tabs == [changed] and fake.paths("POST") == [] and fake.paths("PATCH") == []
 
 
+def test_a_locked_tab_is_not_written(caplog):
+    """From 1.24 on a tab can be locked, and writing it is refused."""
+    locked = {**MADE, "locked": True}
+    fake = FakeWithTabs(locked)
+    fake.fault = lambda request: (
+        httpx.Response(403, json={"detail": "This view is locked"})
+        if request.url.path.startswith("/api/dm/views/") and request.method != "GET"
+        else None
+    )
+    with caplog.at_level(logging.WARNING):
+        fake.publish()
+    assert fake.served() == [3, 1, 2] and fake.tabs == [locked] and caplog.records == []
+
+
 def test_a_deleted_tab_comes_back_with_the_next_queue():
     fake = FakeWithTabs(MINE)
     fake.publish()

@@ -73,10 +73,14 @@ def test_a_failing_queue_loses_nothing(client, connected, store, jobs, caplog):
     assert "queue is gone" in caplog.text
 
 
+def ignored(answer, reason):
+    """Label Studio switches a webhook off after 50 answers that are errors, so these are none."""
+    assert (answer.status_code, answer.json["status"]) == (200, "ignored")
+    return reason in answer.json["reason"]
+
+
 def test_a_project_that_never_connected_is_told_what_to_do(client, store, jobs):
-    answer = client.post("/webhook", json=annotation_payload(project=99))
-    assert answer.status_code == 404
-    assert "Settings > Model" in answer.json["error"]
+    assert ignored(client.post("/webhook", json=annotation_payload(project=99)), "Settings > Model")
     assert store.events.counts() == {}
     assert jobs.synced == []
 
@@ -98,9 +102,7 @@ def test_json_nested_without_end(client, connected):
 
 
 def test_missing_payload(client, connected, store):
-    answer = client.post("/webhook", json={"action": "ANNOTATION_CREATED"})
-    assert answer.status_code == 400
-    assert "Send payload" in answer.json["error"]
+    assert ignored(client.post("/webhook", json={"action": "ANNOTATION_CREATED"}), "Send payload")
     assert store.events.counts() == {}
 
 

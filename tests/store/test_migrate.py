@@ -19,7 +19,7 @@ from ppal_backend.store.migrate import FIRST, HEAD
 from ppal_backend.store.tables import Base
 
 ADDED_SINCE_THE_FIRST_RELEASE = {
-    "projects": {"paused", "changes", "edits", "options_digest", "task_count", "hostname"},
+    "projects": {"paused", "changes", "edits", "options_digest", "task_count", "hostname", "repairs"},
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }

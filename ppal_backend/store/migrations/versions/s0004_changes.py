@@ -14,3 +14,4 @@ def upgrade() -> None:
     op.add_column("projects", sa.Column("hostname", sa.String(), nullable=True))
     op.add_column("projects", sa.Column("options_digest", sa.String(), nullable=True))
     op.add_column("projects", sa.Column("task_count", sa.Integer(), nullable=True))
+    op.add_column("projects", sa.Column("repairs", sa.JSON(), nullable=False, server_default="{}"))
