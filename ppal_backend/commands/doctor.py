@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from ppal_backend.commands.shared import FAILED, AsJson, console, errors_in_one_line, print_json, waiting
 from ppal_backend.doctor.finding import Finding
-from ppal_backend.errors import StateError
+from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
 
@@ -31,7 +31,7 @@ def doctor(as_json: AsJson = False) -> None:
         found = []
         try:
             store = find_store(settings)
-        except StateError:  # which is one of the findings
+        except (StateError, StoreUnavailable):  # which is one of the findings
             store = Store(Database("sqlite://"))
         with closing(store):
             for finding in diagnose(settings, store):

@@ -43,18 +43,19 @@ def state(settings: Settings, store: Store) -> list[Finding]:
     """Database, worker and disk, as ``/ready`` sees them; and events that could not be used. Where no backend has kept
     state yet, that alone, and where a running one keeps its own."""
     found: list[Finding] = []
+    away = ""
     try:
         with closing(find_store(settings)) as kept:
             seen, _, advice = hint_of_another(settings, kept).partition("; ")
             found += [warning("state", seen, advice)] if seen else []
     except StateError as error:
         return [split("state", str(error))]
-    except StoreUnavailable:
-        pass  # told below
-    found += [
-        split(name, problem) if problem else ok(name, _WELL[name])
-        for name, problem in readiness.problems(settings, store).items()
-    ]
+    except StoreUnavailable as error:
+        away = str(error)
+    problems = readiness.problems(settings, store)
+    if away and not problems["database"]:
+        problems = {"database": away, "disk": problems["disk"]}  # of the worker nobody knows
+    found += [split(name, problem) if problem else ok(name, _WELL[name]) for name, problem in problems.items()]
     parked = 0 if any(f.check == "database" and f.state != "ok" for f in found) else store.events.counts().get("parked")
     if parked:
         found.append(

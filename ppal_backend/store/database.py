@@ -21,6 +21,9 @@ from ppal_backend.store.tables import now
 __all__ = ["Database", "IntegrityError"]
 
 BUSY_TIMEOUT_S = 30.0
+_FORBIDDEN = ("readonly database", "unable to open database file")
+_ALLOW = "let this user write to the file and to its folder, or run as the user whose backend it is"
+_WAIT = "it is tried again, check that it is up and that its disk is not full"
 
 
 class Database:
@@ -133,9 +136,9 @@ class Database:
             yield
         except (OperationalError, InterfaceError) as error:
             reason = " ".join(str(error.orig).split())[:200]
+            forbidden = self.is_sqlite and any(words in reason for words in _FORBIDDEN)
             raise StoreUnavailable(
-                f"expected the state database {self.name} to answer, got: {reason}; it is tried again, check that it "
-                "is up and that its disk is not full"
+                f"expected the state database {self.name} to answer, got: {reason}; {_ALLOW if forbidden else _WAIT}"
             ) from error
 
 

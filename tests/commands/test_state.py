@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sqlite3
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -117,6 +118,24 @@ def test_only_migrate_changes_the_schema(run, tmp_path):
     assert set(inspect(create_engine(url)).get_table_names()) == tables
     assert run("migrate").exit_code == 0 and revision(url) == HEAD
     assert run("status").exit_code == 0
+
+
+@pytest.mark.parametrize("words", ["status", "pause 8", "backup b.tar", "migrate", "up", "doctor --json"])
+def test_a_database_that_this_user_may_not_use_is_told_with_what_helps(run, tmp_path, monkeypatch, words):
+    backend_in("ppal-data").close()
+
+    def forbidden(*_, **__):
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr("sqlite3.dbapi2.connect", forbidden)
+    monkeypatch.setattr("ppal_backend.launcher.up", lambda: pytest.fail("started all the same"))
+    done = run(words)
+    assert done.exit_code == 1 and "let this user write to the file and to its folder" in done.output
+    if words.startswith("doctor"):
+        findings = {f["check"]: f["state"] for f in json.loads(done.stdout)}
+        assert findings["database"] == "failed" and "worker" not in findings
+    else:
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 NO_FOLDER = [
