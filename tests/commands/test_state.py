@@ -123,9 +123,12 @@ def test_only_migrate_changes_the_schema(run, tmp_path):
 @pytest.mark.parametrize("words", ["status", "pause 8", "backup b.tar", "migrate", "up", "doctor --json"])
 def test_a_database_that_this_user_may_not_use_is_told_with_what_helps(run, tmp_path, monkeypatch, words):
     backend_in("ppal-data").close()
+    connect = sqlite3.dbapi2.connect
 
-    def forbidden(*_, **__):
-        raise sqlite3.OperationalError("attempt to write a readonly database")
+    def forbidden(database, *arguments, **options):
+        if "ppal.db" in str(database):
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+        return connect(database, *arguments, **options)
 
     monkeypatch.setattr("sqlite3.dbapi2.connect", forbidden)
     monkeypatch.setattr("ppal_backend.launcher.up", lambda: pytest.fail("started all the same"))
