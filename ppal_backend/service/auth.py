@@ -23,7 +23,7 @@ from flask import Flask, Response, g, has_request_context, jsonify, request
 from werkzeug.datastructures import Authorization
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.service.problems import answer
+from ppal_backend.service.http_errors import answer
 from ppal_backend.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from flask import request
 
-from ppal_backend.errors import StateError
+from ppal_backend.detector.zoo import find_entry
+from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.logs import log_context
-from ppal_backend.service import auth, connecting, events, ml_base, predicting
-from ppal_backend.service.payloads import SetupBody, read_json, setup_body
+from ppal_backend.service import auth, ml_base, payloads, predicting
+from ppal_backend.service.http_errors import RequestError
+from ppal_backend.service.payloads import SetupBody, is_loopback, read_json, setup_body
 from ppal_backend.service.payloads import extra_params as read_extra_params
-from ppal_backend.service.problems import RequestError
+from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime, default_runtime
+from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import ProjectRecord
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,89 @@ if TYPE_CHECKING:
         def set(self, key: str, value: Any) -> None: ...
 else:
     _Base = object
+
+
+DEFAULT_STRATEGY: str = ProjectOptions.model_fields["strategy"].default
+
+
+def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
+    """Record the project as ``body`` describes it and enqueue its handling if anything is new.
+
+    Raises:
+        SettingsError: the API key or Label Studio's address is missing, or an extra parameter is wrong.
+        LabelConfigError: the labeling config has no boxes on an image.
+        UnknownDetector: the model zoo has no such detector; the text lists those it has.
+    """
+    projects = runtime.store.projects
+    known = projects.find(body.project_id)
+    key = _key(body, known)
+    url = label_studio_url(runtime.settings, body.hostname)
+    before = None if known is None or known.key != key else _says(known)
+    if before != (body.label_config, url, body.extra_params):
+        options = checked_options(runtime.settings, body.extra_params)
+        schema_of(body.label_config, options.from_name)
+        kept = {name: getattr(options, name) for name in body.extra_params}
+        if before != (body.label_config, url, kept):
+            new = projects.connect(body.project_id, key, body.label_config, url, kept)
+            log.info("project %d %s", body.project_id, "connected" if new else "changed")
+            runtime.notifier.notify(body.project_id)
+    record = projects.get(body.project_id)
+    if record.hostname == body.hostname:
+        return record
+    projects.set_hostname(record.id, body.hostname)
+    return projects.get(record.id)
+
+
+def label_studio_url(settings: Settings, hostname: str) -> str:
+    """Where Label Studio is: as the operator set it, else as the caller says if the caller can be trusted.
+
+    The API key is sent to this address, so a caller who proved nothing may only name this very machine.
+
+    Raises:
+        SettingsError: the key is not set, or the address has to be set.
+    """
+    if not settings.label_studio_api_key.get_secret_value():
+        raise SettingsError(
+            "expected LABEL_STUDIO_API_KEY in the backend's environment, got none; create a personal access token "
+            "in Label Studio under Account & Settings and start the backend with it"
+        )
+    if settings.label_studio_url:
+        return settings.label_studio_url
+    if hostname and (is_loopback(hostname) or auth.is_on(settings)):
+        return hostname
+    raise SettingsError(
+        f"expected LABEL_STUDIO_URL in the backend's environment, got none; Label Studio calls itself "
+        f"{hostname!r}, which is taken as its address only when it is on this machine or BASIC_AUTH_USER is set"
+    )
+
+
+def checked_options(settings: Settings, overrides: dict[str, Any]) -> ProjectOptions:
+    """The options in force, with a detector and a strategy that exist.
+
+    Raises:
+        SettingsError: an unknown or bad extra parameter, or an unknown strategy; the text lists the known ones.
+        UnknownDetector: no such detector; the text lists those there are.
+    """
+    options = settings.project_options(overrides)
+    find_entry(options.detector, settings.model_zoo)
+    if options.strategy != DEFAULT_STRATEGY:
+        from ppal_backend.acquisition.strategies import strategy_names  # imports torch, so only when needed
+
+        names = strategy_names()
+        if options.strategy not in names:
+            raise SettingsError(f"expected a strategy of {', '.join(names)}; got {options.strategy!r}; choose one")
+    return options
+
+
+def _key(body: SetupBody, known: ProjectRecord | None) -> str:
+    """The project's key; one without a creation time says nothing against the stored one, and vice versa."""
+    if known is not None and ("." not in body.key or "." not in known.key):
+        return known.key
+    return body.key
+
+
+def _says(record: ProjectRecord) -> tuple[str, str, dict[str, Any]]:
+    return record.label_config, record.url, record.options
 
 
 class PPALModel(_Base):
@@ -62,9 +148,9 @@ class PPALModel(_Base):
     ) -> None:
         with ml_base.answering():
             self.runtime = runtime or default_runtime()
-            self._number = events.project_of({"project": project_id}) if project_id not in (None, "") else None
+            self._number = payloads.project_of({"project": project_id}) if project_id not in (None, "") else None
             if label_config is not None:
-                connecting.schema_of(label_config)  # refused here if it is unsafe, before the base class parses it
+                schema_of(label_config)  # refused here if it is unsafe, before the base class parses it
             super().__init__(str(self._number or ""), label_config)
 
     def setup(self) -> None:
@@ -98,7 +184,7 @@ class PPALModel(_Base):
         Raises:
             PPALError: a setting is missing, or the config or an extra parameter cannot be used.
         """
-        connecting.connect(self.runtime, body)
+        connect(self.runtime, body)
         return self.model_version
 
     def set_extra_params(self, extra_params: Any) -> None:
@@ -107,7 +193,7 @@ class PPALModel(_Base):
             project = self._connected()
             overrides = read_extra_params(extra_params)
             body = SetupBody(project.id, project.key, project.label_config, project.hostname or project.url, overrides)
-            connecting.connect(self.runtime, body)
+            connect(self.runtime, body)
         text = extra_params if isinstance(extra_params, str) else json.dumps(overrides)
         self.set("extra_params", text)
 
@@ -132,13 +218,13 @@ class PPALModel(_Base):
         """
         with ml_base.answering():
             try:
-                return self._keep_event(events.parse({**data, "action": event}))
+                return self._keep_event(payloads.parse_event({**data, "action": event}))
             except (RequestError, StateError) as error:
                 log.warning("an event was ignored: %s", error)
                 return {"status": "ignored", "reason": str(error)}
 
-    def _keep_event(self, event: events.Event | events.Ignored) -> dict[str, Any]:
-        if isinstance(event, events.Ignored):
+    def _keep_event(self, event: payloads.Event | payloads.Ignored) -> dict[str, Any]:
+        if isinstance(event, payloads.Ignored):
             return {"status": "ignored", "reason": event.reason}
         with log_context(project=event.project_id):
             if self._number not in (None, event.project_id):

@@ -13,8 +13,7 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from ppal_backend.logs import configure_logging
-from ppal_backend.service.protocol import EXTENSION
-from ppal_backend.service.runtime import MOST_PREDICTING
+from ppal_backend.service.runtime import EXTENSION, MOST_PREDICTING
 from ppal_backend.settings import load_settings
 
 

@@ -1,4 +1,7 @@
-"""What operators watch, as Prometheus text; every app has a registry of its own."""
+"""What operators watch, as Prometheus text; every app has a registry of its own.
+
+Memory of the GPUs is read from the driver: the service itself never loads CUDA.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
+import pynvml
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -21,8 +26,7 @@ from ppal_backend.errors import (
     StoreUnavailable,
 )
 from ppal_backend.heartbeat import heartbeat_age_s
-from ppal_backend.service.events import ACTIONS
-from ppal_backend.service.gpu import gpu_memory
+from ppal_backend.service.payloads import ACTIONS
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
 
@@ -181,3 +185,29 @@ def _gauge(name: str, text: str, values: dict[str, int]) -> GaugeMetricFamily:
 
 def _labelled(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=list(labels))
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """One GPU of this machine, in bytes; whichever process uses it."""
+
+    index: int
+    used: int
+    total: int
+
+
+def gpu_memory(nvml: Any = pynvml) -> list[GpuMemory]:
+    """Every GPU of this machine; none when there is no driver."""
+    try:
+        nvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        infos = [
+            nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())
+        ]
+        return [GpuMemory(index, int(info.used), int(info.total)) for index, info in enumerate(infos)]
+    except pynvml.NVMLError:  # a GPU that hangs must not take the other metrics along
+        return []
+    finally:
+        nvml.nvmlShutdown()

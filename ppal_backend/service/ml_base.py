@@ -18,7 +18,7 @@ from typing import Any
 from flask import Flask, abort, after_this_request, current_app, has_request_context, request
 
 from ppal_backend.errors import PPALError
-from ppal_backend.service import auth, problems
+from ppal_backend.service import auth, http_errors
 from ppal_backend.service.runtime import EXTENSION, default_runtime
 
 DISTRIBUTION = "label-studio-ml"
@@ -55,7 +55,7 @@ def answering() -> Iterator[None]:
         yield
     except PPALError as error:
         if is_foreign_request():
-            refusal = problems.answer(str(error), problems.status_of(error))
+            refusal = http_errors.answer(str(error), http_errors.status_of(error))
             after_this_request(lambda response: refusal)
             abort(refusal)
         raise

@@ -11,15 +11,15 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import ImageError, LabelStudioError, PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
-from ppal_backend.label_studio.schema import LabelSchema
+from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.mirror import open_mirror
-from ppal_backend.service.connecting import schema_of
-from ppal_backend.service.events import is_id
+from ppal_backend.service.payloads import is_id
 from ppal_backend.service.runtime import ImageSource, Runtime
 from ppal_backend.store import ModelVersion, ProjectRecord
 from ppal_backend.structures.detections import Detections
@@ -33,6 +33,8 @@ UNTRAINED = "ppal-untrained"
 END_OF_QUEUE = 1.0
 CHUNK = 8
 REASONS_LOGGED = 5
+
+schema_of = lru_cache(maxsize=16)(parse_label_config)
 
 
 @dataclass(frozen=True)

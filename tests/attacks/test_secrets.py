@@ -60,7 +60,7 @@ def test_an_error_that_quotes_the_token_is_blanked_in_the_log(guarded, monkeypat
     def explode(*_):
         raise RuntimeError(f"Authorization: Token {LEGACY} for postgresql://ppal:{PASSWORD}@db/ppal")
 
-    monkeypatch.setattr("ppal_backend.service.connecting.connect", explode)
+    monkeypatch.setattr("ppal_backend.service.backend.connect", explode)
     configure_logging("INFO", secrets=(LEGACY, PASSWORD))
     answer = guarded.post("/setup", json=setup_payload())
     log = capfd.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from ppal_backend.jobs.sync import Synchroniser
 from ppal_backend.service.app import create_app
-from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.service.runtime import EXTENSION
 from tests.operations.conftest import Place
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs, annotation_payload
 

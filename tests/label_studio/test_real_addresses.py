@@ -9,6 +9,7 @@ from ppal_backend.demo.label_studio_server import LabelStudioServer, free_port
 from ppal_backend.datasets.images import ImageCache
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.image_source import ImageSource
+from ppal_backend.rig.label_studio_server import LabelStudioServer, free_port
 from ppal_backend.settings import load_settings
 from tests.conftest import ROOT
 

@@ -6,7 +6,7 @@ import pytest
 from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.errors import ImageError
 from ppal_backend.service.app import create_app
-from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.service.runtime import EXTENSION
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, open_store
 from ppal_backend.structures.detections import Detections

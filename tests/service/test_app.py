@@ -13,8 +13,8 @@ from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, St
 from ppal_backend.heartbeat import Heartbeat
 from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.service.app import create_app
-from ppal_backend.service.gpu import GpuMemory, gpu_memory
-from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.service.metrics import GpuMemory, gpu_memory
+from ppal_backend.service.runtime import EXTENSION
 from ppal_backend.store import Lease, SeenAnnotation
 from ppal_backend.store.tables import now
 from tests.service.conftest import activate, annotation_payload, predict_payload, setup_payload, task
@@ -208,7 +208,7 @@ def test_an_unexpected_error_shows_a_reference_and_no_more(client, jobs, monkeyp
     def explode(*args, **kwargs):
         raise RuntimeError("password=hunter2 at /srv/secret/path")
 
-    monkeypatch.setattr("ppal_backend.service.connecting.connect", explode)
+    monkeypatch.setattr("ppal_backend.service.backend.connect", explode)
     answer = client.post("/setup", json=setup_payload())
     assert answer.status_code == 500
     text = answer.json["error"]
@@ -223,7 +223,7 @@ def test_an_unexpected_error_shows_a_reference_and_no_more(client, jobs, monkeyp
     [(LabelStudioUnavailable("down"), 503), (LabelStudioAuthError("token"), 424), (StateError("unknown"), 404)],
 )
 def test_expected_errors_say_what_they_are(client, monkeypatch, error, status):
-    monkeypatch.setattr("ppal_backend.service.connecting.connect", lambda *a: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("ppal_backend.service.backend.connect", lambda *a: (_ for _ in ()).throw(error))
     answer = client.post("/setup", json=setup_payload())
     assert (answer.status_code, answer.json) == (status, {"error": str(error)})
 

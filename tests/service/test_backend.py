@@ -11,7 +11,7 @@ from ppal_backend.errors import LabelConfigError, StateError, StoreUnavailable
 from ppal_backend.service import ml_base
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.service.backend import PPALBackend, PPALModel
-from ppal_backend.service.problems import RequestError
+from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.runtime import build_runtime
 from tests.service.conftest import (
     CONFIG,

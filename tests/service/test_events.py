@@ -2,8 +2,8 @@
 
 import pytest
 
-from ppal_backend.service.events import LARGEST_ID, Event, Ignored, parse, project_of
-from ppal_backend.service.problems import RequestError
+from ppal_backend.service.http_errors import RequestError
+from ppal_backend.service.payloads import LARGEST_ID, Event, Ignored, parse_event, project_of
 from tests.service.conftest import CONFIG, annotation_payload
 
 
@@ -14,23 +14,23 @@ def body(annotations=(), label_config=None, tasks=0, deleted_tasks=()):
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "ANNOTATION_UPDATED"])
 def test_a_submit_or_update(action):
-    event = parse(annotation_payload(31, 5, action))
+    event = parse_event(annotation_payload(31, 5, action))
     assert event == Event(7, action, body([{"id": 31, "task_id": 5, "usable": True}]))
 
 
 def test_a_skip_is_not_usable():
-    event = parse(annotation_payload(31, 5, was_cancelled=True, result=[{"type": "rectanglelabels"}]))
+    event = parse_event(annotation_payload(31, 5, was_cancelled=True, result=[{"type": "rectanglelabels"}]))
     assert event.body["annotations"] == [{"id": 31, "task_id": 5, "usable": False}]
 
 
 def test_an_empty_submit_is_usable():
-    assert parse(annotation_payload(result=[])).body["annotations"][0]["usable"] is True
+    assert parse_event(annotation_payload(result=[])).body["annotations"][0]["usable"] is True
 
 
 def test_the_task_is_found_beside_the_annotation_when_it_does_not_name_it():
     payload = annotation_payload(31, 5)
     del payload["annotation"]["task"]
-    assert parse(payload).body["annotations"] == [{"id": 31, "task_id": 5, "usable": True}]
+    assert parse_event(payload).body["annotations"] == [{"id": 31, "task_id": 5, "usable": True}]
 
 
 def test_annotations_made_from_predictions_come_as_lists():
@@ -40,7 +40,7 @@ def test_annotations_made_from_predictions_come_as_lists():
         "task": [{"id": 11}, {"id": 12}, {"id": 13}],
         "project": {"id": 7},
     }
-    assert parse(payload).body["annotations"] == [
+    assert parse_event(payload).body["annotations"] == [
         {"id": 1, "task_id": 11, "usable": True},
         {"id": 2, "task_id": 12, "usable": True},
         {"id": 3, "task_id": None, "usable": True},
@@ -49,11 +49,11 @@ def test_annotations_made_from_predictions_come_as_lists():
 
 def test_one_task_beside_several_annotations_is_nobodys():
     payload = {"action": "ANNOTATIONS_CREATED", "annotation": [{"id": 1}, {"id": 2}], "task": {"id": 9}, "project": 7}
-    assert [a["task_id"] for a in parse(payload).body["annotations"]] == [None, None]
+    assert [a["task_id"] for a in parse_event(payload).body["annotations"]] == [None, None]
 
 
 def test_deleted_annotations_have_ids_only():
-    event = parse({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 4}, {"id": 9}], "project": {"id": 7}})
+    event = parse_event({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 4}, {"id": 9}], "project": {"id": 7}})
     assert event.body["annotations"] == [
         {"id": 4, "task_id": None, "usable": False},
         {"id": 9, "task_id": None, "usable": False},
@@ -62,23 +62,23 @@ def test_deleted_annotations_have_ids_only():
 
 def test_new_tasks_are_counted_and_deleted_ones_named():
     payload = {"tasks": [{"id": 1}, {"id": 2}], "project": {"id": 7}}
-    assert parse({"action": "TASKS_CREATED", **payload}) == Event(7, "TASKS_CREATED", body(tasks=2))
-    assert parse({"action": "TASKS_DELETED", **payload}) == Event(7, "TASKS_DELETED", body(deleted_tasks=[1, 2]))
+    assert parse_event({"action": "TASKS_CREATED", **payload}) == Event(7, "TASKS_CREATED", body(tasks=2))
+    assert parse_event({"action": "TASKS_DELETED", **payload}) == Event(7, "TASKS_DELETED", body(deleted_tasks=[1, 2]))
 
 
 def test_a_changed_project_brings_its_label_config():
-    event = parse({"action": "PROJECT_UPDATED", "project": {"id": 7, "label_config": CONFIG}})
+    event = parse_event({"action": "PROJECT_UPDATED", "project": {"id": 7, "label_config": CONFIG}})
     assert event == Event(7, "PROJECT_UPDATED", body(label_config=CONFIG))
 
 
 @pytest.mark.parametrize("project", [{"id": 7}, 7, "7", "7.1795336563"])
 def test_start_training_in_every_way_a_project_is_named(project):
-    assert parse({"action": "START_TRAINING", "project": project}) == Event(7, "START_TRAINING", body())
+    assert parse_event({"action": "START_TRAINING", "project": project}) == Event(7, "START_TRAINING", body())
 
 
 @pytest.mark.parametrize("action", ["LABEL_LINK_CREATED", "REVIEW_CREATED", ""])
 def test_unknown_actions_are_ignored_with_a_reason(action):
-    ignored = parse({"action": action})
+    ignored = parse_event({"action": action})
     assert isinstance(ignored, Ignored)
     assert repr(action) in ignored.reason
 
@@ -117,7 +117,7 @@ BROKEN = {
 @pytest.mark.parametrize("payload", BROKEN.values(), ids=BROKEN.keys())
 def test_broken_payloads_are_refused(payload):
     with pytest.raises(RequestError, match="expected") as caught:
-        parse(payload)
+        parse_event(payload)
     assert caught.value.status == 400
 
 
@@ -128,5 +128,5 @@ def test_project_of_reads_the_id_before_the_creation_time():
 def test_parse_leaves_its_argument_alone():
     payload = annotation_payload()
     before = repr(payload)
-    parse(payload)
+    parse_event(payload)
     assert repr(payload) == before

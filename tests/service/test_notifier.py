@@ -3,7 +3,7 @@
 import threading
 import time
 
-from ppal_backend.service.notifier import Notifier
+from ppal_backend.service.runtime import Notifier
 
 
 class SlowJobs:
@@ -38,7 +38,7 @@ def test_notify_does_not_wait_and_notices_that_wait_become_one():
 
 
 def test_many_notices_are_few_jobs_and_the_first_is_passed_on_at_once(monkeypatch):
-    monkeypatch.setattr("ppal_backend.service.notifier.PAUSE_S", 30.0)
+    monkeypatch.setattr("ppal_backend.service.runtime.PAUSE_S", 30.0)
     jobs = SlowJobs()
     jobs.gate.set()
     notifier = Notifier(jobs)

@@ -6,7 +6,7 @@ import pytest
 
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import CheckpointError, ImageError, LabelStudioUnavailable
-from ppal_backend.service.protocol import EXTENSION
+from ppal_backend.service.runtime import EXTENSION
 from tests.service.conftest import OTHER_CONFIG, activate, annotation_payload, predict_payload, setup_payload, task
 
 EMPTY = {"result": [], "score": 1.0, "model_version": "ppal-7-r1"}

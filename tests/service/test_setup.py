@@ -33,7 +33,7 @@ def test_the_same_again_enqueues_nothing_and_writes_nothing(client, store, jobs,
 def test_the_same_again_is_not_even_checked_again(client, monkeypatch):
     """Label Studio calls this with each next task: it has to cost next to nothing."""
     post(client)
-    monkeypatch.setattr("ppal_backend.service.connecting.checked_options", None)
+    monkeypatch.setattr("ppal_backend.service.backend.checked_options", None)
     assert post(client).status_code == 200
 
 

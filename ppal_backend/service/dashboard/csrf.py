@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 
-from ppal_backend.service.problems import RequestError
+from ppal_backend.service.http_errors import RequestError
 
 FIELD = "token"
 

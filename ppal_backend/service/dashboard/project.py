@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from ppal_backend.errors import StateError
 from ppal_backend.logs import Redacting
 from ppal_backend.rounds.mirror import open_mirror
-from ppal_backend.service.connecting import schema_of
 from ppal_backend.service.dashboard.round_files import PoolImage, RoundFiles
+from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import ProjectOptions
 from ppal_backend.store import ModelVersion, ProjectRecord, RoundRecord

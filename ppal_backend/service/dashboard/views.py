@@ -27,8 +27,8 @@ from ppal_backend.service.dashboard.actions import Actions
 from ppal_backend.service.dashboard.csrf import FIELD, FormTokens
 from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
 from ppal_backend.service.dashboard.thumbnails import small_jpeg
-from ppal_backend.service.events import LARGEST_PROJECT_ID
-from ppal_backend.service.problems import status_of
+from ppal_backend.service.http_errors import status_of
+from ppal_backend.service.payloads import LARGEST_PROJECT_ID
 from ppal_backend.service.runtime import Runtime
 
 log = logging.getLogger(__name__)
