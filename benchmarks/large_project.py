@@ -31,8 +31,7 @@ from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
-from ppal_backend.label_studio.queue import QueueItem, publish, queue_scores
+from ppal_backend.label_studio.publish import LabelStudioPublisher, QueueItem, publish, queue_scores
 from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.rig.label_studio_server import LabelStudioServer
 from ppal_backend.rounds.artifacts import RoundFolder

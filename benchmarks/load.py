@@ -34,7 +34,7 @@ from ppal_backend.datasets.ground_truth import load_truth
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.connection import Wanted, connect_backend
+from ppal_backend.label_studio.connection import ModelConnection, connect_backend
 from ppal_backend.rig.backend import Backend
 from ppal_backend.rig.label_studio_server import LabelStudioServer
 from ppal_backend.service.auth import webhook_token
@@ -110,7 +110,7 @@ class Place:
         tasks = self.server.import_images(project_id, list(truth.paths().values()))
         by_path = truth.truths_by_path()
         answers = {task: by_path[path] for task, path in tasks.items()}
-        connect_backend(self.client, project_id, Wanted(self.backend.url, user=USER, password=PASSWORD))
+        connect_backend(self.client, project_id, ModelConnection(self.backend.url, user=USER, password=PASSWORD))
         self.backend.wait_for_round(project_id, 1, ROUND_TIMEOUT_S)
         annotator = ScriptedAnnotator(self.server.url, self.server.token, project_id, answers)
         annotator.label(min(LABELLED, images // 2))

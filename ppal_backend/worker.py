@@ -41,7 +41,7 @@ from ppal_backend.jobs.supervisor import RETRY_AFTER_CRASH_S, Supervisor
 from ppal_backend.jobs.sync import ProjectState, Synchroniser, TaskUpdate
 from ppal_backend.jobs.watch import Watch
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
+from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep

@@ -10,10 +10,9 @@ from ppal_backend.doctor import machine
 from ppal_backend.doctor.address import usable_host
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.connection import Wanted, connect_backend
-from ppal_backend.label_studio.queue import SAMPLING
+from ppal_backend.label_studio.connection import EVENTS_PATH, ModelConnection, connect_backend, webhook_problem
+from ppal_backend.label_studio.publish import SAMPLING
 from ppal_backend.label_studio.schema import parse_label_config
-from ppal_backend.label_studio.webhook import EVENTS_PATH, webhook_problem
 from ppal_backend.service import auth
 from ppal_backend.settings import Settings
 
@@ -53,7 +52,7 @@ def connect_project(
         Step("labeling config", "kept", f"{len(schema.labels)} labels on <Image> {schema.to_name!r}"),
     ]
     password = settings.basic_auth_pass.get_secret_value()
-    done = connect_backend(client, project_id, Wanted(url, extra_params, settings.basic_auth_user, password))
+    done = connect_backend(client, project_id, ModelConnection(url, extra_params, settings.basic_auth_user, password))
     steps.append(Step("connection", done, url))
     steps.append(_webhook(client, settings, project_id, url))
     if described.get("sampling") != SAMPLING:

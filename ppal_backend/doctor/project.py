@@ -9,10 +9,15 @@ from ppal_backend.doctor.address import SWITCHES, usable_host
 from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.connection import backends
-from ppal_backend.label_studio.queue import sampling_problem, version_problem
+from ppal_backend.label_studio.connection import (
+    SWITCHED_OFF_AFTER,
+    consecutive_failures,
+    model_connections,
+    our_webhooks,
+    webhook_problem,
+)
+from ppal_backend.label_studio.publish import sampling_problem, version_problem
 from ppal_backend.label_studio.transport import NotFound
-from ppal_backend.label_studio.webhook import SWITCHED_OFF_AFTER, failures, our_webhooks, webhook_problem
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
@@ -23,7 +28,7 @@ def project(settings: Settings, store: Store, client: LabelStudioClient, record:
     name = f"project {record.id}"
     try:
         described = client.project(record.id)
-        connections = backends(client, record.id)
+        connections = model_connections(client, record.id)
         return [
             *_connection(settings, name, connections),
             _webhook(settings, client, record, name, connections),
@@ -92,7 +97,7 @@ def _webhook(
         )
     if problem:
         return split(check, problem)
-    lost = max(map(failures, hooks))
+    lost = max(map(consecutive_failures, hooks))
     if lost:
         return warning(
             check,

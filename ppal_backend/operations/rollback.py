@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ppal_backend.errors import StateError
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
-from ppal_backend.label_studio.queue import activate_version
+from ppal_backend.label_studio.publish import LabelStudioPublisher, activate_version
 from ppal_backend.rounds.artifacts import RoundFolder, need_intact
 from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.rounds.queue import read_queue

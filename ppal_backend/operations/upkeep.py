@@ -14,9 +14,8 @@ from typing import Any
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.connection import backends
-from ppal_backend.label_studio.queue import SAMPLING, sampling_problem, version_problem
-from ppal_backend.label_studio.webhook import check_webhook
+from ppal_backend.label_studio.connection import check_webhook, model_connections
+from ppal_backend.label_studio.publish import SAMPLING, sampling_problem, version_problem
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, ProjectRecord, Store
 
@@ -96,7 +95,7 @@ def _keep_queue(
     sampling = sampling_problem(shown.get("sampling"))
     titles: list[object] = []
     if shown.get("model_version") not in (active.version, "", None):
-        titles = [row.get("title") for row in backends(client, project.id)]
+        titles = [row.get("title") for row in model_connections(client, project.id)]
     version = version_problem(project.id, shown.get("model_version"), active.version, titles)
     ours = _is_ours(shown.get("model_version"), store, project.id, titles)
     texts = [

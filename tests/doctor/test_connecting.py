@@ -144,7 +144,7 @@ def test_a_backend_that_refuses_the_project_as_this_version_tells_it(connect, fr
     fresh.refusal = httpx.Response(400, json=body)
     with pytest.raises(LabelStudioError, match="'bugdet' is unknown") as caught:
         connect(extra_params='{"bugdet": 1}')
-    assert "mend that and connect again" in str(caught.value) and "{" not in str(caught.value)
+    assert "correct that and connect again" in str(caught.value) and "{" not in str(caught.value)
 
 
 def test_a_connection_that_is_gone_again(connect, fresh):
@@ -154,7 +154,7 @@ def test_a_connection_that_is_gone_again(connect, fresh):
         return response
 
     fresh.after = forget
-    with pytest.raises(LabelStudioError, match=r"could not use .*no connection is there; mend that"):
+    with pytest.raises(LabelStudioError, match=r"could not use .*no connection is there; correct that"):
         connect()
 
 

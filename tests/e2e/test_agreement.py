@@ -5,7 +5,7 @@ import pytest
 
 from ppal_backend.datasets.agreement import agreement_of
 from ppal_backend.label_studio.client import read_export
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
+from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.round import ModelRef

@@ -6,7 +6,7 @@ import pytest
 
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.run import label_config_of
-from ppal_backend.label_studio.views import TITLE
+from ppal_backend.label_studio.publish import TAB_TITLE
 from ppal_backend.rig.backend import Backend
 from tests.e2e.pages import Pages
 
@@ -112,7 +112,7 @@ def test_start_training_is_accepted_and_brings_a_version(trained, guarded, pages
 
 
 def test_the_tab_lists_the_queue_by_position(trained, pages):
-    columns, rows = pages.tab(trained.id, TITLE)
+    columns, rows = pages.tab(trained.id, TAB_TITLE)
     pages.picture("queue")
     assert columns == [
         "tasks:id", "tasks:predictions_score", "tasks:predictions_model_versions", "tasks:data.image"

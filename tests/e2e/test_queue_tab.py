@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
-from ppal_backend.label_studio.views import TITLE
+from ppal_backend.label_studio.publish import TAB_TITLE, LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
 from tests.operations.conftest import CONFIG
 from tests.rounds.fakes import rank_spec
@@ -39,11 +38,11 @@ class Tabs:
     def titles(self):
         return [v["data"]["title"] for v in self.session.get("/api/dm/views", params={"project": self.id})]
 
-    def view(self, title=TITLE):
+    def view(self, title=TAB_TITLE):
         views = self.session.get("/api/dm/views", params={"project": self.id})
         return next(v["id"] for v in views if v["data"]["title"] == title)
 
-    def listed(self, title=TITLE):
+    def listed(self, title=TAB_TITLE):
         params = {"view": self.view(title), "project": self.id, "page_size": 100}
         return [t["id"] for t in self.session.get("/api/tasks", params=params)["tasks"]]
 
@@ -52,7 +51,7 @@ def test_the_tab_shows_the_queue_in_order_and_follows_the_next_one(label_studio)
     tabs = Tabs(label_studio, 14)
     order = tabs.tasks[7:] + tabs.tasks[:7]
     tabs.publish(order)
-    assert tabs.titles() == ["Default", TITLE]
+    assert tabs.titles() == ["Default", TAB_TITLE]
     assert tabs.listed() == order
     assert tabs.listed("Default") == tabs.tasks
 
@@ -61,9 +60,9 @@ def test_the_tab_shows_the_queue_in_order_and_follows_the_next_one(label_studio)
     again = order[:0:-1]
     tabs.publish(again)
     assert tabs.listed() == again
-    assert tabs.titles() == ["Default", TITLE]
+    assert tabs.titles() == ["Default", TAB_TITLE]
 
     tabs.client.transport.write("DELETE", f"/api/dm/views/{tabs.view()}/")
     assert tabs.titles() == ["Default"]
     tabs.publish(order[1:])
-    assert tabs.titles() == ["Default", TITLE] and tabs.listed() == order[1:]
+    assert tabs.titles() == ["Default", TAB_TITLE] and tabs.listed() == order[1:]

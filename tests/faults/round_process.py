@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ppal_backend.errors import RoundCancelled, StoreUnavailable
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
+from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import connect
 from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.ports import Ports

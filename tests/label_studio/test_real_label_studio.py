@@ -20,7 +20,7 @@ from ppal_backend.datasets.label_studio_json import annotations_to_coco
 from ppal_backend.errors import ImageError, LabelStudioAuthError, PublishError
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
-from ppal_backend.label_studio.queue import QueueItem, delete_version, prune_versions, publish
+from ppal_backend.label_studio.publish import QueueItem, delete_version, prune_versions, publish
 from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.label_studio.transport import NotFound
 
@@ -195,7 +195,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.queue import QueueItem, publish
+from ppal_backend.label_studio.publish import QueueItem, publish
 url, token, project, order, state_file, stop_at = sys.argv[1:]
 def store(state):
     Path(state_file).write_text(json.dumps(state))

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
+from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from ppal_backend import worker
 from ppal_backend.jobs.sync import Synchroniser
-from ppal_backend.label_studio.queue import QueueItem, publish
+from ppal_backend.label_studio.publish import QueueItem, publish
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, open_store

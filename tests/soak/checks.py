@@ -7,8 +7,7 @@ from collections import Counter
 import psutil
 
 from ppal_backend.files import read_json
-from ppal_backend.label_studio.queue import PREFIX, SAMPLING
-from ppal_backend.label_studio.views import TITLE
+from ppal_backend.label_studio.publish import PREFIX, SAMPLING, TAB_TITLE
 from tests.soak.site import Site
 from tests.soak.watching import Watcher
 
@@ -53,7 +52,7 @@ def of_project(site: Site, project_id: int) -> list[Check]:
         _check("no task has two predictions of a version", max(per_version.values(), default=0) == 1),
         _check("no version is left half done", versions <= known, sorted(versions - known)),
         _check("old versions are removed", len(versions) <= site.settings.keep_versions, len(versions)),
-        _check("one webhook, one queue tab", len(hooks) == 1 and titles.count(TITLE) == 1, [len(hooks), titles]),
+        _check("one webhook, one queue tab", len(hooks) == 1 and titles.count(TAB_TITLE) == 1, [len(hooks), titles]),
         _check("no round failed", not [r for r in rounds if r.state == "failed"],
                [r.error for r in rounds if r.state == "failed"]),
         _check("no problem is shown", not any(store.projects.get(project_id).problems.values()),

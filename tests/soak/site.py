@@ -16,7 +16,7 @@ import requests
 from ppal_backend.datasets.ground_truth import load_truth
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.connection import Wanted, connect_backend
+from ppal_backend.label_studio.connection import ModelConnection, connect_backend
 from ppal_backend.launcher import GUNICORN, WORKER, Group
 from ppal_backend.rig.label_studio_server import LabelStudioServer, free_port
 from ppal_backend.rig.servers import RedisServer
@@ -114,7 +114,7 @@ class Site:
         tasks = self.label_studio.import_images(project_id, list(truth.paths().values()))
         by_path = truth.truths_by_path()
         self.truths[project_id] = {task: by_path[path] for task, path in tasks.items()}
-        connect_backend(self.client, project_id, Wanted(self.to_service.url, user=USER, password=PASSWORD))
+        connect_backend(self.client, project_id, ModelConnection(self.to_service.url, user=USER, password=PASSWORD))
         return project_id
 
     def is_up(self) -> bool:

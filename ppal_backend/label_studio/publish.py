@@ -1,15 +1,20 @@
-"""The labeling queue: a ranking published as predictions that Label Studio serves in order.
+"""A round's result in Label Studio: the labeling queue with its pre-annotations, and the tab that shows it.
 
 Label Studio's "Uncertainty sampling" serves the task with the lowest prediction score of the project's current model
 version first. So a ranking becomes one prediction per task whose score is its position (``queue_scores``) under a
 version name used by no other attempt, and takes effect in the one request that names this version: until then nothing
 changes for anybody.
 
-States, told before the remote step they name::
+States, reported before the remote step they name::
 
     importing ──► imported ──► activating ──► done
         │             (after a kill: publish again with the last state)
         └── stored count is not the expected one: that version is deleted whole, a fresh one imported
+
+The Data Manager tab is sorted by ``tasks:predictions_score``, the mean score of the predictions of the project's
+current model version, so it follows every new queue by itself and is never written again. A tab shows every column that
+it does not name as hidden, and Label Studio computes what it shows: about twenty columns, the score and the image
+beyond the screen's edge. So a tab is made with what its page would hide.
 """
 
 from __future__ import annotations
@@ -25,7 +30,11 @@ from typing import Any
 
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PublishError
 from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.predictions import detections_to_result
+from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.transport import Rejected
+from ppal_backend.rounds.ports import QueueEntry
+from ppal_backend.structures.round import ModelRef, RoundSpec
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +44,65 @@ MAX_BODY_BYTES = 200 * 1024 * 1024
 READABLE_POSITIONS = 998
 """Tasks whose score reads as their position in the queue."""
 _POLL_S = 2.0
+
+TAB_TITLE = "PPAL queue"
+DEFAULT_TAB_TITLE = "Default"
+_TABS_ROUTE = "/api/dm/views/"
+_COLUMNS_ROUTE = "/api/dm/columns"
+QUEUE_COLUMNS = ("id", "predictions_score", "predictions_model_versions")
+"""Columns of the queue's tab beside those of the tasks' own data."""
+_UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
+QUEUE_TAB = {
+    "title": TAB_TITLE,
+    "ordering": ["tasks:predictions_score"],
+    "filters": {"conjunction": "and", "items": [_UNLABELLED]},
+}
+
+
+class LabelStudioPublisher:
+    """Writes queue and pre-annotations to Label Studio.
+
+    Args:
+        client: the project's Label Studio.
+        keep: published versions to leave there.
+        set_sampling: whether to set the project's task sampling; False once its people insist on another.
+    """
+
+    def __init__(self, client: LabelStudioClient, keep: int = 3, set_sampling: bool = True) -> None:
+        self._client, self._keep, self._set_sampling = client, keep, set_sampling
+
+    def publish(
+        self, spec: RoundSpec, model: ModelRef | None, queue: Sequence[QueueEntry],
+        state: dict[str, Any] | None, on_state: Callable[[dict[str, Any]], None],
+    ) -> str:  # fmt: skip
+        """Publish; the labeling config is read now, so a label removed during the round is left out."""
+        config = str(self._client.project(spec.project_id)["label_config"])
+        items = list(_items(queue, model, parse_label_config(config, spec.from_name), spec.score_threshold))
+        result = publish(
+            self._client,
+            spec.project_id,
+            f"r{spec.number}",
+            items,
+            keep=self._keep,
+            resume_state=state,
+            on_state=on_state,
+            set_sampling=self._set_sampling,
+        )
+        if result.version is not None:
+            keep_queue_tab(self._client, spec.project_id)
+        return result.version or f"{PREFIX}p{spec.project_id}-r{spec.number}-empty"
+
+
+def _items(
+    queue: Iterable[QueueEntry], model: ModelRef | None, schema: LabelSchema, threshold: float
+) -> Iterator[QueueItem]:
+    for entry in queue:
+        found = entry.detections
+        if model is None or found is None or len(found) == 0:
+            yield QueueItem(entry.task_id)
+        else:
+            result = detections_to_result(schema, model.labels, found, entry.width, entry.height, threshold)
+            yield QueueItem(entry.task_id, result)
 
 
 @dataclass(frozen=True)
@@ -81,7 +149,7 @@ def publish(
         version: What the version name shall tell; a prefix and a suffix unique to the attempt are added.
         items: Every task to rank, the one to label first in front. Empty: nothing is done.
         keep: Old versions of ours to leave; None removes none (see :func:`prune_versions`).
-        resume_state: The last state told by a publish of the same items that was killed.
+        resume_state: The last state reported by a publish of the same items that was killed.
         on_state: Called with a JSON-ready state before each remote step; must have stored it when it returns.
         settle_s: How long a count must stand still to be believed when an import's answer was lost; grows with
             the number of items by default.
@@ -131,10 +199,10 @@ def prune_versions(
     failed = set(also) & set(ours)
     active = client.project(project_id).get("model_version")
     good = [name for name in ours if name not in failed]
-    doomed = [name for name in ours if (name in failed or name in good[max(keep, 0) :]) and name != active]
-    for name in doomed:
+    outdated = [name for name in ours if (name in failed or name in good[max(keep, 0) :]) and name != active]
+    for name in outdated:
         delete_version(client, project_id, name)
-    return doomed
+    return outdated
 
 
 def delete_version(client: LabelStudioClient, project_id: int, version: str) -> int:
@@ -195,9 +263,9 @@ class _Publish:
             return self._result(version)
         if version is None:
             version = self._import()
-        self._tell("imported", version)
+        self._report_state("imported", version)
         self._activate(version)
-        self._tell("done", version)
+        self._report_state("done", version)
         return self._result(version)
 
     @property
@@ -207,11 +275,11 @@ class _Publish:
     def _result(self, version: str) -> PublishResult:
         return PublishResult(version, self.expected, tuple(self.gone))
 
-    def _tell(self, state: str, version: str) -> None:
+    def _report_state(self, state: str, version: str) -> None:
         logger.info("project %d: publishing %s, %s", self.project_id, version, state)
         if self.on_state is not None:
-            told = {"version": version, "state": state, "expected": self.expected, "digest": self._digest()}
-            self.on_state({**told, "gone": list(self.gone), "abandoned": list(self.abandoned)})
+            fields = {"version": version, "state": state, "expected": self.expected, "digest": self._digest()}
+            self.on_state({**fields, "gone": list(self.gone), "abandoned": list(self.abandoned)})
 
     def _digest(self) -> str:
         text = ",".join(f"{item.task_id}:{len(item.result)}" for item in self.items)
@@ -222,7 +290,7 @@ class _Publish:
         version, step = str(state.get("version", "")), state.get("state")
         self.abandoned = [str(name) for name in state.get("abandoned") or ()]
         if not version.startswith(PREFIX) or step not in ("importing", "imported", "activating", "done"):
-            raise PublishError(f"expected a state told by publish, got {state!r:.200}; publish without it")
+            raise PublishError(f"expected a state reported by publish, got {state!r:.200}; publish without it")
         gone = {int(i) for i in state.get("gone") or ()}
         self.gone = [item.task_id for item in self.items if item.task_id in gone]
         same = state.get("digest") == self._digest() and state.get("expected") == self.expected
@@ -230,18 +298,18 @@ class _Publish:
         if same and (step == "done" or (active and step == "activating")):
             return version
         if active:
-            self._forget(version, clear=False)
+            self._abandon(version, clear=False)
             return None
         if step == "importing":
-            stored = self._settled(version)
+            stored = self._settled_count(version)
         else:
             stored = self.client.model_version_counts(self.project_id).get(version, 0)
         if same and stored == self.expected:
             return version
-        self._forget(version)
+        self._abandon(version)
         return None
 
-    def _forget(self, version: str, clear: bool = True) -> None:
+    def _abandon(self, version: str, clear: bool = True) -> None:
         self.abandoned.append(version)
         if clear:
             self._discard(version)
@@ -254,18 +322,18 @@ class _Publish:
         """Import under a fresh version, at most twice, and return it when every prediction is stored."""
         for last in (False, True):
             version = self._fresh_version()
-            self._tell("importing", version)
+            self._report_state("importing", version)
             problem: LabelStudioError | None = None
             try:
                 self._send(version)
                 stored = self.client.model_version_counts(self.project_id).get(version, 0)
             except LabelStudioUnavailable as error:
-                stored, problem = self._settled(version), error
+                stored, problem = self._settled_count(version), error
             except Rejected as error:
                 stored, problem = 0, error
             if stored == self.expected:
                 return version
-            self._forget(version)
+            self._abandon(version)
             gone = self._gone_since()
             if last or not (gone or isinstance(problem, LabelStudioUnavailable)):
                 raise self._failure(version, stored, problem)
@@ -311,7 +379,7 @@ class _Publish:
             size += len(part) + 1
         yield b"[" + b",".join(parts) + b"]"
 
-    def _settled(self, version: str) -> int:
+    def _settled_count(self, version: str) -> int:
         """Return a version's stored count once it is the expected one or has stood still for a while."""
         patience_s = self.settle_s if self.settle_s is not None else 10.0 + self.expected / 500
         count, still_s = -1, 0.0
@@ -328,7 +396,7 @@ class _Publish:
         return [item.task_id for item in self.items if item.task_id not in present]
 
     def _activate(self, version: str) -> None:
-        self._tell("activating", version)
+        self._report_state("activating", version)
         try:
             activate_version(self.client, self.project_id, version, self.set_sampling)
         except Rejected as error:
@@ -388,3 +456,69 @@ def version_problem(project_id: int, shown: object, active: str, titles: Iterabl
             "the project shows the live model, so every next task waits for a prediction and comes unordered; " + again
         )
     return f"the project shows {str(shown)[:100]!r}, not the version in force {active!r}; {again}"
+
+
+def keep_queue_tab(client: LabelStudioClient, project_id: int) -> None:
+    """Make the tab if the project has none of its title; a failure is logged, since the queue works without it.
+
+    A tab that somebody deleted comes back with the next queue: its absence does not tell whether it was deleted or
+    never made, and a note of that would outlive the wish. A tab of the title is left as it is, whatever its columns.
+    A project without any tab gets the one first that Label Studio's own page would make, so that people still land
+    on all tasks.
+
+    Args:
+        client: Label Studio.
+        project_id: Project.
+    """
+    try:
+        titles = _tab_titles(client, project_id)
+        if TAB_TITLE in titles:
+            return
+        columns = _tab_columns(client, project_id)
+        if not titles:
+            first = {"title": DEFAULT_TAB_TITLE, "filters": {"conjunction": "and", "items": []}}
+            _create_tab(client, project_id, first | {"hiddenColumns": hidden_columns(columns)})
+        _create_tab(client, project_id, QUEUE_TAB | {"hiddenColumns": hidden_columns(columns, QUEUE_COLUMNS)})
+    except LabelStudioError as error:
+        logger.warning("project %d: no tab %r in the Data Manager for now: %s", project_id, TAB_TITLE, error)
+
+
+def hidden_columns(columns: Iterable[Mapping[str, Any]], shown: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """What a tab hides in the list (``explore``) and beside an open task (``labeling``).
+
+    Args:
+        columns: All columns, as Label Studio describes them.
+        shown: Columns to show in the list beside those of the tasks' data; None = those Label Studio shows by itself.
+    """
+    hidden: dict[str, list[str]] = {"explore": [], "labeling": []}
+    for column in columns:
+        own = column.get("parent") == "data"
+        name = f"tasks:data.{column['id']}" if own else f"tasks:{column['id']}"
+        by_default = column.get("visibility_defaults")
+        if not isinstance(by_default, dict):  # a heading above other columns
+            continue
+        in_list = by_default.get("explore", True) if shown is None else own or column["id"] in shown
+        if not in_list:
+            hidden["explore"].append(name)
+        if not by_default.get("labeling", True):
+            hidden["labeling"].append(name)
+    return hidden
+
+
+def _tab_columns(client: LabelStudioClient, project_id: int) -> list[dict[str, Any]]:
+    answer = client.transport.get(_COLUMNS_ROUTE, {"project": project_id})
+    columns = answer.get("columns") if isinstance(answer, dict) else None
+    if not isinstance(columns, list):
+        raise LabelStudioError("expected the columns of the project's tabs, got something else")
+    return columns
+
+
+def _tab_titles(client: LabelStudioClient, project_id: int) -> list[str]:
+    views = client.transport.get(_TABS_ROUTE, {"project": project_id})
+    if not isinstance(views, list):
+        raise LabelStudioError(f"expected the project's tabs as a list, got {type(views).__name__}")
+    return [str((view.get("data") or {}).get("title", "")) for view in views]
+
+
+def _create_tab(client: LabelStudioClient, project_id: int, data: dict[str, Any]) -> None:
+    client.transport.write("POST", _TABS_ROUTE, json={"project": project_id, "data": data})

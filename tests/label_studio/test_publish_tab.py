@@ -6,8 +6,7 @@ import logging
 import httpx
 import pytest
 
-from ppal_backend.label_studio.publisher import LabelStudioPublisher
-from ppal_backend.label_studio.views import QUEUE, TITLE, keep_queue_tab
+from ppal_backend.label_studio.publish import QUEUE_TAB, TAB_TITLE, LabelStudioPublisher, keep_queue_tab
 from ppal_backend.rounds.ports import QueueEntry
 from tests.label_studio.fake import FakeLabelStudio
 from tests.operations.conftest import CONFIG
@@ -35,7 +34,7 @@ BESIDE_A_TASK = ["tasks:data.source", "tasks:id", "tasks:completed_at", "tasks:p
                  "tasks:predictions_model_versions", "tasks:draft_exists"]  # fmt: skip
 IN_QUEUE = ["tasks:completed_at", "tasks:total_annotations", "tasks:draft_exists"]
 IN_FIRST = ["tasks:predictions_score", "tasks:predictions_model_versions", "tasks:draft_exists"]
-MADE = QUEUE | {"hiddenColumns": {"explore": IN_QUEUE, "labeling": BESIDE_A_TASK}}
+MADE = QUEUE_TAB | {"hiddenColumns": {"explore": IN_QUEUE, "labeling": BESIDE_A_TASK}}
 
 
 class FakeWithTabs(FakeLabelStudio):
@@ -89,7 +88,7 @@ def test_a_project_without_tabs_keeps_a_first_one_that_shows_all_tasks():
 
 
 def test_a_tab_that_people_changed_stays_as_they_have_it():
-    changed = {"title": TITLE, "ordering": ["tasks:id"], "columnsWidth": {"tasks:id": 90}}
+    changed = {"title": TAB_TITLE, "ordering": ["tasks:id"], "columnsWidth": {"tasks:id": 90}}
     fake = FakeWithTabs(changed)
     keep_queue_tab(fake.client(), 1)
     assert fake.tabs == [changed] and fake.paths("POST") == [] and fake.paths("PATCH") == []
@@ -125,7 +124,7 @@ def test_without_a_tab_the_queue_is_published_all_the_same(method, status, caplo
         if request.url.path == "/api/dm/views/" and request.method == method
         else None
     )
-    with caplog.at_level(logging.WARNING, logger="ppal_backend.label_studio.views"):
+    with caplog.at_level(logging.WARNING, logger="ppal_backend.label_studio.publish"):
         version = fake.publish()
     assert fake.served() == [3, 1, 2] and fake.project["model_version"] == version
     assert fake.tabs == [MINE] and "PPAL queue" in caplog.text

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ppal_backend.errors import LabelStudioUnavailable, PublishError
-from ppal_backend.label_studio.queue import QueueItem, delete_version, prune_versions, publish, queue_scores
+from ppal_backend.label_studio.publish import QueueItem, delete_version, prune_versions, publish, queue_scores
 from tests.label_studio.fake import FakeLabelStudio
 
 ORDER = (3, 1, 5, 2, 4)
@@ -266,7 +266,7 @@ def test_resuming_a_finished_publish_does_not_undo_a_later_one():
 
 
 def test_nonsense_state_is_refused():
-    with pytest.raises(PublishError, match="told by publish"):
+    with pytest.raises(PublishError, match="reported by publish"):
         publish(FakeLabelStudio().client(), 1, "r1", ITEMS, resume_state={"version": "other", "state": "imported"})
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
-from ppal_backend.label_studio.webhook import check_webhook
+from ppal_backend.label_studio.connection import check_webhook
 
 HERE = "http://ppal.local:9090"
 
