@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from PIL import Image
-from ppal_backend.demo.label_studio_server import LabelStudioServer, free_port
 
 from ppal_backend.datasets.images import ImageCache
 from ppal_backend.label_studio.client import LabelStudioClient
