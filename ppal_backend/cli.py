@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ppal_backend.commands import demo, export, operations, rounds, running, simulation
-from ppal_backend.commands.doctor import connect, doctor
-from ppal_backend.commands.export_model import export_model
-from ppal_backend.commands.settings import settings
+from ppal_backend.commands import demo, doctor, export, operations, rounds, running, simulation
 from ppal_backend.commands.shared import EXIT_CODES
 from ppal_backend.commands.zoo import zoo
 
@@ -20,13 +17,10 @@ app = typer.Typer(
 for command in (
     *demo.COMMANDS,
     *running.COMMANDS,
-    doctor,
-    connect,
-    settings,
+    *doctor.COMMANDS,
     *rounds.COMMANDS,
     *operations.COMMANDS,
     *export.COMMANDS,
-    export_model,
     *simulation.COMMANDS,
 ):
     app.command(command.__name__.replace("_", "-"))(command)

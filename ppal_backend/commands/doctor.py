@@ -1,4 +1,4 @@
-"""``ppal doctor`` and ``ppal connect``."""
+"""``ppal doctor``, ``connect`` and ``settings``: whether all is set up as it should be, and how it is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
-from ppal_backend.commands.shared import FAILED, AsJson, console, errors_in_one_line, print_json, waiting
+from ppal_backend.commands.shared import (
+    FAILED,
+    AsJson,
+    console,
+    errors_in_one_line,
+    print_json,
+    settings_and_logging,
+    state_of,
+    waiting,
+)
 from ppal_backend.doctor.finding import Finding
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.logs import configure_logging
-from ppal_backend.settings import Settings, load_settings
+from ppal_backend.settings import Settings, config_file, load_settings
 
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]failed[/]"}
 
@@ -73,6 +83,38 @@ def connect(
     console.print(f"Project {project} is connected. Press Label All Tasks in Label Studio.", highlight=False)
 
 
+def settings(
+    project: Annotated[int | None, typer.Argument(help="project id, for what its extra parameters say")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Settings in force, and where each came from: environment, ppal.toml, extra parameters or default.
+
+    Secrets are told as set or not set.
+
+    Example: ppal settings 1 --json
+    """
+    from ppal_backend.service.dashboard.origins import operator_settings, project_options
+
+    with errors_in_one_line(as_json):
+        found = settings_and_logging()
+        overrides = {}
+        if project is not None:
+            with state_of(found, project) as store:
+                overrides = store.projects.get(project).options
+        parts = {"operator": operator_settings(found), "projects": project_options(found, overrides)}
+        file = config_file()
+        if as_json:
+            print_json({"file": file, **{name: [asdict(row) for row in rows] for name, rows in parts.items()}})
+            return
+        console.print(f"settings file: {file or 'none'}", highlight=False, soft_wrap=True)
+        whose = "every project, unless it says otherwise" if project is None else f"project {project}"
+        for title, rows in (("this backend", parts["operator"]), (whose, parts["projects"])):
+            table = Table("name", "value", "from", "", title=title)
+            for row in rows:
+                table.add_row(row.name, escape(row.value), row.origin, row.text)
+            console.print(table)
+
+
 def _settings() -> Settings:
     """The settings; of the log only errors, since what is wrong is told as a finding."""
     settings = load_settings()
@@ -85,3 +127,6 @@ def _show(finding: Finding) -> None:
     console.print(f"{_MARKS[finding.state]} {seen}", highlight=False, soft_wrap=True)
     if finding.advice:
         console.print(f"   -> {finding.advice}", highlight=False, soft_wrap=True, markup=False)
+
+
+COMMANDS = (doctor, connect, settings)

@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ppal_backend.commands.shared import AsJson, console, opened, print_json
-from ppal_backend.errors import StateError
+from ppal_backend.operations import control
 
 Project = Annotated[int, typer.Argument(help="Label Studio project id")]
-PAUSED = "its rounds are paused; ppal resume {} lets them go on"
 
 
 def status(
@@ -82,16 +81,7 @@ def cancel(project: Project, as_json: AsJson = False) -> None:
     Example: ppal cancel 1
     """
     with opened(as_json, project) as (_, store):
-        store.projects.get(project)
-        rounds = [r for r in store.rounds.of_project(project) if r.finished_at is None]
-        if not rounds:
-            raise StateError(f"project {project} has no open round, so there is nothing to cancel")
-        stopped = []
-        for record in rounds:
-            store.rounds.ask_cancel(record.id)
-            if record.kind == "train":
-                store.ledger.put_off(project, record.number)
-            stopped.append({"round": record.number, "state": store.rounds.get(record.id).state})
+        stopped = [{"round": record.number, "state": record.state} for record in control.cancel(store, project)]
         if as_json:
             print_json({"project": project, "rounds": stopped})
             return
@@ -106,8 +96,7 @@ def pause(project: Project, as_json: AsJson = False) -> None:
     Example: ppal pause 1
     """
     with opened(as_json, project) as (_, store):
-        changed = store.projects.set_paused(project, True)
-        store.projects.set_problem(project, "pause", PAUSED.format(project))
+        changed = control.pause(store, project)
         _tell(project, True, changed, f"project {project} is {'now' if changed else 'already'} paused", as_json)
 
 
@@ -117,8 +106,7 @@ def resume(project: Project, as_json: AsJson = False) -> None:
     Example: ppal resume 1
     """
     with opened(as_json, project) as (_, store):
-        changed = store.projects.set_paused(project, False)
-        store.projects.set_problem(project, "pause", "")
+        changed = control.resume(store, project)
         _tell(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppal_backend.errors import StateError
 from ppal_backend.label_studio.source import connect
+from ppal_backend.operations import control
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAUSED = "its rounds are paused; they go on when somebody presses Resume"
 ConnectTo = Callable[[Settings, str], "LabelStudioClient"]
 
 
@@ -45,26 +44,17 @@ class Actions:
 
     def cancel(self, project_id: int) -> str:
         """Stop the open rounds for good; the annotations that asked for one do not ask again."""
-        store = self.runtime.store
-        opened = [r for r in store.rounds.of_project(project_id) if r.finished_at is None]
-        if not opened:
-            raise StateError(f"project {project_id} has no open round, so there is nothing to cancel")
-        for record in opened:
-            store.rounds.ask_cancel(record.id)
-            if record.kind == "train":
-                store.ledger.put_off(project_id, record.number)
-        return f"Cancelled: round {', '.join(str(r.number) for r in opened)}."
+        cancelled = control.cancel(self.runtime.store, project_id)
+        return f"Cancelled: round {', '.join(str(r.number) for r in cancelled)}."
 
     def pause(self, project_id: int) -> str:
         """Hold the project's rounds; the running one saves what it has and leaves."""
-        self.runtime.store.projects.set_paused(project_id, True)
-        self.runtime.store.projects.set_problem(project_id, "pause", PAUSED)
+        control.pause(self.runtime.store, project_id)
         return "Paused: the running round stops at the next safe point, no other starts."
 
     def resume(self, project_id: int) -> str:
         """Let paused rounds go on."""
-        self.runtime.store.projects.set_paused(project_id, False)
-        self.runtime.store.projects.set_problem(project_id, "pause", "")
+        control.resume(self.runtime.store, project_id)
         self.runtime.notifier.notify(project_id)
         return "Resumed."
 
