@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.files import write_json
-from ppal_backend.service.dashboard import round_files
+from ppal_backend.service.dashboard import project
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, Store, open_store
 
@@ -199,7 +199,7 @@ def _review(pool: Sequence[int], size: Size) -> dict[str, Any]:
 
 def forget() -> None:
     """Drop what was remembered of rounds' files, as in a process that has just started."""
-    for kept in (round_files._query, round_files._pool, round_files._map):
+    for kept in (project._query, project._pool, project._map):
         kept.cache_clear()
 
 

@@ -1,14 +1,19 @@
-"""The round at work: where its step line is, and how long it may still take."""
+"""The overview of all projects, and of one: the round at work, and how long it may still take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
+from ppal_backend.errors import PPALError
 from ppal_backend.rounds.artifacts import OUTPUTS
-from ppal_backend.service.dashboard.round_files import Mark
+from ppal_backend.service import readiness
+from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
+
+ROUNDS_SHOWN = 12
 
 ONLY_TRAINING = ("train", "evaluate")
 IN_WORDS = {
@@ -43,7 +48,9 @@ def steps_of(kind: str) -> tuple[str, ...]:
     return tuple(step for step in OUTPUTS if kind == "train" or step not in ONLY_TRAINING)
 
 
-def step_line(record: RoundRecord, marks: Mapping[str, Mark], usual: Mapping[str, float], now: datetime) -> list[Step]:
+def step_line(
+    record: RoundRecord, marks: Mapping[str, StepMark], usual: Mapping[str, float], now: datetime
+) -> list[Step]:
     """Every step of a round that is pending or running.
 
     Args:
@@ -87,3 +94,44 @@ def _running(record: RoundRecord, usual_s: float | None, elapsed_s: float) -> St
         rest = None if usual_s is None else usual_s * (total - done) / total
     detail = str(progress.get("detail") or "")
     return Step(name, IN_WORDS[name], "running", done, total, detail, elapsed_s, rest)
+
+
+def overview(projects: Sequence[Project]) -> list[dict[str, Any]]:
+    """A row for each project; what is wrong with one does not hide the others."""
+    return [_overview_row(p) for p in projects]
+
+
+def _overview_row(project: Project) -> dict[str, Any]:
+    metrics = project.trained.metrics if project.trained else {}
+    problems = list(project.record.problems.values())
+    row = {
+        "project": project,
+        "open": project.opened[0] if project.opened else None,
+        "map": metrics.get("map"),
+        "images": metrics.get("labelled_images"),
+        "labels": (),
+        "budget": None,
+        "problems": problems,
+    }
+    try:
+        return {**row, "labels": project.labels, "budget": project.options.budget}
+    except PPALError as error:  # the labeling config or an extra parameter is not usable any more
+        return {**row, "problems": [*problems, str(error)]}
+
+
+def now_page(project: Project) -> dict[str, Any]:
+    """The round at work, the ones before it, and what hinders."""
+    record = project.opened[0] if project.opened else None
+    time = datetime.now(UTC).replace(tzinfo=None)
+    shown: dict[str, Any] = {"record": record, "line": [], "left_s": None, "log": []}
+    if record is not None:
+        usual = usual_seconds(project.rounds, record.kind)
+        line = step_line(record, project.files(record.number).marks(), usual, time)
+        shown.update(line=line, left_s=left_s(line), log=project.log_lines(record.number))
+    return {
+        **shown,
+        "waiting": project.opened[1:],
+        "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
+        "missing": max(0, project.options.budget - project.new_annotations),
+        "worker_problem": readiness.worker(project.runtime.store),
+    }

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from ppal_backend.service.dashboard.project import Project
 from ppal_backend.settings import CONFIG_FILE, ProjectOptions, Settings, variables
 
 HIDDEN = "•••"
@@ -86,3 +87,12 @@ def _source(settings: Settings, name: str) -> str:
     if name in settings.from_file:
         return CONFIG_FILE
     return ENVIRONMENT if name in settings.model_fields_set else DEFAULT
+
+
+def settings_page(project: Project) -> dict[str, Any]:
+    """Settings in force."""
+    settings = project.runtime.settings
+    return {
+        "options": project_options(settings, project.record.options),
+        "operator": operator_settings(settings),
+    }

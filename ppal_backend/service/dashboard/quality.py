@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppal_backend.service.dashboard.project import Project
+
 PAGE = 12
 
 
@@ -122,3 +124,25 @@ def _reason(task: Mapping[str, Any], dispute: Mapping[str, Any]) -> str:
     if dispute["kind"] == "swapped":
         return f"Another label? A box says {said} where the model sees {seen}."
     return f"Out of place? The model sees {seen} beside the box that says so."
+
+
+def quality_page(project: Project, page: int) -> dict[str, Any]:
+    """What the newest snapshot of the annotations tells."""
+    for record in reversed(project.rounds):
+        files = project.files(record.number)
+        mark = files.marks().get("dataset")
+        if mark is not None:
+            break
+    else:
+        return {"number": None, "rows": [], "review": None}
+    versions = [v.version for v in project.versions]
+    rows = agreement_rows(mark.facts.get("agreement") or {}, versions)
+    shown: dict[str, Any] = {"number": record.number, "rows": rows, "total": total_of(rows)}
+    review = files.review()
+    if review is None:
+        return {**shown, "review": None}
+    pages = pages_of(review)
+    page = min(max(1, page), pages)
+    on_disk = [n for n in {task["round"] for task in review["tasks"]} if project.files(n).has_images()]
+    items = doubtful_on(review, page, on_disk)
+    return {**shown, "review": review, "items": items, "page": page, "pages": pages}

@@ -1,13 +1,16 @@
-"""The labeling queue as published: every task's place, and why it has it."""
+"""The labeling queue as published: every task's place, why it has it, and the map of the pool it was chosen from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from ppal_backend.rounds.boxes import Box
-from ppal_backend.service.dashboard.round_files import PoolImage, Query
+from ppal_backend.errors import StateError
+from ppal_backend.rounds.boxes import Box, read_boxes
+from ppal_backend.service.dashboard.project import PoolImage, Project, Query
 
 PAGE = 12
 ALIKE = 2.0  # CCMS similarity of an image with itself
@@ -163,3 +166,170 @@ def _boxes(count: int) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+LISTED = 100
+LABELLED, SINCE, PICK, CANDIDATE, REST = "l", "s", "p", "c", "r"
+_DECIMALS = 3
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kind of points: its letter, its name, how many there are."""
+
+    kind: str
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A chosen task in the list beside the map."""
+
+    place: int
+    task_id: int
+    reason: str
+    is_labelled: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the page tells of the map. ``explained`` is the share of variance in [0, 1] that the map holds; of the
+    ``labelled_images`` there are, ``drawn_labelled`` are on it."""
+
+    explained: tuple[float, float]
+    layers: Sequence[Layer]
+    labelled_images: int
+    drawn_labelled: int
+    listed: Sequence[Listed]
+
+
+def kinds_of(query: Query, drawn: Mapping[str, Any], since: Collection[int]) -> str:
+    """A letter for every point, first those of the pool, then those that were labelled before the round.
+
+    Args:
+        query: the round's queue.
+        drawn: the round's map.
+        since: tasks labelled since the round.
+    """
+    chosen, candidates, done = set(query.image_ids), set(query.candidate_ids), set(since)
+    letters = [
+        SINCE if i in done else PICK if i in chosen else CANDIDATE if i in candidates else REST for i in drawn["ids"]
+    ]
+    return "".join(letters) + LABELLED * len(drawn["labelled"])
+
+
+def summary_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], labels: Sequence[str]) -> Summary:
+    """What stands beside the map; ``labels`` are those of the model that ranked."""
+    kinds, done = kinds_of(query, drawn, since), set(since)
+    names = {
+        PICK: "query set",
+        CANDIDATE: "candidates",
+        REST: "the rest",
+        LABELLED: "labelled before",
+        SINCE: "labelled since",
+    }
+    first, second = drawn["explained"]
+    return Summary(
+        explained=(first, second),
+        layers=[Layer(kind, name, kinds.count(kind)) for kind, name in names.items()],
+        labelled_images=drawn["labelled_images"],
+        drawn_labelled=len(drawn["labelled"]),
+        listed=[
+            Listed(place, task_id, reason_of(query, task_id, labels), task_id in done)
+            for place, task_id in enumerate(query.image_ids[:LISTED], start=1)
+        ],
+    )
+
+
+def points_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], labels: Sequence[str]) -> dict[str, Any]:
+    """The points for the script: equally long lists, and texts.
+
+    ``place`` is 1 for the task to label first and 0 for one that was labelled before; ``utility`` is None where
+    nothing measured it. ``reasons`` are those of single tasks, ``said`` is what goes for all others of a kind.
+    """
+    labelled, kinds = drawn["labelled"], kinds_of(query, drawn, since)
+    place = {task_id: number for number, task_id in enumerate(query.queue, start=1)}
+    utilities = {} if query.strategy == RANDOM else query.utilities
+    said = {LABELLED: "Labelled before this round.", SINCE: "Labelled since this round."}
+    for task_id, kind in zip(drawn["ids"], kinds, strict=False):
+        if kind in (CANDIDATE, REST) and kind not in said:
+            said[kind] = reason_of(query, task_id, labels)
+    return {
+        "ids": [*drawn["ids"], *(entry["image_id"] for entry in labelled)],
+        "x": [*drawn["x"], *(entry["x"] for entry in labelled)],
+        "y": [*drawn["y"], *(entry["y"] for entry in labelled)],
+        "kinds": kinds,
+        "place": [place.get(i, 0) for i in drawn["ids"]] + [0] * len(labelled),
+        "utility": [_rounded(utilities.get(i)) for i in drawn["ids"]] + [None] * len(labelled),
+        "reasons": {str(i): reason_of(query, i, labels) for i in query.image_ids},
+        "said": said,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DECIMALS)
+
+
+LONGEST_PX = 320
+_QUALITY = 80
+
+
+def small_jpeg(path: Path) -> bytes:
+    """A JPEG of an image that is no longer than ``LONGEST_PX`` on either side.
+
+    Args:
+        path: An image of the cache: RGB or grey, upright.
+
+    Raises:
+        StateError: the file cannot be read.
+    """
+    from PIL import Image  # 40 ms that no page but the map needs
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (LONGEST_PX, LONGEST_PX))
+            image.thumbnail((LONGEST_PX, LONGEST_PX))
+            file = BytesIO()
+            image.convert("RGB").save(file, "JPEG", quality=_QUALITY)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise StateError(f"expected a readable image in {path.name}, got {type(error).__name__}; run a round") from None
+    return file.getvalue()
+
+
+def queue_page(project: Project, page: int) -> dict[str, Any]:
+    """A page of the queue of the version in force."""
+    version = project.active
+    files = project.files(version.round_number) if version is not None else None
+    query = files.query() if files is not None else None
+    if version is None or files is None or query is None:
+        return {"version": version, "items": []}
+    pages = pages_of(query)
+    page = min(max(1, page), pages)
+    boxes = read_boxes(files.folder / "detections", ids_on(query, page))
+    threshold = project.options.score_threshold
+    items = items_on(query, page, version.labels, files.pool(), boxes, threshold)
+    drawn = files.map() if page == 1 else None
+    since = project.labelled_since(version.round_number) if drawn is not None else ()
+    return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
+            "pages": pages, "parts": parts_of(query), "threshold": threshold,
+            "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
+
+
+def map_points(project: Project, number: int) -> dict[str, Any]:
+    """The points of a round's map.
+
+    Raises:
+        StateError: the round has no map.
+    """
+    files, version = project.files(number), next((v for v in project.versions if v.round_number == number), None)
+    query, drawn = files.query(), files.map()
+    if version is None or query is None or drawn is None:
+        raise StateError(f"round {number} of project {project.id} has no map; the next round draws one")
+    return points_of(query, drawn, project.labelled_since(number), version.labels)
+
+
+def _servable(project: Project, item: Item) -> Item:
+    """The item without its image where the cache no longer has it."""
+    cache = (project.runtime.settings.model_dir / "images").resolve()
+    return item if item.image and str(item.image.path).startswith(str(cache)) else replace(item, image=None)

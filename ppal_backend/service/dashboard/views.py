@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
+import secrets
 from datetime import datetime
 from typing import Any
 
@@ -22,12 +25,14 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from ppal_backend.errors import PPALError
-from ppal_backend.service.dashboard import pages
+from ppal_backend.service.dashboard import learning as learning_pages
+from ppal_backend.service.dashboard import now as now_pages
+from ppal_backend.service.dashboard import origins
+from ppal_backend.service.dashboard import quality as quality_pages
+from ppal_backend.service.dashboard import queue as queue_pages
 from ppal_backend.service.dashboard.actions import Actions
-from ppal_backend.service.dashboard.csrf import FIELD, FormTokens
 from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
-from ppal_backend.service.dashboard.thumbnails import small_jpeg
-from ppal_backend.service.http_errors import status_of
+from ppal_backend.service.http_errors import RequestError, status_of
 from ppal_backend.service.payloads import LARGEST_PROJECT_ID
 from ppal_backend.service.runtime import Runtime
 
@@ -39,6 +44,7 @@ POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 IMAGE_AGE_S = 3600
+FIELD = "token"
 PROJECT = f"/projects/<int(max={LARGEST_PROJECT_ID}):project_id>"
 DONE = {
     "train": "A training is asked for; a running worker takes it up within seconds.",
@@ -50,6 +56,29 @@ DONE = {
 """What a page says after a button; told by name, so that no address can put words on a page."""
 
 ui = Blueprint("ui", __name__, url_prefix="/ui", template_folder="templates", static_folder="static")
+
+
+class FormTokens:
+    """Tokens of forms, by project; valid for as long as this process serves.
+
+    Only a page of this backend can press its buttons: a browser sends credentials along with anybody's form.
+    """
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def make(self, project_id: int) -> str:
+        """The token that the project's forms carry."""
+        return hmac.new(self._key, f"project {project_id}".encode(), hashlib.sha256).hexdigest()
+
+    def check(self, project_id: int, token: str) -> None:
+        """Refuse a form that does not carry the project's token.
+
+        Raises:
+            RequestError: (403) it came from elsewhere, or from a page that is older than this process.
+        """
+        if not hmac.compare_digest(token.encode("utf-8", "replace"), self.make(project_id).encode()):
+            raise RequestError("this page is older than the backend; open it again and press once more", status=403)
 
 
 class Dashboard:
@@ -80,7 +109,7 @@ def _page(name: str, project: Project, **values: Any) -> str:
 
 def _with_buttons(project: Project) -> dict[str, Any]:
     return {
-        **pages.now_page(project),
+        **now_pages.now_page(project),
         "token": _dashboard().tokens.make(project.id),
         "earlier": _dashboard().actions.earlier_versions(project.id),
         "done": DONE.get(request.args.get("done", "")),
@@ -92,7 +121,7 @@ def overview() -> str:
     """All projects."""
     runtime = _dashboard().runtime
     projects = [Project(runtime, record) for record in runtime.store.projects.all()]
-    return render_template("ppal/overview.html", rows=pages.overview(projects))
+    return render_template("ppal/overview.html", rows=now_pages.overview(projects))
 
 
 @ui.get(f"{PROJECT}/")
@@ -114,27 +143,27 @@ def learning(project_id: int) -> str:
     """mAP over labels, and whether labeling more pays."""
     project = _project(project_id)
     goal = request.args.get("goal", type=int)
-    return _page("learning", project, **pages.learning_page(project, goal if goal and goal > 0 else None))
+    return _page("learning", project, **learning_pages.learning_page(project, goal if goal and goal > 0 else None))
 
 
 @ui.get(f"{PROJECT}/classes")
 def classes(project_id: int) -> str:
     """Difficulty beside AP."""
     project = _project(project_id)
-    return _page("classes", project, **pages.classes_page(project))
+    return _page("classes", project, **learning_pages.classes_page(project))
 
 
 @ui.get(f"{PROJECT}/queue")
 def queue(project_id: int) -> str:
     """What is to be labelled next, and why."""
     project = _project(project_id)
-    return _page("queue", project, **pages.queue_page(project, request.args.get("page", 1, type=int)))
+    return _page("queue", project, **queue_pages.queue_page(project, request.args.get("page", 1, type=int)))
 
 
 @ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/map")
 def map_points(project_id: int, number: int) -> AnyResponse:
     """The points of the map on the page before."""
-    response = jsonify(pages.map_points(_project(project_id), number))
+    response = jsonify(queue_pages.map_points(_project(project_id), number))
     response.cache_control.private, response.cache_control.no_cache = True, True
     response.add_etag()
     return response.make_conditional(request)
@@ -144,14 +173,14 @@ def map_points(project_id: int, number: int) -> AnyResponse:
 def quality(project_id: int) -> str:
     """What is worth a second look, and what pre-annotations saved."""
     project = _project(project_id)
-    return _page("quality", project, **pages.quality_page(project, request.args.get("page", 1, type=int)))
+    return _page("quality", project, **quality_pages.quality_page(project, request.args.get("page", 1, type=int)))
 
 
 @ui.get(f"{PROJECT}/settings")
 def settings(project_id: int) -> str:
     """Settings in force and where each came from."""
     project = _project(project_id)
-    return _page("settings", project, **pages.settings_page(project))
+    return _page("settings", project, **origins.settings_page(project))
 
 
 @ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/images/<int:task_id>")
@@ -167,7 +196,7 @@ def image(project_id: int, number: int, task_id: int) -> Response:
 def thumbnail(project_id: int, number: int, task_id: int) -> Response:
     """The same, small."""
     path = _project(project_id).image_file(number, task_id)
-    response = Response(small_jpeg(path), mimetype="image/jpeg")
+    response = Response(queue_pages.small_jpeg(path), mimetype="image/jpeg")
     response.cache_control.private, response.cache_control.max_age = True, IMAGE_AGE_S
     return response
 

@@ -5,8 +5,7 @@ import re
 import pytest
 
 from ppal_backend.service.dashboard.actions import Actions
-from ppal_backend.service.dashboard.csrf import FormTokens
-from ppal_backend.service.dashboard.views import EXTENSION
+from ppal_backend.service.dashboard.views import EXTENSION, FormTokens
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.store import Lease, SeenAnnotation
 

@@ -1,6 +1,6 @@
 """The table of classes; its weights are those that rank the pool."""
 
-from ppal_backend.service.dashboard.classes import class_rows
+from ppal_backend.service.dashboard.learning import class_rows
 
 
 def test_hard_and_rare_classes_are_named_and_the_hardest_come_first():

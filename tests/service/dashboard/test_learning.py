@@ -15,7 +15,7 @@ from ppal_backend.service.dashboard.learning import (
     stretches_of,
     why_no_forecast,
 )
-from ppal_backend.service.dashboard.round_files import Query
+from ppal_backend.service.dashboard.project import Query
 from ppal_backend.store import RoundRecord
 
 START = datetime(2026, 1, 1)

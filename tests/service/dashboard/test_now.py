@@ -6,7 +6,7 @@ import pytest
 
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS
 from ppal_backend.service.dashboard.now import IN_WORDS, left_s, step_line, steps_of, usual_seconds
-from ppal_backend.service.dashboard.round_files import Mark
+from ppal_backend.service.dashboard.project import StepMark
 from ppal_backend.store import RoundRecord
 
 START = datetime(2026, 1, 1, 12, 0, 0)
@@ -20,7 +20,7 @@ def record(state="running", kind="train", step="train", progress=None, metrics=N
 
 
 def marks(**ended):
-    return {name: Mark(1.5, START + timedelta(seconds=s), {}) for name, s in ended.items()}
+    return {name: StepMark(1.5, START + timedelta(seconds=s), {}) for name, s in ended.items()}
 
 
 def test_steps_are_those_that_rounds_run():

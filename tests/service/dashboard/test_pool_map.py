@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from ppal_backend.rounds.artifacts import RoundFolder
-from ppal_backend.service.dashboard.pool_map import LISTED, kinds_of, points_of, summary_of
-from ppal_backend.service.dashboard.round_files import Query
-from ppal_backend.service.dashboard.thumbnails import LONGEST_PX
+from ppal_backend.service.dashboard.project import Query
+from ppal_backend.service.dashboard.queue import LISTED, LONGEST_PX, kinds_of, points_of, summary_of
 from ppal_backend.store import SeenAnnotation
 from tests.service.dashboard.test_pages import text_of
 from tests.service.dashboard.test_queue import why

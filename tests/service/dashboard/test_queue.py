@@ -3,8 +3,8 @@
 import pytest
 
 from ppal_backend.rounds.boxes import Box
+from ppal_backend.service.dashboard.project import PoolImage, Query
 from ppal_backend.service.dashboard.queue import ids_on, items_on, pages_of, parts_of, reason_of
-from ppal_backend.service.dashboard.round_files import PoolImage, Query
 
 LABELS = ("cat", "dog")
 
