@@ -25,10 +25,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from werkzeug.serving import make_server
 
-from ppal_backend.heartbeat import Heartbeat
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
-from ppal_backend.store import open_store
+from ppal_backend.store import Heartbeat, open_store
 
 CHROMIUM = "/usr/bin/chromium"
 WIDE, NARROW = 1280, 390
@@ -96,7 +95,7 @@ def _served(demo: Path) -> Iterator[Service]:
                 shutil.copy(path, root / path.name)
         settings = load_settings(MODEL_DIR=root, LABEL_STUDIO_API_KEY="unused")
         store = open_store(settings)
-        heartbeat, stop = Heartbeat(store), threading.Event()
+        heartbeat, stop = Heartbeat(store.workers), threading.Event()
         threading.Thread(target=_live, args=(heartbeat, stop), daemon=True).start()
         server = make_server("127.0.0.1", 0, create_app(settings, store), threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()

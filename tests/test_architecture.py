@@ -22,18 +22,15 @@ ALLOWED = {
     "label_studio": GROUND | {"datasets", "rounds.ports"},
     "engines": GROUND | {"detector", "store", "acquisition", "rounds.ports"},
     "rounds": GROUND | {"acquisition", "datasets"},
-    "jobs": GROUND | {"store"},
-    "heartbeat": {"errors", "store"},
     "service": GROUND
     | {
         "store",
-        "jobs",
+        "worker.queue",
         "engines",
         "label_studio",
         "datasets",
         "detector.zoo",
         "acquisition",
-        "heartbeat",
         "operations",
         "rounds.artifacts",
         "rounds.boxes",
@@ -43,20 +40,27 @@ ALLOWED = {
     "synthetic": GROUND,
     "simulation": GROUND | {"rounds", "engines", "detector.zoo", "datasets", "acquisition", "synthetic"},
     "operations": GROUND | {"store", "rounds", "label_studio", "datasets"},
-    "worker": GROUND
-    | {"operations", "store", "jobs", "rounds", "engines", "label_studio", "datasets", "service.auth", "heartbeat"},
+    "worker": GROUND | {"operations", "store", "rounds", "engines", "label_studio", "datasets", "service.auth"},
     "launcher": GROUND,
     "rig": GROUND | {"store", "launcher"},
     "doctor": GROUND
-    | {"store", "jobs", "label_studio", "service.auth", "service.readiness", "detector.environment", "rounds.bucket"},
+    | {
+        "store",
+        "worker.queue",
+        "label_studio",
+        "service.auth",
+        "service.readiness",
+        "detector.environment",
+        "rounds.bucket",
+    },
     "cli": None,
     "commands": None,
     "__init__": set(),
 }
 ONE_DOOR = {"mmdet": "detector", "mmcv": "detector", "mmengine": "detector", "label_studio_sdk": "label_studio",
-            "sqlalchemy": "store", "alembic": "store", "huey": "jobs", "ray": "engines"}  # fmt: skip
+            "sqlalchemy": "store", "alembic": "store", "huey": "worker", "ray": "engines"}  # fmt: skip
 PURE = {"acquisition": {"numpy", "torch", "scipy", "kmedoids"}, "structures": {"numpy", "torch"}}
-NOT_AT_IMPORT = {"service", "label_studio", "store", "jobs", "datasets", "cli", "worker", "launcher",
+NOT_AT_IMPORT = {"service", "label_studio", "store", "datasets", "cli", "worker", "launcher",
                  "settings"}  # fmt: skip
 HEAVY = {"torch", "mmdet", "mmcv", "mmengine", "skimage"}
 

@@ -11,10 +11,11 @@ from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
-from ppal_backend.worker import run_next_round, run_worker
+from ppal_backend.worker.round_process import run_next_round
+from ppal_backend.worker.worker import run_worker
 from tests.rounds.fakes import Killed
 from tests.service.conftest import CONFIG, FakeImages, FakePredictor, RecordingJobs
-from tests.test_worker import World, only
+from tests.worker.test_round_process import World, only
 
 KEY = "1.1795336563"
 

@@ -85,7 +85,7 @@ def worker(
 
     Example: ppal worker --rounds 2
     """
-    from ppal_backend.worker import run_worker
+    from ppal_backend.worker.worker import run_worker
 
     if alive:
         return _need_worker()

@@ -16,11 +16,11 @@ from ppal_backend.errors import (
     StateError,
     StoreUnavailable,
 )
-from ppal_backend.jobs.queue import open_queue
 from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.service import auth, readiness
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store, find_store, hint_of_another
+from ppal_backend.worker.queue import open_queue
 
 HEALTH_TIMEOUT_S = 3.0
 

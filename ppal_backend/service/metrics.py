@@ -25,7 +25,6 @@ from ppal_backend.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from ppal_backend.heartbeat import heartbeat_age_s
 from ppal_backend.service.payloads import ACTIONS
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
@@ -120,7 +119,7 @@ class _StateCollector(Collector):
         projects = self._store.projects.all()
         yield GaugeMetricFamily("ppal_projects", "Connected projects.", value=len(projects))
         yield from self._of_projects(projects)
-        age_s = heartbeat_age_s(self._store)
+        age_s = self._store.workers.age_s()
         if age_s is not None:
             text = "Since any worker's last sign of life."
             yield GaugeMetricFamily("ppal_worker_heartbeat_age_seconds", text, value=age_s)

@@ -6,7 +6,6 @@ import logging
 import shutil
 
 from ppal_backend.errors import StoreUnavailable
-from ppal_backend.heartbeat import heartbeat_age_s
 from ppal_backend.settings import Settings
 from ppal_backend.store import ALIVE_WITHIN_S, Store
 
@@ -33,7 +32,7 @@ def database(store: Store) -> str:
 def worker(store: Store) -> str:
     """Whether a worker has shown a sign of life."""
     try:
-        age_s = heartbeat_age_s(store)
+        age_s = store.workers.age_s()
     except StoreUnavailable:
         return "nobody knows while the state database does not answer"
     if age_s is None:

@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from ppal_backend.engines.live import LiveModel, LiveOptions, LivePredictor
-from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.service.metrics import Metrics
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import ProjectRecord, Store, open_store
 from ppal_backend.structures.detections import Detections
+from ppal_backend.worker.queue import JobQueue, open_queue
 
 if TYPE_CHECKING:
     from ppal_backend.datasets.images import ImageInfo

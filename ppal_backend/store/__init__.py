@@ -9,7 +9,7 @@ from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundSt
 from ppal_backend.store.running import announce, find_store, hint_of_another
 from ppal_backend.store.store import Store, database_file, open_store
 from ppal_backend.store.versions import ModelVersion, VersionStore
-from ppal_backend.store.workers import ALIVE_WITHIN_S, WorkerStore
+from ppal_backend.store.workers import ALIVE_WITHIN_S, Heartbeat, WorkerStore
 
 __all__ = [
     "ALIVE_WITHIN_S",
@@ -19,6 +19,7 @@ __all__ = [
     "Database",
     "EventRecord",
     "EventStore",
+    "Heartbeat",
     "Lease",
     "ModelVersion",
     "ProjectRecord",

@@ -82,7 +82,8 @@ def find_store(settings: Settings, project: int | None = None) -> Store:
 
 def hint_of_another(settings: Settings, store: Store) -> str:
     """Where a running backend keeps its state, if no worker lives on the one that the settings name; else empty."""
-    alive = min(store.workers.ages_s().values(), default=ALIVE_WITHIN_S) < ALIVE_WITHIN_S
+    age_s = store.workers.age_s()
+    alive = age_s is not None and age_s < ALIVE_WITHIN_S
     elsewhere = [] if alive else running_elsewhere(settings)
     place = settings.model_dir.resolve()
     return f"looked in {place}{_why_there(settings)}; {_advice(elsewhere)}" if elsewhere else ""

@@ -35,6 +35,6 @@ def internal_site():
 @pytest.fixture
 def healthy_worker(store):  # noqa: F811
     """A worker that has just shown a sign of life."""
-    from ppal_backend.heartbeat import Heartbeat
+    from ppal_backend.store import Heartbeat
 
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()

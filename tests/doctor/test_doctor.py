@@ -58,14 +58,14 @@ class TestMachine:
         said(examine()["worker"], "failed", "no worker", "ppal worker")
 
     def test_a_worker_that_has_fallen_silent(self, examine, monkeypatch):
-        monkeypatch.setattr("ppal_backend.service.readiness.heartbeat_age_s", lambda store: 90.0)
+        monkeypatch.setattr("ppal_backend.store.WorkerStore.age_s", lambda self: 90.0)
         said(examine()["worker"], "failed", "a sign of life for 90 s", "start it again")
 
     def test_whether_a_worker_lives_is_not_known_without_the_database(self, examine, monkeypatch):
         def gone(store):
             raise StoreUnavailable("the state database is locked; try again")
 
-        monkeypatch.setattr("ppal_backend.service.readiness.heartbeat_age_s", gone)
+        monkeypatch.setattr("ppal_backend.store.WorkerStore.age_s", gone)
         said(examine()["worker"], "failed", "nobody knows while the state database does not answer", "log")
 
     def test_disk(self, examine):

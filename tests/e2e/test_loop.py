@@ -77,7 +77,7 @@ def kill_worker_in_step(backend, project_id, step):
     while not reached():
         assert time.monotonic() < end, f"the round never reached {step}"
         time.sleep(0.01)
-    victims = backend.find("ppal_backend.cli", "worker") + backend.find("ppal_backend.worker")
+    victims = backend.find("ppal_backend.cli", "worker") + backend.find("ppal_backend.worker.round_process")
     for process in victims:
         process.kill()
     psutil.wait_procs(victims, timeout=10)

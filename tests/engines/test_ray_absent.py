@@ -9,7 +9,8 @@ from ppal_backend.engines.ray_cluster import need_ray
 from ppal_backend.engines.ray_engine import RayEngine
 from ppal_backend.errors import SettingsError
 from ppal_backend.settings import load_settings
-from ppal_backend.worker import _engine, run_worker
+from ppal_backend.worker.round_process import _engine
+from ppal_backend.worker.worker import run_worker
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ppal_backend.label_studio.source import connect
 from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
-from ppal_backend.worker import run_next_round
+from ppal_backend.worker.round_process import run_next_round
 from tests.rounds.fakes import FakeWorld
 
 RIG = Path(os.environ["PPAL_RIG"])

@@ -6,9 +6,9 @@ import time
 import httpx
 import pytest
 
-from ppal_backend.jobs.sync import Synchroniser
 from ppal_backend.service.app import create_app
 from ppal_backend.service.runtime import EXTENSION
+from ppal_backend.worker.sync import Synchroniser
 from tests.operations.conftest import Place
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs, annotation_payload
 
@@ -126,8 +126,8 @@ def test_duplicate_and_late_deliveries_count_once(place):
 def test_label_studio_down_loses_no_annotation(place):
     """The poll fails, the webhooks' events are applied all the same, and the poll goes on where it was."""
     from ppal_backend.errors import LabelStudioUnavailable
-    from ppal_backend.jobs.sync import ProjectState, TaskUpdate
     from ppal_backend.store import SeenAnnotation
+    from ppal_backend.worker.sync import ProjectState, TaskUpdate
 
     class Remote:
         down = True

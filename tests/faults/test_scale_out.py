@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ppal_backend.jobs.queue import JobQueue
+from ppal_backend.worker.queue import JobQueue
 from tests.servers import new_database, postgresql, redis_server, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.servers]

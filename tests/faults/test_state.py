@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from ppal_backend.errors import StoreUnavailable
-from ppal_backend.jobs.sync import EVENT_TRIES, Synchroniser
 from ppal_backend.service.app import create_app
 from ppal_backend.store import Database, Lease, Store, database_file
 from ppal_backend.store import rounds as rounds_module
+from ppal_backend.worker.sync import EVENT_TRIES, Synchroniser
 from tests.operations.conftest import Place
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs, annotation_payload
 

@@ -4,7 +4,7 @@ import sys
 
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import load_settings
-from ppal_backend.worker import run_worker
+from ppal_backend.worker.worker import run_worker
 
 if __name__ == "__main__":
     settings = load_settings()

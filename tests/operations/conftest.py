@@ -8,7 +8,7 @@ from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
-from ppal_backend.worker import run_next_round
+from ppal_backend.worker.round_process import run_next_round
 from tests.label_studio.fake import FakeLabelStudio
 from tests.rounds.fakes import FakeWorld
 

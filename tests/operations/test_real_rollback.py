@@ -10,7 +10,7 @@ from ppal_backend.operations.rollback import roll_back
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
-from ppal_backend.worker import run_next_round
+from ppal_backend.worker.round_process import run_next_round
 from tests.label_studio.test_real_label_studio import Project
 from tests.rounds.fakes import FakeWorld
 

@@ -6,12 +6,13 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from ppal_backend import worker
-from ppal_backend.jobs.sync import Synchroniser
 from ppal_backend.label_studio.publish import QueueItem, publish
+from ppal_backend.operations import upkeep
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, open_store
+from ppal_backend.worker import sync
+from ppal_backend.worker.sync import RemoteProjects, Synchroniser
 from tests.doctor.conftest import BACKEND, CONFIG, LabelStudio
 
 GUARDED = {"basic_auth_user": "ls", "basic_auth_pass": SecretStr("a-long-password")}
@@ -46,7 +47,7 @@ def world(tmp_path, monkeypatch):
         def poll(self, **changes):
             """Poll once; what is wrong afterwards, by topic."""
             self.settings = self.settings.model_copy(update=changes)
-            remote = worker._LabelStudio(self.settings, self.store)
+            remote = RemoteProjects(self.settings, self.store)
             Synchroniser(self.store, self.settings, remote, lambda project_id: None).poll(1)
             return self.store.projects.get(1).problems
 
@@ -67,7 +68,7 @@ def world(tmp_path, monkeypatch):
     world = World()
     world.server.connect()
     world.store = open_store(world.settings)
-    monkeypatch.setattr(worker, "connect", lambda *args, **options: world.server.client(tries=1))
+    monkeypatch.setattr(sync, "connect", lambda *args, **options: world.server.client(tries=1))
     world.store.projects.connect(1, "1.5", CONFIG, "http://ls.test:8080", {})
     yield world
     world.store.close()
@@ -120,18 +121,18 @@ class TestQueue:
 
     def test_a_sampling_that_people_insist_on_is_left_by_the_next_round_too(self, world):
         world.publish()
-        assert not worker.upkeep.leaves_sampling(world.store.projects.get(1))
+        assert not upkeep.leaves_sampling(world.store.projects.get(1))
         for _ in range(2):
             world.server.project["sampling"] = "Sequential sampling"
             world.poll()
-        assert worker.upkeep.leaves_sampling(world.store.projects.get(1))
+        assert upkeep.leaves_sampling(world.store.projects.get(1))
         client = world.server.client()
         version = publish(client, 1, "r2", [QueueItem(1), QueueItem(2)], set_sampling=False).version
         assert world.server.project["sampling"] == "Sequential sampling"
         assert world.server.project["model_version"] == version
         world.server.project["sampling"] = "Uncertainty sampling"  # a person changed his mind
         world.poll()
-        assert not worker.upkeep.leaves_sampling(world.store.projects.get(1))
+        assert not upkeep.leaves_sampling(world.store.projects.get(1))
 
     def test_both_at_once_are_told_together(self, world):
         world.publish()

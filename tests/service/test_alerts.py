@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from ppal_backend.heartbeat import Heartbeat
-from ppal_backend.jobs.queue import JobQueue
 from ppal_backend.service.app import create_app
+from ppal_backend.store import Heartbeat
+from ppal_backend.worker.queue import JobQueue
 from tests.service.conftest import activate, annotation_payload
 
 RULES = yaml.safe_load((Path(__file__).parents[2] / "docs" / "alerts.example.yml").read_text())["groups"][0]["rules"]
@@ -15,7 +15,7 @@ RULES = yaml.safe_load((Path(__file__).parents[2] / "docs" / "alerts.example.yml
 
 def test_every_metric_of_every_alert_exists(settings, connected, store):
     activate(store)
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()
     client = create_app(settings, store=store, jobs=JobQueue(settings.jobs_file)).test_client()
     client.post("/webhook", json=annotation_payload())
     text = client.get("/metrics").text

@@ -10,13 +10,12 @@ import pytest
 from pydantic import SecretStr
 
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable, StateError, StoreUnavailable
-from ppal_backend.heartbeat import Heartbeat
-from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.service.app import create_app
 from ppal_backend.service.metrics import GpuMemory, gpu_memory
 from ppal_backend.service.runtime import EXTENSION
-from ppal_backend.store import Lease, SeenAnnotation
+from ppal_backend.store import Heartbeat, Lease, SeenAnnotation
 from ppal_backend.store.tables import now
+from ppal_backend.worker.queue import JobQueue, open_queue
 from tests.service.conftest import activate, annotation_payload, predict_payload, setup_payload, task
 
 
@@ -28,7 +27,7 @@ def test_health_touches_nothing(client, app, path):
 
 
 def test_ready_while_database_worker_and_disk_are_well(client, store):
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()
     answer = client.get("/ready")
     assert (answer.status_code, answer.json) == (
         200,
@@ -44,15 +43,15 @@ def not_ready(client, check):
 
 
 def test_not_ready_without_its_database(client, store, monkeypatch):
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()
     monkeypatch.setattr(store.database, "check", lambda: 1 / 0)
     assert not_ready(client, "database") == "the state database does not answer; see the backend's log"
 
 
 def test_not_ready_without_a_worker(client, store, monkeypatch):
     assert "start ppal worker" in not_ready(client, "worker")
-    monkeypatch.setattr("ppal_backend.heartbeat.BEAT_EVERY_S", 0.0)
-    beat = Heartbeat(store)
+    monkeypatch.setattr("ppal_backend.store.workers.BEAT_EVERY_S", 0.0)
+    beat = Heartbeat(store.workers)
     for age_s in (45, -3600):  # long ago, and in the future after a clock was set back
         with monkeypatch.context() as patch:
             patch.setattr(store.database, "now", lambda session, age_s=age_s: now() - timedelta(seconds=age_s))
@@ -65,7 +64,7 @@ def test_not_ready_without_a_worker(client, store, monkeypatch):
 
 
 def test_not_ready_without_space(make_app, store):
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()
     assert "GiB are free" in not_ready(make_app(min_free_gib=2.0**40).test_client(), "disk")
 
 
@@ -119,7 +118,7 @@ def test_metrics_tell_of_projects_and_the_machine(make_app, connected, store, se
     store.rounds.claim(7, Lease.mine())
     store.ledger.see(7, [SeenAnnotation(1, 2, True), SeenAnnotation(2, 3, True)])
     store.projects.set_problem(7, "webhook", "gone")
-    Heartbeat(store).beat()
+    Heartbeat(store.workers).beat()
     client = create_app(settings, store=store, jobs=queue).test_client()
     seen = samples(client)
     assert seen['ppal_map{project="7"}'] == 0.5

@@ -7,9 +7,9 @@ import time
 import psutil
 
 from benchmarks.service import _setup, annotation_payload, call, run, service
-from ppal_backend.jobs.queue import JobQueue
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
+from ppal_backend.worker.queue import JobQueue
 
 
 def test_a_short_measurement_loses_nothing():

@@ -77,7 +77,7 @@ def of_processes(site: Site, watcher: Watcher) -> list[Check]:
     launched = {p.pid for p in site.group.processes.values()}
     children = {c.pid for pid in launched for c in psutil.Process(pid).children(recursive=True)}
     strays = [p for p in site.ours() if p.pid not in launched | children]
-    rounds = [p for p in site.ours() if "ppal_backend.worker" in p.cmdline()]
+    rounds = [p for p in site.ours() if "ppal_backend.worker.round_process" in p.cmdline()]
     grown = watcher.figures()
     return [
         _check("no stray process", not strays, [p.cmdline() for p in strays]),

@@ -38,7 +38,7 @@ def kill_serving_process(site: Site, dice: random.Random) -> str:
 
 
 def kill_round(site: Site, dice: random.Random) -> str:
-    rounds = [p for p in site.ours() if "ppal_backend.worker" in _command(p)]
+    rounds = [p for p in site.ours() if "ppal_backend.worker.round_process" in _command(p)]
     for process in rounds:
         _kill(process)
     return f"{len(rounds)} killed"

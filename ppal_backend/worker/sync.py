@@ -6,13 +6,16 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from ppal_backend.errors import LabelStudioError, QueueUnavailable, SettingsError, StoreUnavailable
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.source import connect
 from ppal_backend.logs import log_context
+from ppal_backend.operations import upkeep
+from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store
 
@@ -43,21 +46,45 @@ class ProjectState:
     label_config: str
 
 
-class LabelStudio(Protocol):
-    """What a poll asks of Label Studio. Every method may raise ``LabelStudioError`` or ``SettingsError``."""
+class RemoteProjects:
+    """What a poll asks of Label Studio. A request that fails is not sent again: the next poll is.
+
+    Every method may raise ``LabelStudioError`` or ``SettingsError``.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._clients: dict[str, LabelStudioClient] = {}
+        self._lock = threading.Lock()
 
     def state(self, project_id: int) -> ProjectState:
         """The project as a whole, in one request."""
+        found = self._client(project_id).project(project_id)
+        tasks, annotated = (int(found.get(name) or 0) for name in ("task_number", "num_tasks_with_annotations"))
+        return ProjectState(tasks, annotated, str(found.get("label_config") or ""))
 
-    def updates(self, project_id: int, since: str) -> Iterable[TaskUpdate]:
+    def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
         """Tasks that changed at or after a time ("" = ever), piece by piece, the oldest change first."""
+        for stamp in self._client(project_id).tasks_updated_since(project_id, since or None):
+            seen = tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations)
+            yield TaskUpdate(stamp.id, stamp.updated_at, seen)
 
-    def annotated_tasks(self, project_id: int) -> Iterable[int]:
+    def annotated_tasks(self, project_id: int) -> Iterator[int]:
         """Ids of all tasks that have an annotation now."""
+        return self._client(project_id).annotated_task_ids(project_id)
 
     def look(self, project_id: int) -> Mapping[str, str]:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
         set right is set right."""
+        token = webhook_token(self._settings, project_id)
+        return upkeep.look(self._settings, self._store, self._client(project_id), project_id, token)
+
+    def _client(self, project_id: int) -> LabelStudioClient:
+        url = self._store.projects.get(project_id).url
+        with self._lock:
+            if url not in self._clients:
+                self._clients[url] = connect(self._settings, url, tries=1)
+            return self._clients[url]
 
 
 class Synchroniser:
@@ -74,7 +101,7 @@ class Synchroniser:
     """
 
     def __init__(
-        self, store: Store, settings: Settings, remote: LabelStudio, enqueue_round: Callable[[int], None]
+        self, store: Store, settings: Settings, remote: RemoteProjects, enqueue_round: Callable[[int], None]
     ) -> None:
         self._store, self._settings = store, settings
         self._remote, self._enqueue_round = remote, enqueue_round
@@ -227,7 +254,7 @@ class Synchroniser:
         last = rounds.last(project.id)
         failed = last if last is not None and last.state == "failed" else None
         edits = self._store.projects.get(project.id).edits
-        self._store.projects.set_problem(project.id, "round", "" if failed is None else _told_of(failed))
+        self._store.projects.set_problem(project.id, "round", "" if failed is None else _failure_text(failed))
         if failed is not None and (failed.changes, failed.edits) == (project.changes, edits):
             return  # it would fail again: nothing that it depends on is different
         new = self._store.ledger.new_count(project.id)
@@ -241,7 +268,7 @@ class Synchroniser:
             rounds.request(project.id, "rank", "the project was connected")
 
 
-def _told_of(failed: RoundRecord) -> str:
+def _failure_text(failed: RoundRecord) -> str:
     return (
         f"round {failed.number} failed: {failed.error}. Nothing starts by itself until an annotation, the labeling "
         f"config or an option changes; `ppal round {failed.project_id}` or Start Training tries again at once"

@@ -15,12 +15,13 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_CRASH_S = 5.0
 STOP_WAIT_S = 60.0
+ROUND_MODULE = "ppal_backend.worker.round_process"
 
 
 class Supervisor:
     """Starts round processes and says what became of them."""
 
-    def __init__(self, store: Store, module: str = "ppal_backend.worker") -> None:
+    def __init__(self, store: Store, module: str = ROUND_MODULE) -> None:
         self._store, self._module = store, module
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()

@@ -1,26 +1,21 @@
-"""The job process: composes stores, Label Studio, engine and rounds, and keeps the queue turning.
+"""One round in a process of its own (``python -m ppal_backend.worker.round_process PROJECT``).
 
-``ppal worker`` runs :func:`run_worker`; each round runs in a child process (``python -m ppal_backend.worker
-PROJECT``), which ends in :func:`run_next_round`.
+It claims the project's next round, composes what the round is plugged into, runs it, and leaves it as its error asks.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ppal_backend.engines.cpu import yield_while_waiting
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.engines.ray_cluster import need_ray
 from ppal_backend.engines.ray_engine import RayEngine
 from ppal_backend.errors import (
     ArtifactsUnavailable,
@@ -30,17 +25,10 @@ from ppal_backend.errors import (
     LeaseLost,
     OutOfSpace,
     PPALError,
-    QueueUnavailable,
     RoundCancelled,
     StateError,
     StoreUnavailable,
 )
-from ppal_backend.heartbeat import Heartbeat
-from ppal_backend.jobs.queue import JobQueue, open_queue
-from ppal_backend.jobs.supervisor import RETRY_AFTER_CRASH_S, Supervisor
-from ppal_backend.jobs.sync import ProjectState, Synchroniser, TaskUpdate
-from ppal_backend.jobs.watch import Watch
-from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
 from ppal_backend.logs import configure_logging, log_context
@@ -58,114 +46,22 @@ from ppal_backend.store import (
     ModelVersion,
     ProjectRecord,
     RoundRecord,
-    SeenAnnotation,
     Store,
     open_store,
 )
 from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.worker.supervisor import RETRY_AFTER_CRASH_S
+from ppal_backend.worker.watch import Watch
 
 if TYPE_CHECKING:
     from ppal_backend.rounds.run import RoundResult
 
 log = logging.getLogger(__name__)
 
-TICK_S = 2.0
-LATE_S = 5.0
 LONGEST_RETRY_S = 600.0
 SPACE_RETRY_S = 60.0
-FORGET_EVERY_S = 3600.0
-FORGET_AT_ONCE = 10_000
 
 PortsOf = Callable[[Settings, Store, ProjectRecord, RoundSpec, Observer], Ports]
-
-
-def run_worker(
-    settings: Settings,
-    stop: threading.Event | None = None,
-    parallel_rounds: int = 1,
-    round_module: str = "ppal_backend.worker",
-) -> None:
-    """Handle jobs until ``stop`` is set or a SIGTERM or SIGINT comes.
-
-    Args:
-        settings: the operator's settings.
-        stop: ends the worker when set.
-        parallel_rounds: projects that may run a round at the same time.
-        round_module: the module whose process runs one round, with the project's id as its argument.
-    """
-    stop = stop or threading.Event()
-    if settings.engine == "ray":
-        need_ray()
-    _check_bucket(settings)
-    store = open_store(settings)
-    heartbeat = Heartbeat(store)
-    supervisor = Supervisor(store, round_module)
-    synchronise: Any = None
-
-    def on_sync(project_id: int) -> None:
-        synchronise(project_id)
-
-    def on_round(project_id: int) -> None:
-        supervisor.run(project_id)
-        jobs.sync(project_id)
-
-    jobs = open_queue(settings, on_sync, on_round)
-    synchronise = Synchroniser(store, settings, _LabelStudio(settings, store), jobs.run_round)
-    consumers = jobs.consumers(parallel_rounds)
-    for consumer in consumers:
-        consumer.start()
-    if threading.current_thread() is threading.main_thread():  # after start(), which sets handlers of its own
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: stop.set())
-    log.info("worker started; state in %s", settings.model_dir.resolve())
-    try:
-        heartbeat.beat()
-        forget_next = 0.0
-        while not stop.wait(TICK_S):
-            heartbeat.beat()
-            _tick(store, jobs, synchronise)
-            if time.monotonic() >= forget_next:
-                forget_next = time.monotonic() + (0.0 if _forget_events(settings, store) else FORGET_EVERY_S)
-    finally:
-        supervisor.stop()
-        for consumer in consumers:
-            consumer.stop(graceful=True)
-        heartbeat.end()
-        store.close()
-        log.info("worker stopped")
-
-
-def _check_bucket(settings: Settings) -> None:
-    """Refuse to start with a bucket that no round could use. One that does not answer now may do so later."""
-    mirror = open_mirror(settings)
-    try:
-        if mirror is not None:
-            mirror.bucket.check()
-    except ArtifactsUnavailable as error:
-        log.warning("%s; rounds wait until it does", error)
-
-
-def _forget_events(settings: Settings, store: Store) -> bool:
-    """Delete handled events of long ago; whether there may be more of them."""
-    try:
-        return store.events.forget(settings.keep_events_days * 86_400, FORGET_AT_ONCE) == FORGET_AT_ONCE
-    except StoreUnavailable as error:
-        log.warning("old events stay for now: %s", error)
-        return False
-
-
-def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
-    """Find what no job announces: polls that are due, events and rounds whose job was lost."""
-    try:
-        late = store.events.waiting(LATE_S)
-        for project in store.projects.all():
-            synchronise.poll_in_background(project.id)
-            if project.id in late:
-                jobs.sync(project.id)
-        for project_id in store.rounds.claimable_projects():
-            jobs.run_round(project_id)
-    except (StoreUnavailable, QueueUnavailable) as error:
-        log.warning("nothing is started for now: %s", error)
 
 
 def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None = None) -> bool:
@@ -337,39 +233,6 @@ def _record_version(settings: Settings, store: Store, project_id: int, number: i
             metrics=result.metrics,
         )
     )
-
-
-class _LabelStudio:
-    """What polls ask of Label Studio. A request that fails is not sent again: the next poll is."""
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings, self._store = settings, store
-        self._clients: dict[str, LabelStudioClient] = {}
-        self._lock = threading.Lock()
-
-    def state(self, project_id: int) -> ProjectState:
-        found = self._client(project_id).project(project_id)
-        tasks, annotated = (int(found.get(name) or 0) for name in ("task_number", "num_tasks_with_annotations"))
-        return ProjectState(tasks, annotated, str(found.get("label_config") or ""))
-
-    def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
-        for stamp in self._client(project_id).tasks_updated_since(project_id, since or None):
-            seen = tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations)
-            yield TaskUpdate(stamp.id, stamp.updated_at, seen)
-
-    def annotated_tasks(self, project_id: int) -> Iterator[int]:
-        return self._client(project_id).annotated_task_ids(project_id)
-
-    def look(self, project_id: int) -> Mapping[str, str]:
-        token = webhook_token(self._settings, project_id)
-        return upkeep.look(self._settings, self._store, self._client(project_id), project_id, token)
-
-    def _client(self, project_id: int) -> LabelStudioClient:
-        url = self._store.projects.get(project_id).url
-        with self._lock:
-            if url not in self._clients:
-                self._clients[url] = connect(self._settings, url, tries=1)
-            return self._clients[url]
 
 
 def label_studio_ports(

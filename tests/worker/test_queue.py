@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import inspect
 
 from ppal_backend.errors import QueueUnavailable, SettingsError
-from ppal_backend.jobs.queue import JobQueue, open_queue
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Database
+from ppal_backend.worker.queue import JobQueue, open_queue
 from tests.servers import new_database, postgresql, redis_server
 
 _numbers = itertools.count()
@@ -135,8 +135,8 @@ def test_jobs_taken_at_once_by_several_threads_are_each_taken_once(place):
 
 
 def test_waiting_jobs_do_not_pile_up(place, monkeypatch):
-    monkeypatch.setattr("ppal_backend.jobs.queue.MOST_ROUNDS", 10)
-    monkeypatch.setattr("ppal_backend.jobs.queue.MOST_SYNCS", 20)
+    monkeypatch.setattr("ppal_backend.worker.queue.MOST_ROUNDS", 10)
+    monkeypatch.setattr("ppal_backend.worker.queue.MOST_SYNCS", 20)
     queue = JobQueue(place)
     for _ in range(30):
         queue.run_round(1)

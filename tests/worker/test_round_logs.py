@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from ppal_backend.logs import configure_logging
-from ppal_backend.worker import run_next_round
-from tests.test_worker import World, settings, store  # noqa: F401
+from ppal_backend.worker.round_process import run_next_round
+from tests.worker.test_round_process import World, settings, store  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ import threading
 import pytest
 
 from ppal_backend.errors import LeaseLost, OutOfSpace, StoreUnavailable
-from ppal_backend.jobs import watch as module
-from ppal_backend.jobs.watch import Watch
 from ppal_backend.store import LEASE_S, Database, Lease, SeenAnnotation, Store
 from ppal_backend.store.tables import now
 from ppal_backend.structures.progress import Progress
-from tests.jobs.test_queue import wait_for
+from ppal_backend.worker import watch as module
+from ppal_backend.worker.watch import Watch
+from tests.worker.test_queue import wait_for
 
 
 class World:

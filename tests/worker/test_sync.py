@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import event
 
 from ppal_backend.errors import LabelStudioUnavailable
-from ppal_backend.jobs.sync import ProjectState, Synchroniser, TaskUpdate
-from ppal_backend.jobs.watch import Watch
 from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Lease, SeenAnnotation, Store
-from tests.jobs.test_queue import wait_for
+from ppal_backend.worker.sync import ProjectState, Synchroniser, TaskUpdate
+from ppal_backend.worker.watch import Watch
+from tests.worker.test_queue import wait_for
 
 BUDGET = 3
 
@@ -132,7 +132,7 @@ def test_a_poll_tells_what_is_wrong_with_queue_and_webhook(world):
 
 
 def test_a_poll_holds_a_batch_at_a_time_and_goes_on_where_it_was_cut_off(world, monkeypatch):
-    monkeypatch.setattr("ppal_backend.jobs.sync.POLL_BATCH", 10)
+    monkeypatch.setattr("ppal_backend.worker.sync.POLL_BATCH", 10)
     read = []
 
     def updates(project_id, since):

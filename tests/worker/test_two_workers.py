@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from ppal_backend.jobs.sync import Synchroniser
 from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Lease, SeenAnnotation, Store
+from ppal_backend.worker.sync import Synchroniser
 from tests.store.conftest import database_url, postgres  # noqa: F401
 
 BUDGET = 3

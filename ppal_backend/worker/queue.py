@@ -107,7 +107,7 @@ def _huey(name: str, place: Path | str) -> Huey:
 
 def _postgres(name: str, place: str) -> Huey:
     try:
-        from ppal_backend.jobs.postgres import PostgresStorage
+        from ppal_backend.worker.postgres import PostgresStorage
     except ImportError:
         raise SettingsError("PPAL_QUEUE_URL needs peewee and psycopg; install ppal-backend[postgres]") from None
     return Huey(name, storage_class=PostgresStorage, url=place, results=False)

@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
-from ppal_backend.jobs.supervisor import Supervisor
 from ppal_backend.store import Database, Lease, Store
+from ppal_backend.worker.supervisor import Supervisor
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from ppal_backend.errors import (
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
 from ppal_backend.store import RoundStore, SeenAnnotation, open_store
-from ppal_backend.worker import _tick, run_next_round
+from ppal_backend.worker.round_process import run_next_round
+from ppal_backend.worker.worker import _tick
 from tests.rounds.fakes import FakeWorld, Killed
 
 
@@ -133,7 +134,7 @@ def test_a_resumed_round_keeps_the_options_it_started_with(settings, store):
 
 
 def test_a_cancelled_round_stops_and_stays_cancelled(settings, store, monkeypatch):
-    monkeypatch.setattr("ppal_backend.jobs.watch.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("ppal_backend.worker.watch.HEARTBEAT_S", 0.01)
 
     class Cancelled(World):
         def export(self, folder):
@@ -147,7 +148,7 @@ def test_a_cancelled_round_stops_and_stays_cancelled(settings, store, monkeypatc
 
 
 def test_a_paused_round_leaves_what_it_has_and_goes_on_when_resumed(settings, store, monkeypatch):
-    monkeypatch.setattr("ppal_backend.jobs.watch.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("ppal_backend.worker.watch.HEARTBEAT_S", 0.01)
     from ppal_backend.errors import RoundCancelled
 
     class Pausing(World):
@@ -260,7 +261,7 @@ class NotDue:
 
 
 def test_the_tick_finds_what_no_job_announced(settings, store, monkeypatch):
-    monkeypatch.setattr("ppal_backend.worker.LATE_S", 0.0)
+    monkeypatch.setattr("ppal_backend.worker.worker.LATE_S", 0.0)
     jobs = Jobs()
     _tick(store, jobs, NotDue())
     assert (jobs.synced, jobs.rounds) == ([], [])
@@ -271,7 +272,7 @@ def test_the_tick_finds_what_no_job_announced(settings, store, monkeypatch):
 
 
 def test_a_queue_that_is_away_does_not_end_the_worker(settings, store, monkeypatch):
-    monkeypatch.setattr("ppal_backend.worker.LATE_S", 0.0)
+    monkeypatch.setattr("ppal_backend.worker.worker.LATE_S", 0.0)
     store.events.add(1, "START_TRAINING", {})
     jobs = Jobs()
     jobs.error = QueueUnavailable("Redis is away")

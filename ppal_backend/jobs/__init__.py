@@ -1,1 +1,0 @@
-"""Queued work: what is done about events, and which round runs when."""

@@ -1,0 +1,1 @@
+"""The job process: the queue, what is done about events and polls, and which round runs when."""

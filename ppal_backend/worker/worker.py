@@ -1,0 +1,114 @@
+"""The job process: composes stores, Label Studio and rounds, and keeps the queue turning."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from typing import Any
+
+from ppal_backend.engines.ray_cluster import need_ray
+from ppal_backend.errors import ArtifactsUnavailable, QueueUnavailable, StoreUnavailable
+from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.settings import Settings
+from ppal_backend.store import Heartbeat, Store, open_store
+from ppal_backend.worker.queue import JobQueue, open_queue
+from ppal_backend.worker.supervisor import ROUND_MODULE, Supervisor
+from ppal_backend.worker.sync import RemoteProjects, Synchroniser
+
+log = logging.getLogger(__name__)
+
+TICK_S = 2.0
+LATE_S = 5.0
+FORGET_EVERY_S = 3600.0
+FORGET_AT_ONCE = 10_000
+
+
+def run_worker(
+    settings: Settings,
+    stop: threading.Event | None = None,
+    parallel_rounds: int = 1,
+    round_module: str = ROUND_MODULE,
+) -> None:
+    """Handle jobs until ``stop`` is set or a SIGTERM or SIGINT comes.
+
+    Args:
+        settings: the operator's settings.
+        stop: ends the worker when set.
+        parallel_rounds: projects that may run a round at the same time.
+        round_module: the module whose process runs one round, with the project's id as its argument.
+    """
+    stop = stop or threading.Event()
+    if settings.engine == "ray":
+        need_ray()
+    _check_bucket(settings)
+    store = open_store(settings)
+    heartbeat = Heartbeat(store.workers)
+    supervisor = Supervisor(store, round_module)
+    synchronise: Any = None
+
+    def on_sync(project_id: int) -> None:
+        synchronise(project_id)
+
+    def on_round(project_id: int) -> None:
+        supervisor.run(project_id)
+        jobs.sync(project_id)
+
+    jobs = open_queue(settings, on_sync, on_round)
+    synchronise = Synchroniser(store, settings, RemoteProjects(settings, store), jobs.run_round)
+    consumers = jobs.consumers(parallel_rounds)
+    for consumer in consumers:
+        consumer.start()
+    if threading.current_thread() is threading.main_thread():  # after start(), which sets handlers of its own
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: stop.set())
+    log.info("worker started; state in %s", settings.model_dir.resolve())
+    try:
+        heartbeat.beat()
+        forget_next = 0.0
+        while not stop.wait(TICK_S):
+            heartbeat.beat()
+            _tick(store, jobs, synchronise)
+            if time.monotonic() >= forget_next:
+                forget_next = time.monotonic() + (0.0 if _forget_events(settings, store) else FORGET_EVERY_S)
+    finally:
+        supervisor.stop()
+        for consumer in consumers:
+            consumer.stop(graceful=True)
+        heartbeat.end()
+        store.close()
+        log.info("worker stopped")
+
+
+def _check_bucket(settings: Settings) -> None:
+    """Refuse to start with a bucket that no round could use. One that does not answer now may do so later."""
+    mirror = open_mirror(settings)
+    try:
+        if mirror is not None:
+            mirror.bucket.check()
+    except ArtifactsUnavailable as error:
+        log.warning("%s; rounds wait until it does", error)
+
+
+def _forget_events(settings: Settings, store: Store) -> bool:
+    """Delete handled events of long ago; whether there may be more of them."""
+    try:
+        return store.events.forget(settings.keep_events_days * 86_400, FORGET_AT_ONCE) == FORGET_AT_ONCE
+    except StoreUnavailable as error:
+        log.warning("old events stay for now: %s", error)
+        return False
+
+
+def _tick(store: Store, jobs: JobQueue, synchronise: Synchroniser) -> None:
+    """Find what no job announces: polls that are due, events and rounds whose job was lost."""
+    try:
+        late = store.events.waiting(LATE_S)
+        for project in store.projects.all():
+            synchronise.poll_in_background(project.id)
+            if project.id in late:
+                jobs.sync(project.id)
+        for project_id in store.rounds.claimable_projects():
+            jobs.run_round(project_id)
+    except (StoreUnavailable, QueueUnavailable) as error:
+        log.warning("nothing is started for now: %s", error)
