@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huey import Huey, RedisHuey, SqliteHuey
+from huey import Huey, PostgresHuey, RedisHuey, SqliteHuey
 from huey.consumer import Consumer
 
 from ppal_backend.errors import QueueUnavailable, SettingsError
@@ -22,6 +22,9 @@ SOCKET_TIMEOUT_S = 10.0
 MOST_SYNCS, MOST_ROUNDS = 1000, 100  # beyond, a job adds nothing: what is due stands in the store
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+SCHEMA = "ppal_jobs"
+CONNECT_TIMEOUT_S = 10
+_LOCK = 7_705_362  # names our advisory lock in PostgreSQL; any number that nobody else uses there
 _EXPECTED = "expected PPAL_QUEUE_URL such as redis://host:6379/0 or postgresql://user:password@host/name"
 Handler = Callable[[int], None]
 
@@ -56,19 +59,19 @@ class JobQueue:
         This and the following ones raise:
             QueueUnavailable: the queue does not answer; nothing is lost, the worker's tick finds what is due.
         """
-        with _told():
+        with _translate_errors():
             if self._light.pending_count() < MOST_SYNCS:
                 self._sync(project_id)
 
     def run_round(self, project_id: int) -> None:
         """Enqueue the project's next round, unless rounds are waiting anyway (the tick comes back)."""
-        with _told():
+        with _translate_errors():
             if self._rounds.pending_count() < MOST_ROUNDS:
                 self._round(project_id)
 
     def pending(self) -> int:
         """Jobs that wait."""
-        with _told():
+        with _translate_errors():
             return int(self._light.pending_count() + self._rounds.pending_count())
 
     def consumers(self, parallel_rounds: int = 1) -> list[Consumer]:
@@ -88,7 +91,7 @@ class JobQueue:
 def _huey(name: str, place: Path | str) -> Huey:
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _told():
+        with _translate_errors():
             return SqliteHuey(name, filename=str(place), results=False, timeout=30)
     if place.startswith(POSTGRES_SCHEMES):
         return _postgres(name, place)
@@ -105,35 +108,54 @@ def _huey(name: str, place: Path | str) -> Huey:
     return RedisHuey(f"ppal_{name}", connection_pool=pool, results=False)
 
 
-def _postgres(name: str, place: str) -> Huey:
+def _postgres(name: str, url: str) -> Huey:
+    """A queue whose tables lie in a schema of their own, so that it may share a database with the state. They are made
+    with each new connection where they are missing; processes that do so at the same time wait for each other."""
     try:
-        from ppal_backend.worker.postgres import PostgresStorage
+        import psycopg
     except ImportError:
-        raise SettingsError("PPAL_QUEUE_URL needs peewee and psycopg; install ppal-backend[postgres]") from None
-    return Huey(name, storage_class=PostgresStorage, url=place, results=False)
+        raise SettingsError("PPAL_QUEUE_URL needs psycopg; install ppal-backend[postgres]") from None
+
+    def connect() -> psycopg.Connection:
+        connection = psycopg.connect(
+            "postgresql://" + url.split("://", 1)[1],
+            autocommit=True,
+            options=f"-c search_path={SCHEMA}",
+            connect_timeout=CONNECT_TIMEOUT_S,
+            tcp_user_timeout=CONNECT_TIMEOUT_S * 1000,
+        )
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            for statement in huey.storage.ddl:
+                connection.execute(statement)
+        return connection
+
+    huey = PostgresHuey(name, connection=connect, create_tables=False, results=False)
+    return huey
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
-    except _errors() as error:
+    except _driver_errors() as error:
         raise QueueUnavailable(
             f"the job queue does not answer ({type(error).__name__}: {error}); check Redis, PostgreSQL or the disk, "
             "or delete a damaged jobs.db: it holds nothing but wake-up calls"
         ) from error
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def _driver_errors() -> tuple[type[Exception], ...]:
     kinds: list[type[Exception]] = [sqlite3.Error]
     with suppress(ImportError):
         from redis.exceptions import RedisError
 
         kinds.append(RedisError)
     with suppress(ImportError):
-        from peewee import PeeweeException
+        from psycopg import Error as PostgresError
 
-        kinds.append(PeeweeException)
+        kinds.append(PostgresError)
     return tuple(kinds)
 
 
