@@ -57,15 +57,15 @@ class TestMachine:
             store.workers.leave(name)
         said(examine()["worker"], "failed", "no worker", "ppal worker")
 
-    def test_a_worker_that_has_fallen_silent(self, examine, monkeypatch):
-        monkeypatch.setattr("ppal_backend.store.WorkerStore.age_s", lambda self: 90.0)
+    def test_a_worker_that_has_fallen_silent(self, examine, store, monkeypatch):
+        monkeypatch.setattr(store.workers, "age_s", lambda: 90.0)
         said(examine()["worker"], "failed", "a sign of life for 90 s", "start it again")
 
-    def test_whether_a_worker_lives_is_not_known_without_the_database(self, examine, monkeypatch):
-        def gone(store):
+    def test_whether_a_worker_lives_is_not_known_without_the_database(self, examine, store, monkeypatch):
+        def gone():
             raise StoreUnavailable("the state database is locked; try again")
 
-        monkeypatch.setattr("ppal_backend.store.WorkerStore.age_s", gone)
+        monkeypatch.setattr(store.workers, "age_s", gone)
         said(examine()["worker"], "failed", "nobody knows while the state database does not answer", "log")
 
     def test_disk(self, examine):
