@@ -173,7 +173,7 @@ def test_a_data_folder_that_cannot_be_made_is_one_line(run, tmp_path, monkeypatc
     assert run("backup b.tar").exit_code == 0
     (tmp_path / "here" / "file").write_text("no folder")
     monkeypatch.setenv("MODEL_DIR", "file/data")
-    for name in ("launcher.up", "launcher.serve", "worker.run_worker"):
+    for name in ("launcher.up", "launcher.serve", "worker.worker.run_worker"):
         monkeypatch.setattr(f"ppal_backend.{name}", lambda *_, **__: pytest.fail("started all the same"))
     done = run(words)
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit), repr(done.exception)
