@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from ppal_backend.doctor import machine
-from ppal_backend.doctor.address import usable_host
+from ppal_backend.doctor import installation
+from ppal_backend.doctor.installation import usable_host
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import EVENTS_PATH, ModelConnection, connect_backend, webhook_problem
@@ -72,7 +72,7 @@ def _checked(settings: Settings, backend_url: str) -> str:
     problem = usable_host(url)
     if problem:
         raise SettingsError(f"{problem}; give the backend a name with a dot, such as ppal.local, or use an IP address")
-    found = machine.service(settings.model_copy(update={"public_url": url}))
+    found = installation.service(settings.model_copy(update={"public_url": url}))
     if found.state != "ok":
         raise SettingsError(f"{found.seen}; {found.advice}")
     return url

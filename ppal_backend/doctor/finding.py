@@ -33,7 +33,7 @@ def failed(check: str, seen: str, advice: str) -> Finding:
     return Finding(check, "failed", seen, advice)
 
 
-def split(check: str, text: str) -> Finding:
+def from_problem(check: str, text: str) -> Finding:
     """A failure told in one sentence whose part after the last semicolon says what to do."""
     seen, _, advice = text.rpartition("; ")
     return Finding(check, "failed", seen or text, advice if seen else "see the backend's log")

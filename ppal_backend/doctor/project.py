@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ppal_backend.doctor.address import SWITCHES, usable_host
-from ppal_backend.doctor.finding import Finding, failed, ok, split, warning
+from ppal_backend.doctor.finding import Finding, failed, from_problem, ok, warning
+from ppal_backend.doctor.installation import SWITCHES, usable_host
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import (
@@ -39,7 +39,7 @@ def project(settings: Settings, store: Store, client: LabelStudioClient, record:
     except NotFound:
         return [failed(name, "Label Studio has no such project (or this token may not see it)", "connect it again")]
     except LabelStudioError as error:
-        return [split(name, str(error))]
+        return [from_problem(name, str(error))]
 
 
 def ours(settings: Settings, connections: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def _webhook(
             f"if the backend is in a private network, {SWITCHES}; then run ppal connect",
         )
     if problem:
-        return split(check, problem)
+        return from_problem(check, problem)
     lost = max(map(consecutive_failures, hooks))
     if lost:
         return warning(
@@ -110,7 +110,7 @@ def _webhook(
 def _sampling(name: str, described: dict[str, Any]) -> Finding:
     check, sampling = f"{name}: sampling", described.get("sampling")
     problem = sampling_problem(sampling)
-    return split(check, problem) if problem else ok(check, str(sampling))
+    return from_problem(check, problem) if problem else ok(check, str(sampling))
 
 
 def _model_version(
@@ -123,15 +123,17 @@ def _model_version(
             check, "no round is complete yet", "ppal status says how far it is; tasks come unordered until then"
         )
     problem = version_problem(record.id, shown, active.version, [row.get("title") for row in connections])
-    return split(check, problem) if problem else ok(check, shown)
+    return from_problem(check, problem) if problem else ok(check, shown)
 
 
 def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
     for topic, text in record.problems.items():
         if topic not in ("webhook", "queue"):  # looked at above, as they are now
-            yield split(f"{name}: {topic}", text)
+            yield from_problem(f"{name}: {topic}", text)
     rounds = store.rounds.of_project(record.id)
     if rounds and rounds[-1].state == "failed":
         yield failed(
-            f"{name}: round {rounds[-1].number}", rounds[-1].error, "mend what it says, then ppal round starts another"
+            f"{name}: round {rounds[-1].number}",
+            rounds[-1].error,
+            "correct what it says, then ppal round starts another",
         )

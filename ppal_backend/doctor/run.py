@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ppal_backend.doctor import label_studio, machine
-from ppal_backend.doctor.address import address
-from ppal_backend.doctor.finding import Finding, failed, split
+from ppal_backend.doctor import installation
+from ppal_backend.doctor.finding import Finding, failed, from_problem
 from ppal_backend.doctor.project import project
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient
@@ -25,17 +24,17 @@ def diagnose(settings: Settings, store: Store, client_of: ClientOf = connect) ->
         store: the state.
         client_of: a client for Label Studio at an address.
     """
-    known = machine.credentials(settings)
+    known = installation.credentials(settings)
     yield known
     if known.state == "failed":
         return  # with such settings the backend does not start either
-    yield from machine.state(settings, store)
-    yield machine.queue(settings)
+    yield from installation.state(settings, store)
+    yield installation.queue(settings)
     if settings.artifacts:
-        yield machine.artifacts(settings)
-    yield machine.detector_stack(settings)
-    yield machine.service(settings)
-    yield address(settings.public_url)
+        yield installation.artifacts(settings)
+    yield installation.detector_stack(settings)
+    yield installation.service(settings)
+    yield installation.address(settings.public_url)
     projects = store.projects.all()
     if not projects:
         yield failed("projects", "no project is connected", "run ppal connect, or connect under Settings > Model")
@@ -48,18 +47,18 @@ def _label_studio(settings: Settings, store: Store, url: str, client_of: ClientO
     try:
         client = client_of(settings, url)
     except (SettingsError, LabelStudioError) as error:
-        yield split("settings" if isinstance(error, SettingsError) else "token", str(error))
+        yield from_problem("settings" if isinstance(error, SettingsError) else "token", str(error))
         return
     with client:
-        there = label_studio.reachable(client)
+        there = installation.reachable(client)
         yield there
         if there.state == "failed":
             return
-        known = label_studio.token(client)
+        known = installation.token(client)
         yield known
         if known.state == "failed":
             return
-        yield label_studio.clock(client)
+        yield installation.clock(client)
         for record in store.projects.all():
             if settings.label_studio_url or record.url == url:
                 yield from project(settings, store, client, record)

@@ -116,7 +116,7 @@ def service(monkeypatch):
             return self.answer
 
     service = Service()
-    monkeypatch.setattr("ppal_backend.doctor.machine.service.__defaults__", (service.get,))
+    monkeypatch.setattr("ppal_backend.doctor.installation.service.__defaults__", (service.get,))
     return service
 
 
@@ -126,7 +126,7 @@ def examine(settings, store, label_studio, service, monkeypatch):
     monkeypatch.setattr(
         "ppal_backend.detector.environment.check_environment", lambda device: Environment("2", "cpu", "CPU")
     )
-    monkeypatch.setattr("ppal_backend.doctor.address.address.__defaults__", (lambda host, port: ["10.0.0.5"],))
+    monkeypatch.setattr("ppal_backend.doctor.installation.address.__defaults__", (lambda host, port: ["10.0.0.5"],))
 
     def run(api_key=PAT, **changes):
         chosen = settings.model_copy(update=changes)

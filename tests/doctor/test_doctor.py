@@ -4,7 +4,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from ppal_backend.doctor.address import address, usable_host
+from ppal_backend.doctor.installation import address, usable_host
 from ppal_backend.doctor.run import diagnose
 from ppal_backend.errors import DetectorError, StoreUnavailable
 from ppal_backend.service.auth import webhook_token
@@ -111,7 +111,7 @@ class TestMachine:
 class TestDetector:
     @pytest.fixture
     def stack(self, settings):
-        from ppal_backend.doctor.machine import detector_stack
+        from ppal_backend.doctor.installation import detector_stack
 
         return lambda device: detector_stack(settings.model_copy(update={"device": device}))
 

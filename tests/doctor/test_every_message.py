@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-MAKERS = {"failed": 1, "warning": 1, "split": 1, "SettingsError": 0, "LabelStudioError": 0, "LabelConfigError": 0,
-          "RequestError": 0, "UnknownDetector": 0}  # fmt: skip
+MAKERS = {"failed": 1, "warning": 1, "from_problem": 1, "SettingsError": 0, "LabelStudioError": 0,
+          "LabelConfigError": 0, "RequestError": 0, "UnknownDetector": 0}  # fmt: skip
 """What makes a message, and which argument holds what was seen."""
 SHORTEST = 6
 DOCTOR = [*sorted((ROOT / "ppal_backend" / "doctor").glob("*.py")), ROOT / "ppal_backend/label_studio/connection.py"]
 DIALOG = [ROOT / "ppal_backend" / name for name in (
-    "service/connecting.py", "service/payloads.py", "label_studio/schema.py",
+    "service/backend.py", "service/payloads.py", "label_studio/schema.py",
 )]  # fmt: skip
 
 

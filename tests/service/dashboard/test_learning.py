@@ -1,4 +1,4 @@
-"""Points of the curve, and advice that follows from them."""
+"""Points of the curve, advice that follows from them, and the table of classes, whose weights rank the pool."""
 
 from datetime import datetime, timedelta
 
@@ -8,6 +8,7 @@ from ppal_backend.service.dashboard.forecast import Forecast
 from ppal_backend.service.dashboard.learning import (
     Point,
     advice_of,
+    class_rows,
     forecast_of,
     mean_utility,
     pace_per_hour,
@@ -102,3 +103,26 @@ def test_mean_utility_is_that_of_the_chosen_images():
     query = Query("ppal", (1, 2), (1, 2, 3), (1, 2, 3), {1: 4.0, 2: 2.0, 3: 100.0})
     assert mean_utility(query) == 3.0
     assert mean_utility(None) is None and mean_utility(Query("random", (), (), ())) is None
+
+
+def test_hard_and_rare_classes_are_named_and_the_hardest_come_first():
+    rows = class_rows(
+        ["cat", "dog", "owl", "yak"],
+        [0.3, 0.3, 0.6, 0.2],
+        {"cat": 0.5, "owl": 0.1},
+        {"cat": 100, "dog": 120, "owl": 90, "yak": 18},
+        {"cat": 1.13, "owl": 1.17},
+    )
+    assert [(r.label, r.is_hard, r.is_rare) for r in rows] == [
+        ("owl", True, False), ("cat", False, False), ("dog", False, False), ("yak", False, True)]  # fmt: skip
+    assert rows[0].ap == 0.1 and rows[2].ap is None and rows[0].weight == 1.17 and rows[2].weight is None
+
+
+def test_a_class_without_boxes_is_rare_and_few_boxes_are_however_few_others_have():
+    rows = class_rows(["a", "b"], None, {}, {"a": 9}, None)
+    assert [(r.label, r.boxes, r.is_rare) for r in rows] == [("a", 9, True), ("b", 0, True)]
+
+
+def test_what_was_not_measured_stays_unknown():
+    (row,) = class_rows(["a"], None, {}, None, None)
+    assert (row.ap, row.difficulty, row.weight, row.boxes) == (None,) * 4 and not row.is_hard and not row.is_rare
