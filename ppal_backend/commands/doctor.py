@@ -68,7 +68,7 @@ def connect(
     Example: ppal connect http://localhost:8080 --project 1 --extra-params '{"budget": 100}'
     """
     from ppal_backend.doctor.connecting import connect_project
-    from ppal_backend.label_studio.source import connect as open_client
+    from ppal_backend.label_studio.source import open_client
 
     with errors_in_one_line(as_json), waiting("connecting"):
         settings = _settings().model_copy(update={"label_studio_url": url.rstrip("/")})

@@ -79,11 +79,11 @@ def export(
 
 
 def _annotated(settings: Settings, store: Store, project: int) -> tuple[BoxExport, dict[str, Any]]:
-    from ppal_backend.label_studio.source import connect
+    from ppal_backend.label_studio.source import open_client
     from ppal_backend.operations.exporting import annotations_of
 
     record = store.projects.get(project)
-    with connect(settings, record.url, record.hostname) as client, progress_bar("reading annotations") as told:
+    with open_client(settings, record.url, record.hostname) as client, progress_bar("reading annotations") as told:
         found, report = annotations_of(settings, store, client, project, told)
     return found, {name: report[name] for name in _LEFT_OUT if report[name]}
 

@@ -52,10 +52,13 @@ def rollback(
 
     Example: ppal rollback 1 ppal-r2-1c9e5f
     """
-    from ppal_backend.label_studio.source import connect
+    from ppal_backend.label_studio.source import open_client
     from ppal_backend.operations.rollback import roll_back
 
-    with opened(as_json, project) as (settings, store), connect(settings, store.projects.get(project).url) as client:
+    with (
+        opened(as_json, project) as (settings, store),
+        open_client(settings, store.projects.get(project).url) as client,
+    ):
         with waiting(f"going back to {version}"):
             done = roll_back(settings, store, client, project, version)
         still_open = store.rounds.is_open(project)

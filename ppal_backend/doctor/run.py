@@ -9,14 +9,14 @@ from ppal_backend.doctor.finding import Finding, failed, from_problem
 from ppal_backend.doctor.project import project
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.source import connect
+from ppal_backend.label_studio.source import open_client
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store
 
 ClientOf = Callable[[Settings, str], LabelStudioClient]
 
 
-def diagnose(settings: Settings, store: Store, client_of: ClientOf = connect) -> Iterator[Finding]:
+def diagnose(settings: Settings, store: Store, client_of: ClientOf = open_client) -> Iterator[Finding]:
     """Every finding, as soon as it is made. Nothing is changed anywhere.
 
     Args:

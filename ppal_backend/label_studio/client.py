@@ -1,8 +1,8 @@
 """What this package asks of Label Studio, one method per question.
 
 Small typed calls (who am I, version, webhooks) go through ``label-studio-sdk``; what must be streamed, paged by key
-or sent as one large body goes through the same connection directly. Both are signed, timed and told in
-:mod:`ppal_backend.label_studio.transport`.
+or sent as one large body goes through the same connection directly. Both are signed and timed, and their
+failures translated, in :mod:`ppal_backend.label_studio.transport`.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ class LabelStudioClient:
         headers: Mapping[str, str] | None = None,
         actions: Sequence[str] = WEBHOOK_ACTIONS,
     ) -> dict[str, Any]:
-        """Make the project send its events to ``url``: create the webhook, or mend the one that points there.
+        """Make the project send its events to ``url``: create the webhook, or repair the one that points there.
 
         Args:
             project_id: Project.

@@ -28,7 +28,7 @@ FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
 MAX_REPORTED_PROBLEMS = 20
 
 
-def connect(settings: Settings, url: str = "", hostname: str = "", tries: int = 4) -> LabelStudioClient:
+def open_client(settings: Settings, url: str = "", hostname: str = "", tries: int = 4) -> LabelStudioClient:
     """A client for the Label Studio that the operator set, else for ``url``.
 
     Args:

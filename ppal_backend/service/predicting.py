@@ -20,7 +20,7 @@ from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.mirror import open_mirror
 from ppal_backend.service.payloads import is_id
-from ppal_backend.service.runtime import ImageSource, Runtime
+from ppal_backend.service.runtime import Runtime, TaskImages
 from ppal_backend.store import ModelVersion, ProjectRecord
 from ppal_backend.structures.detections import Detections
 
@@ -135,7 +135,7 @@ class _Batch:
             return _Item(place, task_id).failed("bad_task", problem)
         return _Item(place, task_id, url)
 
-    def _chunk(self, images: ImageSource | None, chunk: Sequence[_Item]) -> Iterator[_Item]:
+    def _chunk(self, images: TaskImages | None, chunk: Sequence[_Item]) -> Iterator[_Item]:
         if not self._stopped and self._remaining_s() <= 0:
             self._stopped = f"the {self._runtime.predict_deadline_s:.0f} s for a batch were over"
         if self._stopped or images is None:
@@ -145,7 +145,7 @@ class _Batch:
         yield from (item for item in fetched if item.problem)
         yield from self._detect([item for item in fetched if not item.problem])
 
-    def _fetched(self, images: ImageSource, chunk: Sequence[_Item]) -> list[_Item]:
+    def _fetched(self, images: TaskImages, chunk: Sequence[_Item]) -> list[_Item]:
         """The chunk with its images; a fetch that outlasts the deadline goes on for the next caller's sake."""
         jobs = [(item, self._runtime.fetchers.submit(self._fetch, images, item)) for item in chunk]
         fetched = []
@@ -157,7 +157,7 @@ class _Batch:
                 fetched.append(item.failed("no_time", "its image did not come in time"))
         return fetched
 
-    def _fetch(self, images: ImageSource, item: _Item) -> _Item:
+    def _fetch(self, images: TaskImages, item: _Item) -> _Item:
         try:
             return replace(item, image=images.get(item.task_id, item.url))
         except ImageError as error:

@@ -41,7 +41,7 @@ class Predictor(Protocol):
         """Give its resources back."""
 
 
-class ImageSource(Protocol):
+class TaskImages(Protocol):
     """The verified images of one project."""
 
     def get(self, task_id: int, url: str) -> ImageInfo:
@@ -53,7 +53,7 @@ class ImageSource(Protocol):
         """
 
 
-ImagesOf = Callable[[ProjectRecord], ImageSource]
+ImagesOf = Callable[[ProjectRecord], TaskImages]
 
 
 class Jobs(Protocol):
@@ -193,15 +193,15 @@ class Images:
 
     def __init__(self, settings: Settings, client: LabelStudioClient | None = None) -> None:
         self._settings, self._client = settings, client
-        self._caches: dict[tuple[str, str], ImageSource] = {}
+        self._caches: dict[tuple[str, str], TaskImages] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, project: ProjectRecord) -> ImageSource:
-        from ppal_backend.label_studio.source import connect, image_cache
+    def __call__(self, project: ProjectRecord) -> TaskImages:
+        from ppal_backend.label_studio.source import image_cache, open_client
 
         with self._lock:
             place = project.url, project.hostname
             if place not in self._caches:
-                client = self._client or connect(self._settings, *place)
+                client = self._client or open_client(self._settings, *place)
                 self._caches[place] = image_cache(self._settings, client)
             return self._caches[place]

@@ -30,7 +30,7 @@ from ppal_backend.errors import (
     StoreUnavailable,
 )
 from ppal_backend.label_studio.publish import LabelStudioPublisher
-from ppal_backend.label_studio.source import LabelStudioSource, connect, image_cache
+from ppal_backend.label_studio.source import LabelStudioSource, image_cache, open_client
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
 from ppal_backend.operations.pruning import prune_images, prune_project
@@ -239,7 +239,7 @@ def label_studio_ports(
     settings: Settings, store: Store, project: ProjectRecord, spec: RoundSpec, observer: Observer
 ) -> Ports:
     """A round of people: tasks from and predictions to Label Studio, the detector in this process."""
-    client = connect(settings, project.url, project.hostname)
+    client = open_client(settings, project.url, project.hostname)
     token = webhook_token(settings, project.id)
     for topic, problem in upkeep.keep_webhook(settings, store, client, project, token).items():
         store.projects.set_problem(project.id, topic, problem)

@@ -12,7 +12,7 @@ from itertools import islice
 
 from ppal_backend.errors import LabelStudioError, QueueUnavailable, SettingsError, StoreUnavailable
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.source import connect
+from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
 from ppal_backend.service.auth import webhook_token
@@ -83,7 +83,7 @@ class RemoteProjects:
         url = self._store.projects.get(project_id).url
         with self._lock:
             if url not in self._clients:
-                self._clients[url] = connect(self._settings, url, tries=1)
+                self._clients[url] = open_client(self._settings, url, tries=1)
             return self._clients[url]
 
 

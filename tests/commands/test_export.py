@@ -42,7 +42,9 @@ def place(tmp_path, monkeypatch):
     place.label_studio.fault = lambda request: (
         httpx.Response(200, content=png(200, 100)) if request.url.path.startswith("/data/upload/1/1") else None
     )
-    monkeypatch.setattr("ppal_backend.label_studio.source.connect", lambda settings, url="", hostname="": place.client)
+    monkeypatch.setattr(
+        "ppal_backend.label_studio.source.open_client", lambda settings, url="", hostname="": place.client
+    )
     yield place
     place.store.close()
 

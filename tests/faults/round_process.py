@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ppal_backend.errors import RoundCancelled, StoreUnavailable
 from ppal_backend.label_studio.publish import LabelStudioPublisher
-from ppal_backend.label_studio.source import connect
+from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
@@ -88,7 +88,7 @@ class Publisher(LabelStudioPublisher):
 
 def ports_of(settings, store, project, spec, observer):
     world = World(project.id)
-    publisher = Publisher(connect(settings, project.url), settings.keep_versions)
+    publisher = Publisher(open_client(settings, project.url), settings.keep_versions)
     publisher.world = world
     return Ports(world, world, publisher, Observer(observer, world))
 

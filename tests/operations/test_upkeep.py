@@ -68,7 +68,7 @@ def world(tmp_path, monkeypatch):
     world = World()
     world.server.connect()
     world.store = open_store(world.settings)
-    monkeypatch.setattr(sync, "connect", lambda *args, **options: world.server.client(tries=1))
+    monkeypatch.setattr(sync, "open_client", lambda *args, **options: world.server.client(tries=1))
     world.store.projects.connect(1, "1.5", CONFIG, "http://ls.test:8080", {})
     yield world
     world.store.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ppal_backend.label_studio.source import connect
+from ppal_backend.label_studio.source import open_client
 from ppal_backend.operations import control
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import Settings
@@ -34,7 +34,7 @@ class Actions:
     """
 
     runtime: Runtime
-    connect_to: ConnectTo = connect
+    connect_to: ConnectTo = open_client
 
     def train(self, project_id: int) -> str:
         """Ask for a training now; what was done, in a sentence."""
