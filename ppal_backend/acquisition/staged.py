@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ppal_backend.acquisition.budget import UNITS, Budget
 from ppal_backend.acquisition.ccms import MakeSimilarity
+from ppal_backend.acquisition.ccms.objects import METRICS
 from ppal_backend.acquisition.dcus import Scorer
 from ppal_backend.acquisition.explain import explain
+from ppal_backend.acquisition.refinement import METHODS
 from ppal_backend.acquisition.selection import FIRST, Selector
 from ppal_backend.acquisition.uncertainty import AGGREGATES, MEASURES, BoxFilter
 from ppal_backend.structures import CandidatePool, QueryContext, QuerySet
@@ -18,6 +23,11 @@ from ppal_backend.structures.query import by_utility
 
 PRESETS = ("paper", "reference")
 PAPER_DELTA = 4.0
+_WHOLE = ("max_detections", "max_iterations")
+_NUMBERS = (
+    *_WHOLE, "delta", "alpha", "beta", "strength", "score_threshold", "min_size_px", "max_aspect", "min_distance",
+    "memory_gib",
+)  # fmt: skip
 
 
 class QueryStrategy(Protocol):
@@ -91,23 +101,45 @@ class Options:
     similarity: MakeSimilarity | None = None
 
     def __post_init__(self) -> None:
-        choices = (
-            ("uncertainty", MEASURES),
-            ("aggregate", AGGREGATES),
-            ("preset", PRESETS),
-            ("unit", UNITS),
-            ("first", FIRST),
-        )
-        for name, allowed in choices:
+        choices = {
+            "uncertainty": MEASURES,
+            "aggregate": AGGREGATES,
+            "preset": PRESETS,
+            "unit": UNITS,
+            "first": FIRST,
+            "refine": METHODS,
+            "metric": METRICS,
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"expected {name} to be one of {allowed}, got {getattr(self, name)!r}")
-        if not self.delta > 1:
+        for name in _NUMBERS:
+            value, kind = getattr(self, name), Integral if name in _WHOLE else Real
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                what = "a whole number" if name in _WHOLE else "a number"
+                raise ValueError(f"expected {name} to be {what}, got {value!r}")
+        if not 1 < self.delta < math.inf:
             raise ValueError(f"expected delta > 1, got {self.delta}; the candidate pool must exceed the budget")
-        if not self.alpha > 0 or not self.beta >= 0 or not self.strength >= 0:
+        if not self.alpha > 0 or not 0 <= self.beta < math.inf or not 0 <= self.strength < math.inf:
             raise ValueError(
                 f"expected alpha > 0, beta >= 0 and strength >= 0, got {self.alpha}, {self.beta}, {self.strength}"
             )
+        if not self.min_distance >= 0 or not self.max_iterations >= 0:
+            raise ValueError(
+                f"expected min_distance >= 0 and max_iterations >= 0, got {self.min_distance}, {self.max_iterations}"
+            )
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise ValueError(f"expected memory_gib > 0, got {self.memory_gib}")
+        if self.similarity is not None and not callable(self.similarity):
+            raise ValueError(f"expected similarity to be what makes similarities, got {self.similarity!r}")
+        self._check_device()
         _ = self.boxes
+
+    def _check_device(self) -> None:
+        try:
+            torch.device("cpu" if self.device is None else self.device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {self.device!r}") from None
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Options:
