@@ -69,7 +69,7 @@ def test_every_command_has_help(run):
 def test_gpus_reach_the_processes_that_run_rounds(run, monkeypatch, command):
     monkeypatch.setenv("PPAL_GPUS", "1")
     seen = []
-    for name in ("launcher.up", "worker.run_worker"):
+    for name in ("launcher.up", "worker.worker.run_worker"):
         monkeypatch.setattr(f"ppal_backend.{name}", lambda *_, **__: seen.append(load_settings().gpus))
     assert run(command, "--gpus", "4").exit_code == 0 and run(command).exit_code == 0
     assert seen == [4, 4], "without the option the environment stands"

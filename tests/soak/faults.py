@@ -18,6 +18,9 @@ LASTS_S = (6.0, 14.0)
 LOCK_S = (3.0, 8.0)
 LONGER_THAN_ANYBODY_WAITS_S = 35.0
 BACK_WITHIN_S = 120.0
+ROUND_S = 300.0  # for a round to begin, or to reach its export, behind another one
+ENOUGH = 20  # annotated tasks; below, a training may have too few when some are deleted
+SEVERAL_IMAGES = "expected one image a task"  # what the refusal of the bad labeling config says
 
 Fault = Callable[[Site, random.Random], str]
 
@@ -69,6 +72,47 @@ def lock_sqlite_for_long(site: Site, dice: random.Random) -> str:
     return _lock(site, LONGER_THAN_ANYBODY_WAITS_S)
 
 
+def delete_tasks(site: Site, dice: random.Random) -> str:
+    """Somebody deletes tasks in the Data Manager, annotated ones too, while a round that may know them runs."""
+    project_id = dice.choice(site.projects)
+    annotated = {task for task in site.store.ledger.usable(project_id).values() if task is not None}
+    many = len(annotated & site.tasks(project_id)) >= ENOUGH
+    if not site.store.rounds.is_open(project_id):
+        if many:
+            site.start_training(project_id)
+        else:
+            site.store.rounds.request(project_id, "rank", "tasks will be deleted")
+    wait_for(lambda: site.store.rounds.running(project_id), "a round runs", ROUND_S)
+    chosen = dice.sample(sorted(site.tasks(project_id) - annotated), 2)
+    chosen += dice.sample(sorted(annotated & site.tasks(project_id)), 2) if many else []
+    step = getattr(site.store.rounds.running(project_id), "step", "") or "its start"
+    site.delete_tasks(project_id, chosen)
+    return f"{len(chosen)} of project {project_id}, {2 if many else 0} of them annotated, in {step}"
+
+
+def break_config(site: Site, dice: random.Random) -> str:
+    """A labeling config that no round can use, until a round has failed by it and people are told; then the old one."""
+    project_id, rounds = dice.choice(site.projects), site.store.rounds
+    good = site.label_config(project_id)
+    known = {r.id for r in rounds.of_project(project_id) if r.state == "failed"}
+
+    def failed() -> set[int]:
+        return {r.id for r in rounds.of_project(project_id) if r.state == "failed"} - known
+
+    bad = good.replace("</View>", '<Image name="second" value="$image"/></View>')
+    site.set_label_config(project_id, bad.replace('toName="image"', 'toName="image,second"'))
+    try:
+        site.start_training(project_id)
+        wait_for(failed, "a round has failed by the labeling config", ROUND_S)
+        wait_for(lambda: site.problems(project_id).get("round"), "people are told", BACK_WITHIN_S)
+        time.sleep(dice.uniform(*LASTS_S))  # the failure is no reason to try again
+        times = len(failed())
+    finally:
+        site.set_label_config(project_id, good)
+    wait_for(lambda: not site.problems(project_id).get("round"), "a round is asked for again", BACK_WITHIN_S)
+    return f"{times} rounds of project {project_id} failed"
+
+
 def _proxied(proxy_name: str, mode: str) -> Fault:
     def strike(site: Site, dice: random.Random) -> str:
         proxy = getattr(site, proxy_name)
@@ -96,6 +140,8 @@ FAULTS: dict[str, Fault] = {
     "token refused": _proxied("to_label_studio", "refuse"),
     "webhooks twice": _proxied("to_service", "twice"),
     "webhooks lost": _proxied("to_service", "lose request"),
+    "tasks deleted while a round runs": delete_tasks,
+    "labeling config bad, then good": break_config,
 }
 
 

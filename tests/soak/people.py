@@ -92,7 +92,7 @@ class Visitor(threading.Thread):
     def look(self) -> requests.Response:
         project_id = self._random.choice(self._site.projects)
         stored = self._site.store.projects.get(project_id)
-        tasks = self._random.sample(sorted(self._site.truths[project_id]), 2)
+        tasks = self._random.sample(sorted(self._site.tasks(project_id)), 2)
         body = {
             "project": stored.key,
             "label_config": stored.label_config,

@@ -50,7 +50,8 @@ class LabelStudio(LabelStudioServer):
 
 
 class Site:
-    """Everything, started; ``stop()`` ends it. ``projects`` holds their ids, ``truths`` the answers by task."""
+    """Everything, started; ``stop()`` ends it. ``projects`` holds their ids, ``truths`` the answers by task, also of
+    deleted ones."""
 
     def __init__(self, out: Path, seed: int, images: int, budget: int, iterations: int) -> None:
         self.out, self.mark = out, secrets.token_hex(8)
@@ -76,7 +77,7 @@ class Site:
         self._thread = threading.Thread(target=self.group.run, args=(self._stop,), name="launcher")
         self._thread.start()
         wait_for(lambda: len(self.group.processes) == 3 and self.is_up(), "the service answers", 600)
-        self.truths = {}
+        self.truths, self._deleted = {}, {}
         truth = load_truth(generate(out / "data", images=images, seed=seed))
         self.projects = [self._project(f"soak {n}", truth) for n in (1, 2)]
 
@@ -114,6 +115,7 @@ class Site:
         tasks = self.label_studio.import_images(project_id, list(truth.paths().values()))
         by_path = truth.truths_by_path()
         self.truths[project_id] = {task: by_path[path] for task, path in tasks.items()}
+        self._deleted[project_id] = set()
         connect_backend(self.client, project_id, ModelConnection(self.to_service.url, user=USER, password=PASSWORD))
         return project_id
 
@@ -135,6 +137,27 @@ class Site:
         """What Label Studio's button Start Training does."""
         rows = self.label_studio.session.get("/api/ml", params={"project": project_id})
         self.label_studio.session.post(f"/api/ml/{rows[0]['id']}/train", json={})
+
+    def tasks(self, project_id: int) -> set[int]:
+        """The tasks that are there, deleted ones left out."""
+        return set(self.truths[project_id]) - self._deleted[project_id]
+
+    def delete_tasks(self, project_id: int, task_ids: list[int]) -> None:
+        """What the Data Manager's "Delete Tasks" does."""
+        self._deleted[project_id].update(task_ids)
+        body = {"selectedItems": {"all": False, "included": task_ids}}
+        query = {"project": project_id, "id": "delete_tasks"}
+        self.label_studio.session.post("/api/dm/actions", params=query, json=body)
+
+    def label_config(self, project_id: int) -> str:
+        return str(self.label_studio.session.get(f"/api/projects/{project_id}/")["label_config"])
+
+    def set_label_config(self, project_id: int, xml: str) -> None:
+        self.label_studio.session.request("PATCH", f"/api/projects/{project_id}/", json={"label_config": xml})
+
+    def problems(self, project_id: int) -> dict[str, str]:
+        """What people are told about the project."""
+        return self.store.projects.get(project_id).problems
 
     def stop_backend(self) -> None:
         """Service and workers, as SIGTERM ends them."""
