@@ -50,7 +50,7 @@ def connect_backend(client: LabelStudioClient, project_id: int, wanted: ModelCon
     Raises:
         LabelStudioError: Label Studio does not take the address, or the backend refused the project.
     """
-    rows = [row for row in model_connections(client, project_id) if same_url(row, wanted.url)]
+    rows = [row for row in model_connections(client, project_id) if _same_url(row, wanted.url)]
     if rows and _matches(rows[0], wanted) and rows[0].get("state") == "CO":
         return "kept"
     body = {"project": project_id, "title": CONNECTION_TITLE, **wanted.fields()}
@@ -68,15 +68,14 @@ def connect_backend(client: LabelStudioClient, project_id: int, wanted: ModelCon
         ) from None
     except Rejected as error:
         raise LabelStudioError(f"{error}; correct that and connect again") from None
-    row = next((row for row in model_connections(client, project_id) if same_url(row, wanted.url)), None)
+    row = next((row for row in model_connections(client, project_id) if _same_url(row, wanted.url)), None)
     if row is None or row.get("state") != "CO":
         reason = " ".join(str((row or {}).get("error_message") or "no connection is there").split())[:400]
         raise LabelStudioError(f"Label Studio could not use {wanted.url}: {reason}; correct that and connect again")
     return done
 
 
-def same_url(row: Mapping[str, Any], url: str) -> bool:
-    """Whether a connection leads to ``url``."""
+def _same_url(row: Mapping[str, Any], url: str) -> bool:
     return str(row.get("url", "")).rstrip("/") == url.rstrip("/")
 
 

@@ -13,10 +13,11 @@ from urllib.parse import unquote, urljoin, urlsplit
 import httpcore
 import httpx
 
-from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.network_guard import GuardedNetwork, HostRules, Resolver, resolve
+from ppal_backend.label_studio.transport import certificate_problem
 
 CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _SIGNED_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
@@ -283,6 +284,8 @@ def safe_url(url: str) -> str:
 
 def _unreachable(own: bool, target: Target, error: Exception) -> Exception:
     kind = type(error).__name__
+    if problem := certificate_problem(error, safe_url(target.url)):
+        return LabelStudioError(problem) if own else ImageError(problem)
     if own:
         return LabelStudioUnavailable(f"Label Studio did not send {safe_url(target.url)} ({kind}); check that it is up")
     return ImageError(f"expected an image at {safe_url(target.url)}, got no answer ({kind}); check that the host is up")

@@ -24,7 +24,7 @@ import json
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -177,12 +177,10 @@ def publish(
     except LabelStudioError as error:
         logger.warning("project %d: old versions stay for now: %s", project_id, error)
         return result
-    return PublishResult(result.version, result.created, result.gone_task_ids, tuple(pruned))
+    return replace(result, pruned=tuple(pruned))
 
 
-def prune_versions(
-    client: LabelStudioClient, project_id: int, keep: int = 3, also: Iterable[str] = (), prefix: str = PREFIX
-) -> list[str]:
+def prune_versions(client: LabelStudioClient, project_id: int, keep: int = 3, also: Iterable[str] = ()) -> list[str]:
     """Delete predictions of our old versions, slow (seconds per thousand): best when nobody labels.
 
     Args:
@@ -190,12 +188,11 @@ def prune_versions(
         project_id: Project.
         keep: Number of versions of ours, those written last, to leave. The active one is never deleted.
         also: Versions to delete whatever their age (left by failed attempts).
-        prefix: How our versions begin; others are not touched.
 
     Returns:
         The deleted versions.
     """
-    ours = [name for name in client.model_version_counts(project_id) if name.startswith(prefix)]
+    ours = [name for name in client.model_version_counts(project_id) if name.startswith(PREFIX)]
     failed = set(also) & set(ours)
     active = client.project(project_id).get("model_version")
     good = [name for name in ours if name not in failed]

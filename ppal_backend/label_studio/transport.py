@@ -174,12 +174,8 @@ class Transport:
                 "check that it is up and not overloaded"
             ) from None
         except (httpx.TransportError, httpx.StreamError) as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise LabelStudioError(
-                    f"expected a certificate of {self.base_url} that can be verified, got one that cannot "
-                    f"({_certificate(str(error))}); set SSL_CERT_FILE to the file of the authority that signed it, or "
-                    "of the certificate itself where it is self-signed"
-                ) from None
+            if problem := certificate_problem(error, self.base_url):
+                raise LabelStudioError(problem) from None
             raise LabelStudioUnavailable(
                 f"cannot reach Label Studio at {self.base_url}{what}: {self.auth.redact(str(error))}; "
                 "check that it is up and that LABEL_STUDIO_URL is the address seen from here"
@@ -234,9 +230,15 @@ class Transport:
             ) from None
 
 
-def _certificate(error: str) -> str:
-    """The reason within OpenSSL's text, such as ``self-signed certificate``."""
-    return error.rpartition("verify failed:")[2].split("(_ssl")[0].strip()[:120] or "not trusted"
+def certificate_problem(error: Exception, url: str) -> str:
+    """What is wrong with the certificate of ``url`` and what to do, "" when a connection failed for another reason."""
+    if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+        return ""
+    reason = str(error).rpartition("verify failed:")[2].split("(_ssl")[0].strip()[:120] or "not trusted"
+    return (
+        f"expected a certificate of {url} that can be verified, got one that cannot ({reason}); set SSL_CERT_FILE to "
+        "the file of the authority that signed it, or of the certificate itself where it is self-signed"
+    )
 
 
 def _reason(response: httpx.Response) -> str:

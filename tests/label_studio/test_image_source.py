@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioUnavailable
+from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.image_source import ImageSource, safe_url, target_of
@@ -323,6 +323,23 @@ def test_who_names_himself_label_studio_gets_no_request_and_no_token():
     with ImageSource(client).open(1, "http://evil.test/data/upload/1.jpg") as chunks:
         assert b"".join(chunks) == b"image"
     assert [str(r.url) for r in seen] == [BASE + "/data/upload/1.jpg"]
+
+
+def test_a_hosts_certificate_is_named_and_the_advice_works(own, self_signed, monkeypatch):
+    """A storage with a certificate of its own was said to be down."""
+    url, certificate = self_signed
+    with pytest.raises(ImageError, match=r"self-signed certificate\); set SSL_CERT_FILE"):
+        read(source(own, allowed=["localhost"], names={"localhost": ["127.0.0.1"]}), url + "/a.png")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with pytest.raises(ImageError, match="status 501"):  # there is a connection
+        read(source(own, allowed=["localhost"], names={"localhost": ["127.0.0.1"]}), url + "/a.png")
+
+
+def test_label_studios_certificate_is_named_for_an_image_too(self_signed):
+    client = LabelStudioClient(self_signed[0], LEGACY, tries=1)
+    with pytest.raises(LabelStudioError, match=r"self-signed certificate\); set SSL_CERT_FILE") as caught:
+        read(ImageSource(client, tries=1), "/data/upload/1/a.png")
+    assert not isinstance(caught.value, LabelStudioUnavailable)
 
 
 def test_a_path_upwards_is_refused_under_every_name():
