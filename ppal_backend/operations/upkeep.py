@@ -29,7 +29,7 @@ LEAST_QUEUE = 4 * FRONT
 _ONCE, _LEFT = 1, 2
 
 
-def look(
+def check(
     settings: Settings, store: Store, client: LabelStudioClient, project_id: int, token: str | None
 ) -> dict[str, str]:
     """Look at a project in Label Studio and set right what is ours.
@@ -62,7 +62,7 @@ def look(
 def keep_webhook(
     settings: Settings, store: Store, client: LabelStudioClient, project: ProjectRecord, token: str | None
 ) -> dict[str, str]:
-    """See that the project's events come here: as :func:`look`, for the topic ``webhook``."""
+    """See that the project's events come here: as :func:`check`, for the topic ``webhook``."""
     times = project.repairs.get("webhook", 0)
     user = settings.basic_auth_user
     problem, undone = check_webhook(client, project.id, settings.public_url, token, user, restore=times < _ONCE)
@@ -76,7 +76,7 @@ def keep_webhook(
     return {"webhook": problem}
 
 
-def leaves_sampling(project: ProjectRecord) -> bool:
+def keeps_own_sampling(project: ProjectRecord) -> bool:
     """Whether the project's people have chosen another task sampling a second time, so that it stays theirs."""
     return bool(project.repairs.get("sampling", 0) >= _LEFT)
 
@@ -99,8 +99,8 @@ def _keep_queue(
     version = version_problem(project.id, shown.get("model_version"), active.version, titles)
     ours = _is_ours(shown.get("model_version"), store, project.id, titles)
     texts = [
-        _set_right(settings, store, client, project.id, "sampling", {"sampling": SAMPLING}, sampling, True),
-        _set_right(
+        _repair(settings, store, client, project.id, "sampling", {"sampling": SAMPLING}, sampling, True),
+        _repair(
             settings, store, client, project.id, f"model_version {active.version}",
             {"model_version": active.version}, version, ours,
         ),
@@ -113,7 +113,7 @@ def _is_ours(shown: object, store: Store, project_id: int, titles: list[object])
     return not shown or shown in titles or any(v.version == shown for v in store.versions.of_project(project_id))
 
 
-def _set_right(
+def _repair(
     settings: Settings,
     store: Store,
     client: LabelStudioClient,

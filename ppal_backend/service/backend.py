@@ -58,7 +58,7 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
     known = projects.find(body.project_id)
     key = _key(body, known)
     url = label_studio_url(runtime.settings, body.hostname)
-    before = None if known is None or known.key != key else _says(known)
+    before = None if known is None or known.key != key else _described(known)
     if before != (body.label_config, url, body.extra_params):
         options = checked_options(runtime.settings, body.extra_params)
         schema_of(body.label_config, options.from_name)
@@ -122,7 +122,7 @@ def _key(body: SetupBody, known: ProjectRecord | None) -> str:
     return body.key
 
 
-def _says(record: ProjectRecord) -> tuple[str, str, dict[str, Any]]:
+def _described(record: ProjectRecord) -> tuple[str, str, dict[str, Any]]:
     return record.label_config, record.url, record.options
 
 

@@ -129,7 +129,7 @@ class _StateCollector(Collector):
         quality = _labelled("ppal_map", "mAP of the version in force on held-out images.", "project")
         steps = _labelled("ppal_round_step_seconds", "Steps of the last complete round.", "project", "step")
         running = _labelled("ppal_round_running_seconds", "Age of the running round.", "project", "step")
-        troubles = _labelled("ppal_problems", "What hinders a project now: 1 for each topic.", "project", "topic")
+        problems = _labelled("ppal_problems", "What hinders a project now: 1 for each topic.", "project", "topic")
         for project in projects:
             name = str(project.id)
             new.add_metric([name], self._store.ledger.new_count(project.id))
@@ -143,8 +143,8 @@ class _StateCollector(Collector):
                 age = datetime.now(UTC).replace(tzinfo=None) - record.started_at
                 running.add_metric([name, record.step], age.total_seconds())
             for topic in project.problems:
-                troubles.add_metric([name, topic], 1)
-        yield from (new, quality, steps, running, troubles)
+                problems.add_metric([name, topic], 1)
+        yield from (new, quality, steps, running, problems)
 
     def _last_steps(self, project_id: int) -> dict[str, float]:
         done = [r for r in self._store.rounds.of_project(project_id) if r.state == "done"]

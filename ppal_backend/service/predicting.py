@@ -76,7 +76,7 @@ def predict(runtime: Runtime, project: ProjectRecord | None, tasks: Sequence[Any
         runtime.metrics.predicted("no_model", len(tasks))
         return empty(len(tasks), version)
     items = _Batch(runtime, project, model).run(tasks)
-    _tell(runtime, project.id, items)
+    _count_outcomes(runtime, project.id, items)
     return [_entry(list(item.result), version) for item in items]
 
 
@@ -89,7 +89,7 @@ def _entry(result: list[dict[str, Any]], version: str) -> dict[str, Any]:
     return {"result": result, "score": END_OF_QUEUE, "model_version": version}
 
 
-def _tell(runtime: Runtime, project_id: int, items: Sequence[_Item]) -> None:
+def _count_outcomes(runtime: Runtime, project_id: int, items: Sequence[_Item]) -> None:
     for item in items:
         runtime.metrics.predicted(item.outcome)
     failed = [item for item in items if item.problem]

@@ -247,7 +247,7 @@ def label_studio_ports(
     return Ports(
         source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
         engine=engine,
-        publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.leaves_sampling(project)),
+        publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
         observer=observer,
         similarity=engine.similarity if isinstance(engine, RayEngine) else None,
     )

@@ -73,11 +73,11 @@ class RemoteProjects:
         """Ids of all tasks that have an annotation now."""
         return self._client(project_id).annotated_task_ids(project_id)
 
-    def look(self, project_id: int) -> Mapping[str, str]:
+    def check(self, project_id: int) -> Mapping[str, str]:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
         set right is set right."""
         token = webhook_token(self._settings, project_id)
-        return upkeep.look(self._settings, self._store, self._client(project_id), project_id, token)
+        return upkeep.check(self._settings, self._store, self._client(project_id), project_id, token)
 
     def _client(self, project_id: int) -> LabelStudioClient:
         url = self._store.projects.get(project_id).url
@@ -221,12 +221,12 @@ class Synchroniser:
         projects.polled(project.id, until)
         projects.set_problem(project.id, "poll", "")
         projects.set_label_config(project.id, state.label_config)
-        self._look(project.id)
+        self._check_upkeep(project.id)
         return projects.set_task_count(project.id, state.tasks)
 
-    def _look(self, project_id: int) -> None:
+    def _check_upkeep(self, project_id: int) -> None:
         try:
-            for topic, problem in self._remote.look(project_id).items():
+            for topic, problem in self._remote.check(project_id).items():
                 self._store.projects.set_problem(project_id, topic, problem)
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d: its queue and webhook are looked at by the next poll: %s", project_id, error)

@@ -132,7 +132,7 @@ def test_label_studio_down_loses_no_annotation(place):
     class Remote:
         down = True
 
-        def look(self, project_id):
+        def check(self, project_id):
             return {}
 
         def state(self, project_id):

@@ -121,18 +121,18 @@ class TestQueue:
 
     def test_a_sampling_that_people_insist_on_is_left_by_the_next_round_too(self, world):
         world.publish()
-        assert not upkeep.leaves_sampling(world.store.projects.get(1))
+        assert not upkeep.keeps_own_sampling(world.store.projects.get(1))
         for _ in range(2):
             world.server.project["sampling"] = "Sequential sampling"
             world.poll()
-        assert upkeep.leaves_sampling(world.store.projects.get(1))
+        assert upkeep.keeps_own_sampling(world.store.projects.get(1))
         client = world.server.client()
         version = publish(client, 1, "r2", [QueueItem(1), QueueItem(2)], set_sampling=False).version
         assert world.server.project["sampling"] == "Sequential sampling"
         assert world.server.project["model_version"] == version
         world.server.project["sampling"] = "Uncertainty sampling"  # a person changed his mind
         world.poll()
-        assert not upkeep.leaves_sampling(world.store.projects.get(1))
+        assert not upkeep.keeps_own_sampling(world.store.projects.get(1))
 
     def test_both_at_once_are_told_together(self, world):
         world.publish()

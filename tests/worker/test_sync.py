@@ -20,7 +20,7 @@ class Remote:
 
     def __init__(self):
         self.changed, self.asked, self.error, self.tasks, self.config = [], [], None, 100, "<View/>"
-        self.looks = {}
+        self.checked = {}
         self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed``
 
     def state(self, project_id):
@@ -32,10 +32,10 @@ class Remote:
         self.asked.append(since)
         return [u for u in self.changed if u.updated_at >= since]
 
-    def look(self, project_id):
-        if isinstance(self.looks, Exception):
-            raise self.looks
-        return self.looks
+    def check(self, project_id):
+        if isinstance(self.checked, Exception):
+            raise self.checked
+        return self.checked
 
     def annotated_tasks(self, project_id):
         return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
@@ -120,13 +120,13 @@ def test_a_poll_that_fails_is_told_and_loses_nothing(world):
 
 
 def test_a_poll_tells_what_is_wrong_with_queue_and_webhook(world):
-    world.remote.looks = {"queue": "it is random; mend it", "webhook": ""}
+    world.remote.checked = {"queue": "it is random; publish again", "webhook": ""}
     world.poll_now()
-    assert world.store.projects.get(1).problems == {"queue": "it is random; mend it"}
-    world.remote.looks = LabelStudioUnavailable("down")
+    assert world.store.projects.get(1).problems == {"queue": "it is random; publish again"}
+    world.remote.checked = LabelStudioUnavailable("down")
     world.poll_now()
-    assert world.store.projects.get(1).problems == {"queue": "it is random; mend it"}, "nothing new was seen"
-    world.remote.looks = {"queue": ""}
+    assert world.store.projects.get(1).problems == {"queue": "it is random; publish again"}, "nothing new was seen"
+    world.remote.checked = {"queue": ""}
     world.poll_now()
     assert world.store.projects.get(1).problems == {}
 

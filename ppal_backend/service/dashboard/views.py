@@ -1,4 +1,4 @@
-"""The routes under ``/ui``. Pages read, buttons post; nothing here loads a detector or waits for a round."""
+"""The routes under ``/ui``. Pages read, buttons write a wish into the store; nothing here waits for a round."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import logging
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import (
     Blueprint,
@@ -25,16 +27,22 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from ppal_backend.errors import PPALError
+from ppal_backend.label_studio.source import open_client
+from ppal_backend.operations import control
 from ppal_backend.service.dashboard import learning as learning_pages
 from ppal_backend.service.dashboard import now as now_pages
 from ppal_backend.service.dashboard import origins
 from ppal_backend.service.dashboard import quality as quality_pages
 from ppal_backend.service.dashboard import queue as queue_pages
-from ppal_backend.service.dashboard.actions import Actions
 from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
 from ppal_backend.service.http_errors import RequestError, status_of
 from ppal_backend.service.payloads import LARGEST_PROJECT_ID
 from ppal_backend.service.runtime import Runtime
+from ppal_backend.settings import Settings
+from ppal_backend.store import ModelVersion
+
+if TYPE_CHECKING:
+    from ppal_backend.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,8 @@ DONE = {
     "rollback": "The earlier version is in force again.",
 }
 """What a page says after a button; told by name, so that no address can put words on a page."""
+
+ConnectTo = Callable[[Settings, str], "LabelStudioClient"]
 
 ui = Blueprint("ui", __name__, url_prefix="/ui", template_folder="templates", static_folder="static")
 
@@ -79,6 +89,67 @@ class FormTokens:
         """
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.make(project_id).encode()):
             raise RequestError("this page is older than the backend; open it again and press once more", status=403)
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The buttons of one backend.
+
+    Every method raises:
+        StateError: the project's state does not allow it; the text says why.
+
+    Args:
+        runtime: what the service works with.
+        connect_to: opens a Label Studio, for going back to a version.
+    """
+
+    runtime: Runtime
+    connect_to: ConnectTo = open_client
+
+    def train(self, project_id: int) -> str:
+        """Ask for a training now; what was done, in a sentence."""
+        record = self.runtime.store.rounds.request(project_id, "train", "training was asked for on the dashboard")
+        self.runtime.notifier.notify(project_id)
+        return f"Round {record.number} is asked for; a running worker takes it up within seconds."
+
+    def cancel(self, project_id: int) -> str:
+        """Stop the open rounds for good; the annotations that asked for one do not ask again."""
+        cancelled = control.cancel(self.runtime.store, project_id)
+        return f"Cancelled: round {', '.join(str(r.number) for r in cancelled)}."
+
+    def pause(self, project_id: int) -> str:
+        """Hold the project's rounds; the running one saves what it has and leaves."""
+        control.pause(self.runtime.store, project_id)
+        return "Paused: the running round stops at the next safe point, no other starts."
+
+    def resume(self, project_id: int) -> str:
+        """Let paused rounds go on."""
+        control.resume(self.runtime.store, project_id)
+        self.runtime.notifier.notify(project_id)
+        return "Resumed."
+
+    def roll_back(self, project_id: int, version: str) -> str:
+        """Make an earlier version the one in force again."""
+        from ppal_backend.operations.rollback import roll_back
+
+        project = self.runtime.store.projects.get(project_id)
+        with self.connect_to(self.runtime.settings, project.url) as client:
+            done = roll_back(self.runtime.settings, self.runtime.store, client, project_id, version)
+        log.info("project %d: went back to %s, as %s", project_id, version, done.version)
+        again = f", published again as {done.version}" if done.published_again else ""
+        return f"Version {version} is in force again{again}: {done.predictions} tasks."
+
+    def earlier_versions(self, project_id: int) -> list[ModelVersion]:
+        """Versions that can be gone back to, newest first."""
+        from ppal_backend.operations.rollback import has_artifacts
+
+        versions = reversed(self.runtime.store.versions.of_project(project_id))
+        recent = self.runtime.settings.keep_versions
+        return [
+            v
+            for i, v in enumerate(versions)
+            if not v.active and (i < recent or has_artifacts(self.runtime.settings, v))
+        ]
 
 
 class Dashboard:

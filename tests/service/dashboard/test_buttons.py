@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from ppal_backend.service.dashboard.actions import Actions
-from ppal_backend.service.dashboard.views import EXTENSION, FormTokens
+from ppal_backend.service.dashboard.views import EXTENSION, Actions, FormTokens
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.store import Lease, SeenAnnotation
 
