@@ -31,14 +31,13 @@ from ppal_backend.errors import StateError
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import _Run
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.board import read_plan
-from ppal_backend.simulation.layout import first_model_folder
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import first_model_folder
 from ppal_backend.simulation.oracle import Discard, Oracle, Reporter
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.replay import Replay
-from ppal_backend.simulation.retrieval import spearman
-from ppal_backend.simulation.run import local_engine
+from ppal_backend.simulation.run import local_engine, read_plan
+from ppal_backend.simulation.statistics import spearman
 from ppal_backend.simulation.variants import Variant, parse_variants
 from ppal_backend.structures import QueryContext
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.ports import PoolEntry, PreparedData, QueueEntry
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import RoundPlace
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import RoundPlace
 from ppal_backend.structures.progress import OnProgress, Progress
 from ppal_backend.structures.round import ModelRef, RoundSpec
 

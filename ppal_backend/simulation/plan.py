@@ -1,10 +1,12 @@
-"""What a simulation is to do: fixed when it starts, so that a resumed one does the same."""
+"""What a simulation is to do, fixed when it starts, so that a resumed one does the same; presets are named plans."""
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import SettingsError, StateError
@@ -12,6 +14,8 @@ from ppal_backend.simulation.variants import Variant, check_matches
 from ppal_backend.structures.round import RoundSpec
 
 SCORE_THRESHOLD = 0.05
+PRESETS = Path(__file__).parent / "presets"
+"""The paper's protocols and the built-in benchmarks, as TOML."""
 
 
 @dataclass(frozen=True)
@@ -190,3 +194,26 @@ def parse_seeds(given: str | int | Sequence[int]) -> tuple[int, ...]:
         return tuple(int(seed) for seed in given)
     except ValueError:
         raise SettingsError(f"expected a number of seeds or a list such as 0,1,2, got {given!r}") from None
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.toml")))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """A preset's tables: ``title``, ``data`` and ``plan``.
+
+    Raises:
+        SettingsError: There is no such preset (the message lists those there are), or its file is broken.
+    """
+    if name not in preset_names():
+        raise SettingsError(f"expected a preset of {', '.join(preset_names())}, got {name!r}; choose one of these")
+    try:
+        tables = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"preset {name!r} is not valid TOML: {error}") from None
+    missing = [key for key in ("title", "data", "plan") if key not in tables]
+    if missing:
+        raise SettingsError(f"preset {name!r} lacks {', '.join(missing)}; add it")
+    return tables

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ppal_backend.files import atomic_file, read_json
-from ppal_backend.simulation.benchmark import POOL
-from ppal_backend.simulation.results import Results, Round
+from ppal_backend.simulation.data import POOL
+from ppal_backend.simulation.folder import Results, Round
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B", "#7F7F7F", "#BCBD22")
 MARKERS = "osD^vP*Xdh"

@@ -15,8 +15,8 @@ from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Engine, Ports
 from ppal_backend.rounds.run import RoundResult, run_round
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import (
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import (
     START,
     RoundPlace,
     adopt_first_model,
@@ -36,7 +36,7 @@ from ppal_backend.simulation.oracle import (
     take_query,
 )
 from ppal_backend.simulation.plan import Plan
-from ppal_backend.simulation.retrieval import compare_retrieval
+from ppal_backend.simulation.statistics import compare_retrieval
 from ppal_backend.simulation.variants import Variant
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from typing import Any
 from ppal_backend.errors import PPALError, RoundCancelled, StateError
 from ppal_backend.files import read_json
 from ppal_backend.rounds.ports import Engine
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import PLAN, first_model_folder, round_place, slim_first_model
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import PLAN, first_model_folder, round_place, slim_first_model
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.replay import Replay
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppal_backend.simulation.results import Results
+from ppal_backend.simulation.folder import Results
 from ppal_backend.simulation.variants import DIFFICULTY_OPTIONS, INFERENCE_OPTIONS, STARTS, Variant
 
 STAGES: Mapping[str, tuple[str, str]] = {

@@ -9,8 +9,8 @@ from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ppal_backend.errors import DetectorError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.ports import Inferred, Trained
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import PLAN
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import PLAN
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.variants import parse_variants
 from ppal_backend.structures.detections import Detections

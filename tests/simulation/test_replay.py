@@ -7,7 +7,7 @@ import pytest
 
 from ppal_backend.errors import RoundCancelled, StateError
 from ppal_backend.files import read_json
-from ppal_backend.simulation.layout import first_model_folder, locked, round_place
+from ppal_backend.simulation.folder import first_model_folder, locked, round_place
 from ppal_backend.simulation.oracle import take_boxes
 from ppal_backend.simulation.replay import Replay
 from ppal_backend.simulation.schedule import Task, run_tasks, tasks_of

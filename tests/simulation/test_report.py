@@ -10,13 +10,11 @@ import pytest
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json
 from ppal_backend.rounds.detections_store import DetectionsWriter
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.layout import round_place
+from ppal_backend.simulation.data import Benchmark
+from ppal_backend.simulation.folder import Results, round_place
 from ppal_backend.simulation.report import write_detectors, write_report
-from ppal_backend.simulation.results import Results
-from ppal_backend.simulation.retrieval import compare_retrieval
 from ppal_backend.simulation.schedule import run_tasks
-from ppal_backend.simulation.statistics import permutation_test
+from ppal_backend.simulation.statistics import compare_retrieval, permutation_test
 from tests.simulation.fakes import FakeEngine, benchmark, dataset, detections_of, features_of, lay_out, make_plan
 
 STRATEGIES = "random,random:match=ppal,entropy,ppal,ppal:delta=2,ppal:delta=3,ppal:uncertainty=margin"
@@ -231,7 +229,7 @@ def test_retrieval_prefers_the_similarity_that_knows_classes(tmp_path):
 
 
 def test_jaccard_of_true_classes_by_hand(tmp_path):
-    from ppal_backend.simulation.retrieval import _jaccard
+    from ppal_backend.simulation.statistics import _jaccard
 
     table = _jaccard([frozenset({1, 2}), frozenset({2, 3}), frozenset({1, 2}), frozenset({4})])
     assert table[0].tolist() == pytest.approx([1.0, 1 / 3, 1.0, 0.0])

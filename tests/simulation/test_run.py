@@ -9,9 +9,8 @@ from rich.console import Console
 from ppal_backend.detector.zoo import default_zoo_root
 from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector
 from ppal_backend.files import read_json
-from ppal_backend.simulation.board import current_work, finished_rounds, time_left
-from ppal_backend.simulation.layout import locked, round_place
-from ppal_backend.simulation.run import SimulationOptions, simulate
+from ppal_backend.simulation.folder import locked, round_place
+from ppal_backend.simulation.run import SimulationOptions, current_work, finished_rounds, simulate, time_left
 from tests.simulation.fakes import FakeEngine, benchmark, fake_engine, make_plan
 from tests.simulation.folders import coco_layout, voc_devkit
 

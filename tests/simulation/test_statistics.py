@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 
-from ppal_backend.simulation.retrieval import spearman
 from ppal_backend.simulation.statistics import (
     area_between,
     area_under_curve,
@@ -13,6 +12,7 @@ from ppal_backend.simulation.statistics import (
     label_saving,
     mean_std,
     permutation_test,
+    spearman,
 )
 
 

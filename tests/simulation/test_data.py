@@ -7,13 +7,12 @@ import pytest
 from PIL import Image
 
 from ppal_backend.datasets.coco import read_user_coco
+from ppal_backend.datasets.voc import LABELS, read_voc
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import DatasetError, SettingsError
-from ppal_backend.simulation.benchmark import Benchmark
-from ppal_backend.simulation.presets import FOLDER, load_preset, preset_names
-from ppal_backend.simulation.sources import DataSource, source_from
+from ppal_backend.simulation.data import Benchmark, DataSource, source_from
+from ppal_backend.simulation.plan import PRESETS, load_preset, preset_names
 from ppal_backend.simulation.variants import parse_variants
-from ppal_backend.simulation.voc import LABELS, read_voc
 from tests.simulation.fakes import benchmark
 from tests.simulation.folders import coco_layout, voc_devkit, write_coco
 
@@ -209,7 +208,7 @@ def test_a_benchmark_survives_the_trip_to_disk(tmp_path):
     assert again == data and again.sha256 == data.sha256 and again.boxes[4] == 4
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.toml")))
 def test_presets_are_whole(name):
     preset = load_preset(name)
     assert preset["title"] and {"detector", "strategies", "start", "budget", "rounds", "seeds"} <= set(preset["plan"])
