@@ -99,14 +99,14 @@ def migrate(as_json: AsJson = False) -> None:
 
     Example: ppal migrate
     """
-    from ppal_backend.store.migrate import HEAD
+    from ppal_backend.store.database import SCHEMA_VERSION
 
     with errors_in_one_line(as_json), closing(open_store(settings_and_logging())) as store:
         kind = "SQLite" if store.database.is_sqlite else "PostgreSQL"
     if as_json:
-        print_json({"database": kind, "schema": HEAD})
+        print_json({"database": kind, "schema": SCHEMA_VERSION})
         return
-    console.print(f"the {kind} state database is at schema {HEAD}", highlight=False)
+    console.print(f"the {kind} state database is at schema {SCHEMA_VERSION}", highlight=False)
 
 
 def _need_worker() -> None:

@@ -6,8 +6,7 @@ from ppal_backend.store.lease import Lease
 from ppal_backend.store.ledger import AnnotationLedger, SeenAnnotation
 from ppal_backend.store.projects import ProjectRecord, ProjectStore
 from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundStore
-from ppal_backend.store.running import announce, find_store, hint_of_another
-from ppal_backend.store.store import Store, database_file, open_store
+from ppal_backend.store.store import Store, announce, database_file, find_store, hint_of_another, open_store
 from ppal_backend.store.versions import ModelVersion, VersionStore
 from ppal_backend.store.workers import ALIVE_WITHIN_S, Heartbeat, WorkerStore
 

@@ -1,7 +1,9 @@
-"""One engine, short transactions; SQLite in WAL mode so that readers never wait for a writer."""
+"""The state database, brought to the schema of this release once: one engine, short transactions; SQLite in WAL mode so
+that readers never wait for a writer."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,18 +11,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ppal_backend.errors import NoState, SettingsError, StoreUnavailable
-from ppal_backend.store.migrate import check_schema, migrate
+from ppal_backend.errors import NoState, SettingsError, StateError, StoreUnavailable
 from ppal_backend.store.tables import now
 
 __all__ = ["Database", "IntegrityError"]
 
+log = logging.getLogger(__name__)
+
 BUSY_TIMEOUT_S = 30.0
+SCHEMA_VERSION = "0004"
+"""The newest step; a test holds it against the files in ``migrations/versions``."""
+
+FIRST_SCHEMA = "0001"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_TOO_NEW = (
+    "expected a state database of schema {} or older, got {}: a newer release of ppal-backend has used it; install "
+    "that release again, or restore a backup made by this one"
+)
+_MIGRATION_LOCK = 7_705_361  # names our advisory lock in PostgreSQL; any number that nobody else uses there
 _FORBIDDEN = ("readonly database", "unable to open database file")
 _ALLOW = "let this user write to the file and to its folder, or run as the user whose backend it is"
 _WAIT = "it is tried again, check that it is up and that its disk is not full"
@@ -55,7 +68,7 @@ class Database:
         self.engine = _engine(parsed, self.is_sqlite, in_memory, busy_timeout_s)
         # In memory there is one connection for all threads: they take turns.
         self._turn: AbstractContextManager[Any] = threading.RLock() if in_memory else nullcontext()
-        with self._told():
+        with self._translate_errors():
             migrate(self.engine) if create else check_schema(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         self._open = threading.local()  # the transaction that this thread is in
@@ -72,10 +85,10 @@ class Database:
         """
         outer: Session | None = getattr(self._open, "session", None)
         if outer is not None:
-            with self._told(), outer.begin_nested():
+            with self._translate_errors(), outer.begin_nested():
                 yield outer
             return
-        with self._told(), self._turn, self._sessions.begin() as session:
+        with self._translate_errors(), self._turn, self._sessions.begin() as session:
             self._open.session = session
             try:
                 yield session
@@ -92,10 +105,10 @@ class Database:
         """
         outer: Session | None = getattr(self._open, "session", None)
         if outer is not None:
-            with self._told():
+            with self._translate_errors():
                 yield outer
             return
-        with self._told(), self._turn, self._sessions() as session:
+        with self._translate_errors(), self._turn, self._sessions() as session:
             session.connection(execution_options={"readonly": True})
             yield session
 
@@ -107,15 +120,15 @@ class Database:
         Raises:
             StoreUnavailable: the database is locked, full or down; nothing of the block is stored.
         """
-        with self._told(), self._turn, self.engine.begin() as connection:
+        with self._translate_errors(), self._turn, self.engine.begin() as connection:
             yield connection
 
     def now(self, session: Session) -> datetime:
         """The time by which leases run: the database server's, so that workers' clocks need not agree."""
         if self.is_sqlite:
             return now()
-        told: datetime = session.execute(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'")).scalar_one()
-        return told
+        time: datetime = session.execute(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'")).scalar_one()
+        return time
 
     def check(self) -> None:
         """Ask for nothing, in a time that does not grow with what is stored.
@@ -131,7 +144,7 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (OperationalError, InterfaceError) as error:
@@ -182,3 +195,69 @@ def _begin_immediate(connection: Any) -> None:
     # somebody else wrote in between; taking the write lock up front waits for its turn instead.
     readonly = connection.get_execution_options().get("readonly", False)
     connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
+
+
+def migrate(engine: Engine) -> None:
+    """Make the tables of a new database, or take the missing steps in an older one.
+
+    A database that a release without migrations made is taken for the first release's. Processes that start at
+    the same time wait for each other. Alembic is only imported when there is something to do.
+
+    Raises:
+        StateError: a newer release has been at work on this database.
+    """
+    with engine.connect() as connection:
+        connection = connection.execution_options(readonly=True)
+        if _revision(connection) == SCHEMA_VERSION:
+            return
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        found = _revision(connection)
+        if found != SCHEMA_VERSION:
+            _upgrade(connection, found)
+
+
+def check_schema(engine: Engine) -> None:
+    """See that a database is at the schema of this release, and change nothing.
+
+    Raises:
+        NoState: it holds no tables.
+        StateError: it is at another schema.
+    """
+    with engine.connect() as connection:
+        found = _revision(connection.execution_options(readonly=True))
+    if found is None:
+        raise NoState("expected the state of a backend in the database, got no tables")
+    if found < SCHEMA_VERSION:
+        raise StateError(
+            f"expected a state database of schema {SCHEMA_VERSION}, got {found} of an older release; stop that release's "
+            "service and worker, then run ppal migrate"
+        )
+    if found != SCHEMA_VERSION:
+        raise StateError(_TOO_NEW.format(SCHEMA_VERSION, found))
+
+
+def _revision(connection: Connection) -> str | None:
+    """The step a database is at; None for a new one."""
+    tables = set(inspect(connection).get_table_names())
+    if "alembic_version" in tables:
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return FIRST_SCHEMA if "projects" in tables else None
+
+
+def _upgrade(connection: Connection, found: str | None) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise StateError(_TOO_NEW.format(SCHEMA_VERSION, found))
+    if found is not None and not inspect(connection).has_table("alembic_version"):
+        command.stamp(config, found)
+    log.info("state database: schema %s is brought to %s", found or "(new)", SCHEMA_VERSION)
+    command.upgrade(config, "head")

@@ -1,19 +1,31 @@
-"""All stores over one database."""
+"""The backend's memory: all stores over one database, opened where the settings say, or looked for.
+
+``MODEL_DIR`` is a folder of the working directory by default, so a command may look in the wrong one. A process that
+starts leaves a note in the cache folder, which all of a user's processes share; a note counts while its process lives.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from ppal_backend.errors import NoState, StateError
+from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
 from ppal_backend.store.database import Database
 from ppal_backend.store.events import EventStore
+from ppal_backend.store.lease import Lease
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
 from ppal_backend.store.rounds import RoundStore
 from ppal_backend.store.versions import VersionStore
-from ppal_backend.store.workers import WorkerStore
+from ppal_backend.store.workers import ALIVE_WITHIN_S, WorkerStore
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -48,3 +60,113 @@ def database_file(url: str) -> Path | None:
     parsed = make_url(url)
     on_disk = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
     return Path(str(parsed.database)) if on_disk else None
+
+
+@dataclass(frozen=True)
+class RunningBackend:
+    """A process of a backend: what it was started as, its data folder, and its database without a password."""
+
+    command: str
+    model_dir: str
+    database: str
+
+    @property
+    def advice(self) -> str:
+        """How a command reaches its state."""
+        place = f"set MODEL_DIR={self.model_dir}"
+        if self.database.startswith("sqlite:///" + self.model_dir):
+            return place
+        return f"{place} and PPAL_DATABASE_URL as it has it ({self.database})"
+
+
+def announce(settings: Settings, command: str, process: Lease | None = None) -> None:
+    """Leave a note of a process that keeps its state where the settings say; notes of ended ones go.
+
+    A cache folder that cannot be written to is no hindrance.
+
+    Args:
+        settings: its settings.
+        command: what it was started as.
+        process: the process; by default this one.
+    """
+    process = process or Lease.mine()
+    try:
+        for path, lease, _ in _notes(settings):
+            if lease is None or lease.is_dead_here():
+                path.unlink(missing_ok=True)
+        note = {"process": str(process), **vars(_backend_of(settings, command))}
+        write_json(_folder(settings) / f"{process.pid}.json", note)
+    except OSError as error:
+        log.debug("no note of this process was left: %s", error)
+
+
+def find_store(settings: Settings, project: int | None = None) -> Store:
+    """The store that a backend has made where the settings say. Nothing is made or changed: in the wrong folder, a
+    command would find its own empty state.
+
+    Args:
+        settings: where to look.
+        project: the project that is asked about.
+
+    Raises:
+        StateError: there is none, or another release's; the text tells where it was looked for and where a running
+            backend keeps its own.
+    """
+    try:
+        return open_store(settings, create=False)
+    except NoState as error:
+        whom = "no project is connected" if project is None else f"project {project} is not connected"
+        raise StateError(f"{whom}: {error}{_why_there(settings)}; {_advice(running_elsewhere(settings))}") from None
+
+
+def hint_of_another(settings: Settings, store: Store) -> str:
+    """Where a running backend keeps its state, if no worker lives on the one that the settings name; else empty."""
+    age_s = store.workers.age_s()
+    alive = age_s is not None and age_s < ALIVE_WITHIN_S
+    elsewhere = [] if alive else running_elsewhere(settings)
+    place = settings.model_dir.resolve()
+    return f"looked in {place}{_why_there(settings)}; {_advice(elsewhere)}" if elsewhere else ""
+
+
+def _why_there(settings: Settings) -> str:
+    given = {"model_dir", "database_url"} & settings.model_fields_set
+    return "" if given else " (MODEL_DIR is not set, so ppal-data in the working directory)"
+
+
+def _advice(elsewhere: Sequence[RunningBackend]) -> str:
+    if not elsewhere:
+        return "set MODEL_DIR to the backend's data folder, or start one with ppal up"
+    return "; ".join(
+        f"a running backend (ppal {backend.command}) keeps its state elsewhere: {backend.advice}"
+        for backend in elsewhere[:3]
+    )
+
+
+def running_elsewhere(settings: Settings) -> list[RunningBackend]:
+    """Living backends of this machine that keep their state elsewhere than the settings say; none if one is here."""
+    living = [told for _, lease, told in _notes(settings) if lease is not None and told and not lease.is_dead_here()]
+    here = _backend_of(settings, "").database
+    return [] if any(told.database == here for told in living) else sorted(set(living), key=lambda told: told.model_dir)
+
+
+def _backend_of(settings: Settings, command: str) -> RunningBackend:
+    database = make_url(settings.state_url).render_as_string(hide_password=True)
+    return RunningBackend(command, str(settings.model_dir.resolve()), database)
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.cache_dir / "running"
+
+
+def _notes(settings: Settings) -> Iterator[tuple[Path, Lease | None, RunningBackend | None]]:
+    """Notes with their process and what it told; without either where they cannot be read."""
+    for path in sorted(_folder(settings).glob("*.json")):
+        try:
+            note = read_json(path)
+            lease = Lease.parse(note["process"])
+            told = RunningBackend(str(note["command"]), str(note["model_dir"]), str(note["database"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            yield path, None, None
+        else:
+            if lease.is_here:  # else of another container with the same cache folder
+                yield path, lease, told

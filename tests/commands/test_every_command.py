@@ -14,6 +14,7 @@ from ppal_backend.commands import shared
 from ppal_backend.errors import RoundCancelled, StateError
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, ModelVersion, open_store
+from ppal_backend.store.database import SCHEMA_VERSION
 from ppal_backend.structures.progress import Progress
 
 ROOT = typer.main.get_command(app)
@@ -88,7 +89,7 @@ def test_what_runs_until_it_is_stopped_has_none(name):
         ("pause 7", {"project": 7, "paused": True, "changed": True}),
         ("resume 7", {"project": 7, "paused": False, "changed": False}),
         ("prune", {"dry_run": False, "rounds": [], "bytes": 0}),
-        ("migrate", {"database": "SQLite", "schema": __import__("ppal_backend.store.migrate").store.migrate.HEAD}),
+        ("migrate", {"database": "SQLite", "schema": SCHEMA_VERSION}),
         ("zoo fetch retinanet_tiny", {"detector": "retinanet_tiny"}),
         ("demo-data set --images 2 --seed 3", {"images": 2, "seed": 3, "glyphs": "demo"}),
     ],

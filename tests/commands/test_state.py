@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ppal_backend.cli import app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, announce, open_store
-from ppal_backend.store.migrate import HEAD
+from ppal_backend.store.database import SCHEMA_VERSION
 from tests.store.test_migrate import made_by_the_first_release, revision
 
 OF_A_PROJECT = ["status 8", "versions 8", "export 8 --out x", "export-model 8 --out x", "settings 8", "prune 8",
@@ -114,9 +114,11 @@ def test_only_migrate_changes_the_schema(run, tmp_path):
     made_by_the_first_release(url)
     tables = set(inspect(create_engine(url)).get_table_names())
     done = run("status")
-    assert done.exit_code == 1 and "then run ppal migrate" in done.stderr and f"of schema {HEAD}" in done.stderr
+    assert (
+        done.exit_code == 1 and "then run ppal migrate" in done.stderr and f"of schema {SCHEMA_VERSION}" in done.stderr
+    )
     assert set(inspect(create_engine(url)).get_table_names()) == tables
-    assert run("migrate").exit_code == 0 and revision(url) == HEAD
+    assert run("migrate").exit_code == 0 and revision(url) == SCHEMA_VERSION
     assert run("status").exit_code == 0
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 import ppal_backend.store
 from ppal_backend.errors import StateError
 from ppal_backend.store import Database, Store
-from ppal_backend.store.migrate import FIRST, HEAD
+from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION
 from ppal_backend.store.tables import Base
 
 ADDED_SINCE_THE_FIRST_RELEASE = {
@@ -69,7 +69,7 @@ def test_the_steps_make_the_tables_that_the_code_has(database_url):
         assert compare_metadata(context, Base.metadata) == []
         indexes = {i["name"]: i for i in inspect(connection).get_indexes("rounds")}
         assert indexes["one_running_round"]["unique"] and indexes["one_running_round"]["column_names"] == ["project_id"]
-        assert context.get_current_revision() == HEAD
+        assert context.get_current_revision() == SCHEMA_VERSION
     database.close()
 
 
@@ -77,7 +77,7 @@ def test_head_and_first_are_the_ends_of_the_steps_on_disk():
     config = Config()
     config.set_main_option("script_location", str(Path(ppal_backend.store.__file__).parent / "migrations"))
     steps = ScriptDirectory.from_config(config)
-    assert (steps.get_heads(), steps.get_bases()) == ([HEAD], [FIRST])
+    assert (steps.get_heads(), steps.get_bases()) == ([SCHEMA_VERSION], [FIRST_SCHEMA])
 
 
 def test_the_steps_are_packaged():
@@ -103,7 +103,7 @@ def test_a_database_from_before_the_steps_is_taken_over_with_its_content(tmp_pat
     with store.database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     store.close()
-    assert revision(url) == HEAD
+    assert revision(url) == SCHEMA_VERSION
 
 
 def test_opening_twice_changes_nothing_and_needs_no_alembic(tmp_path):
@@ -153,7 +153,7 @@ def test_processes_that_start_together_make_one_database(tmp_path):
         child.stdin.flush()
     errors = [child.communicate()[1].decode()[-300:] for child in children]
     assert [child.returncode for child in children] == [0] * 4, errors
-    assert revision(url) == HEAD
+    assert revision(url) == SCHEMA_VERSION
 
 
 def test_sqlite_keeps_a_write_ahead_log(tmp_path):

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the steps on the connection that ``store/migrate.py`` opened and locked."""
+"""Alembic's entry: runs the steps on the connection that ``store/database.py`` opened and locked."""
 
 from alembic import context
 
