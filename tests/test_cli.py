@@ -65,6 +65,17 @@ def test_every_command_has_help(run):
         assert run(*words).exit_code == 0
 
 
+@pytest.mark.parametrize(("variable", "value"), [("PPAL_STRATEGY", "pppal"), ("PPAL_DETECTOR", "no_such_detector")])
+@pytest.mark.parametrize("command", ["up", "serve", "worker"])
+def test_defaults_that_no_project_could_use_are_refused_at_the_start(run, monkeypatch, command, variable, value):
+    for name in ("launcher.up", "launcher.serve", "worker.worker.run_worker"):
+        monkeypatch.setattr(f"ppal_backend.{name}", lambda *_, **__: pytest.fail("started all the same"))
+    monkeypatch.setenv(variable, value)
+    done = run(command)
+    assert done.exit_code == 1 and variable in done.stderr and value in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", ["up", "worker"])
 def test_gpus_reach_the_processes_that_run_rounds(run, monkeypatch, command):
     monkeypatch.setenv("PPAL_GPUS", "1")

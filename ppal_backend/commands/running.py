@@ -20,7 +20,7 @@ from ppal_backend.commands.shared import (
     print_json,
     settings_and_logging,
 )
-from ppal_backend.errors import StateError, StoreUnavailable
+from ppal_backend.errors import SettingsError, StateError, StoreUnavailable, UnknownDetector
 from ppal_backend.settings import Settings
 from ppal_backend.store import ALIVE_WITHIN_S, Lease, announce, database_file, open_store
 
@@ -125,7 +125,13 @@ def _starting(command: str) -> Settings:
     ``ppal up`` starts its processes again and again, so what cannot work is an error before. A database or queue on
     another machine may come up later.
     """
+    from ppal_backend.service.backend import checked_options
+
     settings = settings_and_logging()
+    try:
+        checked_options(settings, {})
+    except (SettingsError, UnknownDetector) as error:
+        raise SettingsError(f"settings: PPAL_DETECTOR or PPAL_STRATEGY, the defaults of projects: {error}") from None
     try:
         open_store(settings).close()
     except StoreUnavailable:

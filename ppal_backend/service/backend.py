@@ -26,6 +26,7 @@ from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime, default_runtime
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import ProjectRecord
+from ppal_backend.structures.round import STRATEGY_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
         def set(self, key: str, value: Any) -> None: ...
 else:
     _Base = object
-
-
-DEFAULT_STRATEGY: str = ProjectOptions.model_fields["strategy"].default
 
 
 def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
@@ -106,12 +104,9 @@ def checked_options(settings: Settings, overrides: dict[str, Any]) -> ProjectOpt
     """
     options = settings.project_options(overrides)
     find_entry(options.detector, settings.model_zoo)
-    if options.strategy != DEFAULT_STRATEGY:
-        from ppal_backend.acquisition.strategies import strategy_names  # imports torch, so only when needed
-
-        names = strategy_names()
-        if options.strategy not in names:
-            raise SettingsError(f"expected a strategy of {', '.join(names)}; got {options.strategy!r}; choose one")
+    if options.strategy not in STRATEGY_NAMES:
+        names = ", ".join(STRATEGY_NAMES)
+        raise SettingsError(f"expected a strategy of {names}; got {options.strategy!r}; choose one")
     return options
 
 

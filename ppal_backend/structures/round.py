@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+STRATEGY_NAMES = (
+    "random", "entropy", "posterior", "margin", "dcus", "dfreq", "rand+ccms", "entropy+ccms", "dfreq+ccms", "dcus+rand",
+    "dcus+global", "dcus+fpn", "dcus+jaccard", "ppal", "coreset", "cdal", "enms+divproto", "pal", "ppal+labelled",
+    "ppal+balance", "ppal+pal", "typiclust",
+)  # fmt: skip
+"""The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
+
 
 @dataclass(frozen=True)
 class ModelRef:

@@ -9,6 +9,7 @@ import pytest
 
 from ppal_backend.acquisition.strategies import get_strategy, strategy_names
 from ppal_backend.structures import CandidatePool, Detections, QueryContext
+from ppal_backend.structures.round import STRATEGY_NAMES
 from tests.acquisition.pools import context as make_context
 
 NAMES = [
@@ -39,6 +40,7 @@ NAMES = [
 
 def test_every_strategy_is_there():
     assert sorted(strategy_names()) == sorted(NAMES)
+    assert strategy_names() == STRATEGY_NAMES, "what processes without torch take for the names"
 
 
 def without_detections(context):
