@@ -231,8 +231,8 @@ def check_schema(engine: Engine) -> None:
         raise NoState("expected the state of a backend in the database, got no tables")
     if found < SCHEMA_VERSION:
         raise StateError(
-            f"expected a state database of schema {SCHEMA_VERSION}, got {found} of an older release; stop that release's "
-            "service and worker, then run ppal migrate"
+            f"expected a state database of schema {SCHEMA_VERSION}, got {found} of an older release; stop that "
+            "release's service and worker, then run ppal migrate"
         )
     if found != SCHEMA_VERSION:
         raise StateError(_TOO_NEW.format(SCHEMA_VERSION, found))
