@@ -25,7 +25,7 @@ from ppal_backend.errors import (
     StoreUnavailable,
 )
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.network_guard import is_public, resolve
+from ppal_backend.label_studio.image_source import is_public, resolve
 from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.service import auth, readiness
 from ppal_backend.settings import Settings

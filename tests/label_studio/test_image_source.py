@@ -13,8 +13,7 @@ import pytest
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.label_studio.image_source import ImageSource, safe_url, target_of
-from ppal_backend.label_studio.network_guard import HostRules, is_public
+from ppal_backend.label_studio.image_source import HostRules, ImageSource, is_public, safe_url, target_of
 from tests.label_studio.fake import LEGACY, FakeLabelStudio
 
 BASE = "http://ls.test:8080"
