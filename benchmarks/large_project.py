@@ -85,6 +85,9 @@ class World:
             found = replace(synthetic_pool(1, entry.image_id)[0], image_id=entry.image_id)
             yield Inferred(found, {"global": to_numpy(found.embeddings).mean(axis=0)})
 
+    def noticed(self, topic: str, problem: str) -> None:
+        """Nobody to tell."""
+
     def fence(self) -> None:
         """Nobody else runs this round."""
 

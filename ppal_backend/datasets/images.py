@@ -165,6 +165,10 @@ class ImageCache:
                         f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or set "
                         "PPAL_MAX_IMAGE_MEGAPIXELS"
                     )
+                if image.mode == "F":  # decoded as it is, most of it would be black
+                    raise ImageError(
+                        f"task {task_id}: expected pixels of 8 or 16 bits, got floating-point numbers; save it as PNG"
+                    )
                 with self._decoding_large if 4 * width * height > self._max_pixels else nullcontext():
                     image.load()
                     return self._finish(image, converted)
@@ -172,7 +176,7 @@ class ImageCache:
             raise
         except UnidentifiedImageError:
             raise ImageError(
-                f"task {task_id}: expected {', '.join(FORMATS)}, got another kind of file; upload an image"
+                f"task {task_id}: expected {', '.join(FORMATS)}, got another kind of file; convert it to PNG or JPEG"
             ) from None
         except Image.DecompressionBombError:
             raise ImageError(

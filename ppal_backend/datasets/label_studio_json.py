@@ -35,7 +35,7 @@ class RegionSchema(Protocol):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What became of the annotations; every count that is not ``tasks``, ``images`` or ``boxes`` was left out.
+    """What became of the annotations; counts of what was left out, and of what was changed.
 
     Args:
         tasks: Tasks looked at.
@@ -45,6 +45,8 @@ class ConversionReport:
         unannotated: Tasks with only cancelled or no annotations.
         missing_images: Annotated tasks whose image could not be had.
         unknown_labels: Label -> boxes of labels that the config does not have (any more).
+        rotated: Turned boxes, in place of which their hulls are learned from (not left out).
+        clipped: Boxes cut at the border of their image (not left out).
         degenerate: Boxes less than one pixel wide or high inside the image.
         malformed: Regions without usable numbers or labels.
         other_regions: Region type -> regions of other types or controls.
@@ -57,6 +59,8 @@ class ConversionReport:
     unannotated: int = 0
     missing_images: int = 0
     unknown_labels: Mapping[str, int] = field(default_factory=dict)
+    rotated: int = 0
+    clipped: int = 0
     degenerate: int = 0
     malformed: int = 0
     other_regions: Mapping[str, int] = field(default_factory=dict)
@@ -144,6 +148,7 @@ class _Counts:
 
     def __init__(self) -> None:
         self.tasks = self.unannotated = self.missing_images = self.degenerate = self.malformed = 0
+        self.rotated = self.clipped = 0
         self.unknown_labels: Counter[str] = Counter()
         self.other_regions: Counter[str] = Counter()
 
@@ -156,6 +161,8 @@ class _Counts:
             unannotated=self.unannotated,
             missing_images=self.missing_images,
             unknown_labels=dict(self.unknown_labels),
+            rotated=self.rotated,
+            clipped=self.clipped,
             degenerate=self.degenerate,
             malformed=self.malformed,
             other_regions=dict(self.other_regions),
@@ -196,6 +203,8 @@ def _instances(
             counts.malformed += 1
             continue
         box = _clip(hull, info.width, info.height)
+        counts.rotated += bool(value.get("rotation")) if isinstance(value, Mapping) else 0
+        counts.clipped += box is not None and _sticks_out(hull, info.width, info.height)
         for name in dict.fromkeys(str(name) for name in names):
             label = schema.label(name)
             if label is None:
@@ -204,6 +213,11 @@ def _instances(
                 counts.degenerate += 1
             else:
                 yield categories.category_id(label), box
+
+
+def _sticks_out(hull: tuple[float, float, float, float], width: int, height: int) -> bool:
+    """By more than rounding: a border that people drew outside the image."""
+    return min(hull[0], hull[1], width - hull[2], height - hull[3]) < -1.0
 
 
 def _clip(hull: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float] | None:

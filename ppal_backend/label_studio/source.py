@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ppal_backend.datasets.agreement import agreement_of
 from ppal_backend.datasets.images import ImageCache, ImageInfo
-from ppal_backend.datasets.label_studio_json import annotations_to_coco, choose_annotation
+from ppal_backend.datasets.label_studio_json import ConversionReport, annotations_to_coco, choose_annotation
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
@@ -95,12 +96,12 @@ class LabelStudioSource:
         pool = [(i, url) for i, url in _read_pool(folder / "pool.jsonl") if i not in annotated]
         wanted = [*annotated.items(), *pool]
         found: dict[int, ImageInfo] = {}
-        problems: dict[int, str] = {}
+        unusable: dict[int, str] = {}
         for done, (task_id, result) in enumerate(self._fetch(wanted), start=1):
             if isinstance(result, ImageInfo):
                 found[task_id] = result
             else:
-                problems[task_id] = result
+                unusable[task_id] = result
                 log.warning("%s", result)
             on_progress(Progress("dataset", done, len(wanted), "images"))
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
@@ -113,9 +114,13 @@ class LabelStudioSource:
             report={
                 "conversion": report.as_dict(),
                 "agreement": agreement,
-                "image_problems": list(problems.values())[:MAX_REPORTED_PROBLEMS],
+                "image_problems": list(unusable.values())[:MAX_REPORTED_PROBLEMS],
             },
-            unreadable=[i for i, _ in pool if i in problems],
+            unreadable=[i for i, _ in pool if i in unusable],
+            problems={
+                "images": images_problem(len(wanted), unusable, annotated),
+                "annotations": annotations_problem(report),
+            },
         )
 
     def _annotated_urls(self, folder: Path, schema: LabelSchema) -> dict[int, str | None]:
@@ -143,6 +148,48 @@ class LabelStudioSource:
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def images_problem(total: int, unusable: Mapping[int, str], annotated: Collection[int]) -> str:
+    """One sentence about images that cannot be used, "" when all can.
+
+    Args:
+        total: Images of the project.
+        unusable: Task id -> why its image cannot be used.
+        annotated: Ids of the annotated tasks.
+    """
+    if not unusable:
+        return ""
+    count = f"none of the {total} images" if len(unusable) == total else f"{len(unusable)} of {total} images"
+    verb = "can" if len(unusable) == total else "cannot"
+    lost = sum(task_id in annotated for task_id in unusable)
+    of_these = f", {lost} of them annotated" if lost else ""
+    reasons = Counter(re.sub(r"^task \d+: ", "", reason) for reason in unusable.values())
+    first = next(iter(unusable))
+    told = " | ".join(f"{reason[:200]} ({n} x)" for reason, n in reasons.most_common(2))
+    return f"{count} {verb} be used{of_these}: {told}; the first is task {first}, make them readable and run a round"
+
+
+_WITHOUT_BOXES = frozenset({"choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker"})
+
+
+def annotations_problem(report: ConversionReport) -> str:
+    """One sentence about what people drew and no training sees, "" when all is learned from."""
+    parts = []
+    if report.unknown_labels:
+        names = ", ".join(f"{name[:40]!r} ({n})" for name, n in list(report.unknown_labels.items())[:5])
+        parts.append(f"{sum(report.unknown_labels.values())} boxes of labels that the labeling config lacks: {names}")
+    if report.degenerate:
+        parts.append(f"{report.degenerate} boxes of less than a pixel inside the image")
+    if report.malformed:
+        parts.append(f"{report.malformed} regions without usable numbers or labels")
+    others = {kind: n for kind, n in report.other_regions.items() if kind not in _WITHOUT_BOXES}
+    if others:
+        kinds = ", ".join(f"{kind[:40]} ({n})" for kind, n in others.items())
+        parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}")
+    if not parts:
+        return ""
+    return f"left out of the training: {'; '.join(parts)}. Correct these annotations, or the labeling config"
 
 
 def _read_pool(path: Path) -> Iterator[tuple[int, str | None]]:

@@ -34,6 +34,7 @@ class PreparedData:
     report: Mapping[str, Any]
     unreadable: Sequence[int] = ()  # pool tasks whose image cannot be used; they go to the end of the queue
     evaluation: CocoDataset | None = None  # evaluate on these, instead of on held-out labelled images
+    problems: Mapping[str, str] = field(default_factory=dict)  # by topic; "" where there is none (any more)
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ class Observer(Protocol):
 
     def progress(self, progress: Any) -> None:
         """A step came further."""
+
+    def noticed(self, topic: str, problem: str) -> None:
+        """What people have to be told about their project, by topic; an empty text takes it back."""
 
     def should_stop(self) -> bool:
         """Whether the round is to stop now; it can be resumed later."""

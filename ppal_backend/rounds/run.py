@@ -91,6 +91,8 @@ class _Run:
 
     def step_dataset(self) -> dict[str, Any]:
         data = self.ports.source.prepare(self.folder / "export", self.ports.observer.progress)
+        for topic, problem in data.problems.items():
+            self.ports.observer.noticed(topic, problem)
         held_out = holdout_ids([i.id for i in data.labelled.images], self.spec.holdout_fraction)
         kept = [i.id for i in data.labelled.images if i.id not in held_out]
         data.labelled.subset(kept).write(self.folder / "dataset" / "train.json")
@@ -117,10 +119,7 @@ class _Run:
         train_json = self.folder / "dataset" / "train.json"
         train = CocoDataset.read(train_json)
         if len(train.images) < FEWEST_LABELLED or not train.annotations:
-            raise TooFewAnnotations(
-                f"training needs at least {FEWEST_LABELLED} annotated images and one box, got "
-                f"{len(train.images)} images with {len(train.annotations)} boxes; annotate more tasks"
-            )
+            raise TooFewAnnotations(self._too_few(len(train.images), len(train.annotations)))
         observer = self.ports.observer
         held_out = self.folder / HELD_OUT
         files = TrainingFiles(train_json, held_out if held_out.is_file() else None, [e.path for e in self.pool])
@@ -129,6 +128,20 @@ class _Run:
         )
         self.folder.write("train/model.json", asdict(trained.model))
         return dict(trained.facts)
+
+    def _too_few(self, images: int, boxes: int) -> str:
+        """Why there is nothing to train on: too little was annotated, or what was cannot be used."""
+        got = f"got {images} images with {boxes} boxes"
+        wanted = f"training needs at least {FEWEST_LABELLED} annotated images and one box, {got}"
+        facts = self.folder.facts("dataset")
+        missing = facts.get("conversion", {}).get("missing_images", 0)
+        if not missing:
+            return f"{wanted}; annotate more tasks"
+        reasons = facts.get("image_problems") or ["the log has the reasons"]
+        return (
+            f"{wanted}: the images of {missing} annotated tasks cannot be used ({reasons[0]}); make these images "
+            "readable, annotating more does not help"
+        )
 
     def step_evaluate(self) -> dict[str, Any]:
         model = self._need_model()

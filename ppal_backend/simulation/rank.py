@@ -132,6 +132,9 @@ class _Silent:
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
 
+    def noticed(self, topic: str, problem: str) -> None:
+        """Nobody to tell."""
+
     def fence(self) -> None:
         """Nobody else runs this round."""
 

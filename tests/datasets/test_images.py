@@ -186,6 +186,17 @@ def test_files_that_are_no_whole_image(tmp_path, data, text):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_pixels_that_are_floating_point_numbers_are_refused_instead_of_read_as_black(tmp_path):
+    numbers = Image.fromarray(np.linspace(0.0, 1.0, 800, dtype=np.float32).reshape(20, 40))
+    with pytest.raises(ImageError, match="task 3: expected pixels of 8 or 16 bits, got floating-point numbers"):
+        cache(tmp_path, encoded(numbers, "TIFF"))[0].get(3, "a")
+
+
+def test_avif_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ImageError, match=r"task 3: expected JPEG, .* got another kind of file; convert it to PNG or"):
+        cache(tmp_path, b"\0\0\0 ftypavif\0\0\0\0avifmif1miaf" + b"\0" * 400)[0].get(3, "a")
+
+
 def test_broken_exif_does_not_cost_the_image(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 30
     images, _ = cache(tmp_path, encoded(picture(), "JPEG", exif=exif))

@@ -1,6 +1,9 @@
 """What a snapshot of a project tells beside its images."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.errors import ImageError
@@ -50,3 +53,68 @@ def test_few_images_are_asked_for_ahead_of_what_is_taken(monkeypatch):
     assert [i for i, _ in first] == [0, 1, 2, 3, 4] and first[3][1] == "task 3: it is gone"
     assert len(asked) <= 5 + 10
     assert [i for i, _ in found] == list(range(5, 200))
+
+
+def prepared(fake, folder, images):
+    source = LabelStudioSource(fake.client(), images, 1)
+    source.export(folder)
+    return source.prepare(folder, lambda progress: None)
+
+
+class SomeImages:
+    """An image cache that has those of tasks up to a number."""
+
+    def __init__(self, up_to):
+        self.up_to = up_to
+
+    def get(self, task_id, url):
+        if task_id > self.up_to:
+            raise ImageError(f"task {task_id}: expected JPEG or PNG, got another kind of file; upload an image")
+        return ImageInfo(task_id, Path(f"/{task_id}.jpg"), 100, 80)
+
+
+def annotated(fake, *task_ids, result=None):
+    for i in task_ids:
+        fake.add_task(i, [{"id": i, "was_cancelled": False, "result": [region("a")] if result is None else result}])
+
+
+@pytest.mark.parametrize(
+    ("readable", "told"),
+    [
+        (
+            0,
+            r"^none of the 6 images can be used, 2 of them annotated: expected JPEG or .*6 x.; the first is task 1",
+        ),
+        (4, r"^2 of 6 images cannot be used: expected JPEG or PNG, .*2 x.; the first is task 5, make them readable"),
+        (6, "^$"),
+    ],
+)
+def test_images_that_cannot_be_used_are_counted_and_told(tmp_path, readable, told):
+    """A project without a readable image looked healthy: its round was done, with a pool of nothing."""
+    fake = FakeLabelStudio(tasks=6)
+    fake.project["label_config"] = CONFIG
+    annotated(fake, 1, 2)
+    assert re.search(told, prepared(fake, tmp_path, SomeImages(readable)).problems["images"])
+
+
+def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
+    fake = FakeLabelStudio(tasks=1)
+    fake.project["label_config"] = CONFIG
+    polygon = {"id": "p", "from_name": "label", "type": "polygonlabels", "value": {"polygonlabels": ["cat"]}}
+    choice = {"id": "c", "from_name": "other", "type": "choices", "value": {"choices": ["sharp"]}}
+    gone = region("g")
+    gone["value"]["rectanglelabels"] = ["zebra"]
+    thin, outside, turned = region("t"), region("o", x=-5), region("r")
+    thin["value"]["width"] = 0.1
+    turned["value"]["rotation"] = 30
+    annotated(fake, 1, result=[region("a"), polygon, choice, gone, thin, outside, turned, "nonsense"])
+    data = prepared(fake, tmp_path, SomeImages(9))
+    assert data.problems["annotations"] == (
+        "left out of the training: 1 boxes of labels that the labeling config lacks: 'zebra' (1); "
+        "1 boxes of less than a pixel inside the image; 1 regions without usable numbers or labels; "
+        "1 regions of other kinds or controls: polygonlabels (1). Correct these annotations, or the labeling config"
+    )
+    conversion = data.report["conversion"]
+    assert (conversion["rotated"], conversion["clipped"], conversion["other_regions"]["choices"]) == (1, 1, 1)
+    annotated(fake, 1, result=[region("a"), choice])
+    assert prepared(fake, tmp_path, SomeImages(9)).problems["annotations"] == ""

@@ -38,7 +38,7 @@ class FakeWorld:
         self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
         self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
         self.published, self.stop, self.steps = [], False, []
-        self.infer_limit, self.has_weights, self.lost = None, False, False
+        self.infer_limit, self.has_weights, self.lost, self.problems = None, False, False, {}
 
     def _call(self, name):
         self.calls.append(name)
@@ -90,6 +90,9 @@ class FakeWorld:
         self._call("publish")
         self.published.append((model, queue))
         return "ppal-r1-x"
+
+    def noticed(self, topic, problem):
+        self.problems[topic] = problem
 
     def fence(self):
         if self.lost:

@@ -1,6 +1,7 @@
 """What becomes of a round in its process: done, failed, waiting, cancelled, resumed."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,30 @@ def test_a_finished_round_records_its_version_and_uses_up_the_annotations(settin
     assert store.ledger.new_count(1) == 0
     assert (world.spec.budget, world.spec.delta, world.spec.kind) == (5, 2.0, "train")
     assert not run_next_round(settings, 1, world.ports), "there was nothing left to claim"
+
+
+def test_what_a_round_notices_stays_a_problem_of_its_project_until_a_round_notices_otherwise(settings, store):
+    world, told = World(), {"images": "none of the 30 images can be used: they are gone"}
+    prepare = world.prepare
+    world.prepare = lambda *arguments: replace(prepare(*arguments), problems=told)
+    for text in ("none of the 30 images can be used: they are gone", ""):
+        told["images"] = text
+        store.rounds.request(1, "rank", "x")
+        run_next_round(settings, 1, world.ports)
+        assert store.projects.get(1).problems == ({"images": text} if text else {})
+
+
+def test_annotated_images_that_are_missing_are_the_reason_when_there_is_nothing_to_train_on(settings, store):
+    """It said "annotate more tasks", and more did not help."""
+    store.rounds.request(1, "train", "x")
+    world = World(labelled=0)
+    prepare = world.prepare
+    report = {"conversion": {"missing_images": 4}, "image_problems": ["task 7: status 404; check the storage"]}
+    world.prepare = lambda *arguments: replace(prepare(*arguments), report=report)
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "failed"
+    wanted = "got 0 images with 0 boxes: the images of 4 annotated tasks cannot be used (task 7: status 404"
+    assert wanted in only(store).error and "annotate more" not in only(store).error
 
 
 def test_a_process_that_lost_its_round_brings_no_version_into_force(settings, store, monkeypatch):

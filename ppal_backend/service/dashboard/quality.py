@@ -137,7 +137,8 @@ def quality_page(project: Project, page: int) -> dict[str, Any]:
         return {"number": None, "rows": [], "review": None}
     versions = [v.version for v in project.versions]
     rows = agreement_rows(mark.facts.get("agreement") or {}, versions)
-    shown: dict[str, Any] = {"number": record.number, "rows": rows, "total": total_of(rows)}
+    learned = {name: count for name, count in mark.facts.get("conversion", {}).items() if count}
+    shown: dict[str, Any] = {"number": record.number, "rows": rows, "total": total_of(rows), "learned": learned}
     review = files.review()
     if review is None:
         return {**shown, "review": None}

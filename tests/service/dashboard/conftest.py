@@ -66,6 +66,9 @@ class ReviewedWorld(LearningWorld):
             **data.report,
             "agreement": {"ppal-r1-x": COUNTS, "ppal-r0-y": {**dict.fromkeys(COUNTS, 0), "added": 9}},
         }
+        report["conversion"] = {"images": 30, "boxes": 61, "negatives": 2, "unannotated": 3, "missing_images": 4,
+                                "unknown_labels": {"<zebra>": 5}, "rotated": 6, "clipped": 7, "degenerate": 8,
+                                "malformed": 9, "other_regions": {"polygonlabels": 10}}  # fmt: skip
         return replace(data, labelled=labelled, pool=data.pool[20:], report=report)
 
 

@@ -106,3 +106,21 @@ def test_without_rounds_comparison_or_answers_the_page_says_so(place):
     assert "None of the 10 labelled images has been looked at by a model before" in text
     (place.folder(1) / "dataset/quality.json").unlink()
     assert "Round 1 has no comparison" in text_of(client.get("/ui/projects/1/quality"))
+
+
+def test_the_page_shows_what_the_training_learned_from_and_what_not(reviewed):
+    page = reviewed.app().test_client().get("/ui/projects/1/quality")
+    text = text_of(page)
+    for told in (
+        "61 boxes on 30 images, 2 of them without a box",
+        "6 rotated boxes: the upright box around each is learned",
+        "7 boxes were cut at the border",
+        "3 tasks were skipped",
+        "4 annotated tasks are left out: their images cannot be used",
+        "8 boxes are left out: less than a pixel",
+        "9 regions are left out: they have no usable numbers",
+        "5 boxes are left out: the labeling config has no label",
+        "10 regions are left out: polygonlabels",
+    ):
+        assert told in text, told
+    assert "&lt;zebra&gt;" in page.text and "<zebra>" not in page.text
