@@ -23,7 +23,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for(condition, what, timeout_s=START_S):
+def wait_for(condition, what="the condition holds", timeout_s=START_S):
     """Until ``condition()`` holds; exceptions it raises count as not yet."""
     end = time.monotonic() + timeout_s
     while True:

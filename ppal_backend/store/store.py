@@ -144,9 +144,9 @@ def _advice(elsewhere: Sequence[RunningBackend]) -> str:
 
 def running_elsewhere(settings: Settings) -> list[RunningBackend]:
     """Living backends of this machine that keep their state elsewhere than the settings say; none if one is here."""
-    living = [told for _, lease, told in _notes(settings) if lease is not None and told and not lease.is_dead_here()]
+    living = {backend for _, lease, backend in _notes(settings) if lease and backend and not lease.is_dead_here()}
     here = _backend_of(settings, "").database
-    return [] if any(told.database == here for told in living) else sorted(set(living), key=lambda told: told.model_dir)
+    return [] if any(b.database == here for b in living) else sorted(living, key=lambda b: b.model_dir)
 
 
 def _backend_of(settings: Settings, command: str) -> RunningBackend:
@@ -159,14 +159,14 @@ def _folder(settings: Settings) -> Path:
 
 
 def _notes(settings: Settings) -> Iterator[tuple[Path, Lease | None, RunningBackend | None]]:
-    """Notes with their process and what it told; without either where they cannot be read."""
+    """Notes with their process and what it is of; without either where they cannot be read."""
     for path in sorted(_folder(settings).glob("*.json")):
         try:
             note = read_json(path)
             lease = Lease.parse(note["process"])
-            told = RunningBackend(str(note["command"]), str(note["model_dir"]), str(note["database"]))
+            backend = RunningBackend(str(note["command"]), str(note["model_dir"]), str(note["database"]))
         except (OSError, ValueError, KeyError, TypeError):
             yield path, None, None
         else:
             if lease.is_here:  # else of another container with the same cache folder
-                yield path, lease, told
+                yield path, lease, backend

@@ -122,12 +122,12 @@ def _attempt(
         rounds.fail(record.id, str(error), lease)
     except Exception as error:
         if is_full(error):
-            told = f"the disk was full in step {watch.step!r} ({error}); free some, the round goes on by itself"
-            store.projects.set_problem(project_id, "disk", told)
-            return _wait(store, record, lease, SPACE_RETRY_S, told)
+            text = f"the disk was full in step {watch.step!r} ({error}); free some, the round goes on by itself"
+            store.projects.set_problem(project_id, "disk", text)
+            return _wait(store, record, lease, SPACE_RETRY_S, text)
         log.exception("round %d of project %d broke", record.number, project_id)
-        told = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
-        rounds.crashed(record.id, told, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
+        text = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
+        rounds.crashed(record.id, text, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
 
 
 def _wait(store: Store, record: RoundRecord, lease: Lease, delay_s: float, error: str) -> None:

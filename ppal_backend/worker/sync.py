@@ -240,11 +240,11 @@ class Synchroniser:
 
     def _decide(self, project: ProjectRecord, new_tasks: bool) -> None:
         with self._store.projects.locked(project.id):  # two workers that decide at once would both ask
-            self._ask(self._store.projects.get(project.id), new_tasks)
+            self._request_rounds(self._store.projects.get(project.id), new_tasks)
         if self._store.rounds.is_open(project.id):
             self._enqueue_round(project.id)
 
-    def _ask(self, project: ProjectRecord, new_tasks: bool) -> None:
+    def _request_rounds(self, project: ProjectRecord, new_tasks: bool) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
         if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:

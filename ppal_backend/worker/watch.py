@@ -54,7 +54,7 @@ class Watch:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
-        threading.Thread(target=self._keep, name="lease", daemon=True).start()
+        threading.Thread(target=self._keep_lease, name="lease", daemon=True).start()
 
     def stop(self) -> None:
         """The round is over."""
@@ -105,28 +105,28 @@ class Watch:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _keep(self) -> None:
+    def _keep_lease(self) -> None:
         renewed = time.monotonic()
         while not self._ended.wait(HEARTBEAT_S):
             try:
                 if os.getppid() != self._parent:
                     self._store.rounds.release(self._round.id, lease=self._lease)
-                    return self._go("its worker is gone")
+                    return self._leave_process("its worker is gone")
                 if self._store.rounds.renew(self._round.id, self._lease):
                     renewed = time.monotonic()
                 elif self._store.rounds.is_taken(self._round.id, self._lease):
-                    return self._go("another process holds it")
+                    return self._leave_process("another process holds it")
                 else:
                     self._stop.set()  # somebody asked to cancel or to pause, or it has just ended
             except StoreUnavailable as error:
                 log.warning("round %d of project %d: %s", self._round.number, self._round.project_id, error)
                 if os.getppid() != self._parent:
-                    return self._go("its worker and its database are gone")
+                    return self._leave_process("its worker and its database are gone")
                 # Under SQLite everybody is on this host and sees that this process lives.
                 if not self._store.database.is_sqlite and time.monotonic() - renewed > SILENCE_S:
-                    return self._go("the database has been out of reach for too long")
+                    return self._leave_process("the database has been out of reach for too long")
 
-    def _go(self, why: str) -> None:
+    def _leave_process(self, why: str) -> None:
         number, project_id = self._round.number, self._round.project_id
         log.error("round %d of project %d is left by this process: %s", number, project_id, why)
         self._leave(1)

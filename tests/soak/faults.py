@@ -83,9 +83,10 @@ def delete_tasks(site: Site, dice: random.Random) -> str:
         else:
             site.store.rounds.request(project_id, "rank", "tasks will be deleted")
     wait_for(lambda: site.store.rounds.running(project_id), "a round runs", ROUND_S)
+    time.sleep(dice.uniform(0.0, LASTS_S[1]))  # whatever it does then
     chosen = dice.sample(sorted(site.tasks(project_id) - annotated), 2)
     chosen += dice.sample(sorted(annotated & site.tasks(project_id)), 2) if many else []
-    step = getattr(site.store.rounds.running(project_id), "step", "") or "its start"
+    step = getattr(site.store.rounds.running(project_id), "step", "") or "no step"
     site.delete_tasks(project_id, chosen)
     return f"{len(chosen)} of project {project_id}, {2 if many else 0} of them annotated, in {step}"
 

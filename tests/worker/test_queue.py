@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import threading
-import time
 
 import psycopg
 import pytest
@@ -13,16 +12,9 @@ from ppal_backend.errors import QueueUnavailable, SettingsError
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Database
 from ppal_backend.worker.queue import JobQueue, open_queue
-from tests.servers import new_database, postgresql, redis_server
+from tests.servers import new_database, postgresql, redis_server, wait_for
 
 _numbers = itertools.count()
-
-
-def wait_for(condition, timeout_s=10.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What becomes of a round in its process: done, failed, waiting, cancelled, resumed."""
 
+import json
+import logging
 import time
 from dataclasses import replace
 
@@ -12,25 +14,12 @@ from ppal_backend.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
+from ppal_backend.logs import configure_logging
 from ppal_backend.rounds.ports import Ports
-from ppal_backend.settings import load_settings
-from ppal_backend.store import RoundStore, SeenAnnotation, open_store
+from ppal_backend.store import RoundStore, SeenAnnotation
 from ppal_backend.worker.round_process import run_next_round
 from ppal_backend.worker.worker import _tick
 from tests.rounds.fakes import FakeWorld, Killed
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return load_settings(MODEL_DIR=tmp_path, START_TRAINING_EACH_N_UPDATES=5)
-
-
-@pytest.fixture
-def store(settings):
-    store = open_store(settings)
-    store.projects.connect(1, "1.1", "<View/>", "http://ls", {"delta": 2.0})
-    yield store
-    store.close()
 
 
 class World(FakeWorld):
@@ -305,3 +294,25 @@ def test_a_queue_that_is_away_does_not_end_the_worker(settings, store, monkeypat
     jobs.error = None
     _tick(store, jobs, NotDue())
     assert jobs.synced == [1]
+
+
+@pytest.fixture
+def logging_as_it_was():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+def test_records_of_a_round_carry_its_ids(settings, store, capfd, logging_as_it_was):
+    class Talking(World):
+        def train(self, *arguments):
+            logging.getLogger("mmengine").warning("deep within")
+            return super().train(*arguments)
+
+    store.rounds.request(1, "train", "x")
+    configure_logging("INFO", "json")
+    assert run_next_round(settings, 1, Talking().ports)
+    records = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (deep,) = [r for r in records if r["message"] == "deep within"]
+    assert (deep["project"], deep["round"], deep["level"]) == (1, 1, "WARNING")

@@ -10,7 +10,7 @@ from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Lease, SeenAnnotation, Store
 from ppal_backend.worker.sync import ProjectState, Synchroniser, TaskUpdate
 from ppal_backend.worker.watch import Watch
-from tests.worker.test_queue import wait_for
+from tests.servers import wait_for
 
 BUDGET = 3
 

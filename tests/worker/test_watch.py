@@ -10,7 +10,7 @@ from ppal_backend.store.tables import now
 from ppal_backend.structures.progress import Progress
 from ppal_backend.worker import watch as module
 from ppal_backend.worker.watch import Watch
-from tests.worker.test_queue import wait_for
+from tests.servers import wait_for
 
 
 class World:
