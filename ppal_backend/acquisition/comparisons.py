@@ -92,7 +92,7 @@ def compare_ccms(
             for start in range(0, len(others), _ANCHOR_BATCH):
                 some = [boxes.shaped(d) for d in others[start : start + _ANCHOR_BATCH]]
                 packed = pack_objects(some, threshold, similarity.device, common, most)
-                yield similarity.against(packed).neg_().add_(2.0)
+                yield similarity.against(packed).neg_().add_(2.0).to(distances.device)
 
         return Comparison(distances, nearest_anchors(blocks(), [d.image_id for d in others]), 2.0)
 
