@@ -21,7 +21,7 @@ check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
-	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers"
+	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers and not image"
 
 bench: setup ## benchmarks (docs/benchmarks.md); ARGS="service --json" runs one
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)
