@@ -30,7 +30,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def serve() -> None:
-    """Become the HTTP service (gunicorn); does not return."""
+    """Become the HTTP service (gunicorn); does not return.
+
+    SIGTERM waits meanwhile: gunicorn's configuration lets it through when there is somebody to hear it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     os.execv(GUNICORN[0], GUNICORN)
 
 

@@ -54,6 +54,7 @@ ALLOWED = {
         "rounds.bucket",
     },
     "cli": None,
+    "__main__": {"cli"},
     "commands": None,
     "__init__": set(),
 }

@@ -16,6 +16,7 @@ NOT_SETTINGS = {
     "PPAL_DB_PASSWORD",  # of docker-compose.yml
     "PPAL_BIND",
     "PPAL_DEV",  # of scripts/setup.sh
+    "PPAL_WHEELS",
 }
 
 

@@ -1,9 +1,11 @@
 """Processes that live and end together, also when their parent is killed."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
@@ -45,6 +47,26 @@ def test_they_end_with_a_parent_that_is_killed():
     parent.kill()
     parent.wait()
     wait_for(lambda: not living(children), "nothing is left", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["serve", "worker", "up"])
+def test_a_first_process_hears_sigterm_from_its_start_on(tmp_path, command):
+    """As in a container without an init: the kernel drops a signal that a first process has no handler for."""
+    environment = {**os.environ, "MODEL_DIR": str(tmp_path), "PPAL_HOST": "127.0.0.1", "PPAL_PORT": str(free_port())}
+    for after_s in (0.3, 1.0, 2.0, 4.0, 8.0):
+        inside = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "ppal_backend", command]
+        outer = subprocess.Popen(inside, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            time.sleep(after_s)
+            (first,) = psutil.Process(outer.pid).children()
+            first.send_signal(signal.SIGTERM)
+            code = outer.wait(30)
+        finally:
+            outer.kill()
+            said = outer.communicate()[0]
+        assert code in (0, 143), f"{command} after {after_s} s: {code} {said[-2000:]}"
+        assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
 
 from ppal_backend.logs import log_context
 from ppal_backend.service import auth, http_errors, metrics, payloads, readiness
@@ -87,11 +87,14 @@ def health() -> dict[str, str]:
 
 @routes.get("/ready")
 def ready() -> tuple[Response, int]:
-    """Ready to serve: 200, or 503 with what the database, the worker or the disk lacks."""
+    """Ready to serve: 200, or 503 with what the database, the worker or the disk lacks.
+
+    Probes need no credentials; without them the answer is the status alone.
+    """
     found = readiness.problems(runtime().settings, runtime().store)
     well = not any(found.values())
-    checks = {name: problem or "ok" for name, problem in found.items()}
-    return jsonify(status="READY" if well else "NOT READY", checks=checks), 200 if well else 503
+    checks = {} if g.get("status_only") else {"checks": {name: problem or "ok" for name, problem in found.items()}}
+    return jsonify(status="READY" if well else "NOT READY", **checks), 200 if well else 503
 
 
 @routes.post("/setup")

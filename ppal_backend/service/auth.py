@@ -29,6 +29,7 @@ from ppal_backend.settings import Settings
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health"})
+READY_PATH = "/ready"
 WEBHOOK_PATH = "/webhook"
 MOST_FAILURES = 10
 WINDOW_S = 60.0
@@ -129,6 +130,9 @@ class Guard:
     def check(self) -> Response | None:
         """None to go on, else the answer."""
         if request.path in OPEN_PATHS:
+            return None
+        if request.path == READY_PATH and "Authorization" not in request.headers:
+            g.status_only = True  # probes have no credentials, and whoever has none is told no reasons
             return None
         address = request.remote_addr or ""
         wait_s = self._failures.blocked_for(address)

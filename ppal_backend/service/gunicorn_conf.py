@@ -7,6 +7,7 @@ One process with threads: requests are short or wait for the detector's own proc
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ logger_class = RootLogger
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a heartbeat file on a slow disk may block
 loglevel = _settings.log_level.lower()
+
+
+def when_ready(server: Any) -> None:
+    """Hear a SIGTERM that came while this process started; see :func:`ppal_backend.launcher.serve`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -41,7 +41,7 @@ def ignored(answer):
     }
 
 
-@pytest.mark.parametrize("path", ["/", "/ready", "/versions", "/metrics", "/setup", "/predict", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/versions", "/metrics", "/setup", "/predict", "/nothing"])
 @pytest.mark.parametrize("method", ["get", "post"])
 def test_nothing_but_health_is_open(guarded, store, path, method):
     answer = getattr(guarded, method)(path, **({"json": setup_payload()} if method == "post" else {}))
@@ -55,6 +55,18 @@ def test_an_event_without_credentials_is_ignored_and_no_error(guarded, store, to
     assert ignored(guarded.post("/webhook", json=annotation_payload()))
     assert guarded.get("/webhook").status_code == 401
     assert store.events.counts() == {}
+
+
+def test_probes_learn_whether_it_is_ready_and_not_why(guarded, store):
+    """Kubernetes has no credentials to send with a probe; whoever has none is told nothing of the machine."""
+    answer = guarded.get("/ready")
+    assert (answer.status_code, answer.json) == (503, {"status": "NOT READY"}), "no worker runs"
+    store.workers.beat("somewhere:1:1.00")
+    answer = guarded.get("/ready")
+    assert (answer.status_code, answer.json) == (200, {"status": "READY"})
+    assert set(guarded.get("/ready", headers=basic(USER, PASSWORD)).json["checks"]) == {"database", "worker", "disk"}
+    assert guarded.get("/ready", headers=basic(USER, "wrong")).status_code == 401, "a mistake is told"
+    assert guarded.post("/ready").status_code in (401, 405)
 
 
 def test_health_is_open(guarded):
