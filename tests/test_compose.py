@@ -57,12 +57,13 @@ def test_label_studio_reaches_a_backend_with_a_dot_in_its_name():
 
 def test_people_and_the_backend_reach_label_studio_by_an_address_of_their_own():
     """Label Studio's pages load their scripts from LABEL_STUDIO_HOST: no browser knows the name inside."""
-    for_people = "${LABEL_STUDIO_PUBLIC_URL:-http://localhost:${LABEL_STUDIO_PORT:-8080}}"
+    for_people = "${LABEL_STUDIO_PUBLIC_URL:-http://localhost:8080}"
     assert SERVICES["label-studio"]["environment"]["LABEL_STUDIO_HOST"] == for_people
     for name in OURS:
         assert SERVICES[name]["environment"]["LABEL_STUDIO_PUBLIC_URL"] == for_people
         assert SERVICES[name]["environment"]["LABEL_STUDIO_URL"] == "http://label-studio.local:8080"
-    assert EXAMPLE["LABEL_STUDIO_PUBLIC_URL"] == "", "it follows the port"
+    assert EXAMPLE["LABEL_STUDIO_PUBLIC_URL"] == "http://localhost:${LABEL_STUDIO_PORT}", "it follows the port"
+    assert list(EXAMPLE).index("LABEL_STUDIO_PORT") < list(EXAMPLE).index("LABEL_STUDIO_PUBLIC_URL")
 
 
 def test_everything_has_a_health_check_and_listens_on_this_machine_only():
