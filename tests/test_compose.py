@@ -209,3 +209,36 @@ def test_the_image_runs_as_an_ordinary_user_and_is_built_by_the_same_script():
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()}
     needed = {name for name in ("requirements.txt", "requirements-ray.txt") if name in (ROOT / SETUP).read_text()}
     assert needed == {"requirements.txt", "requirements-ray.txt"} <= copied
+
+
+def test_the_kubernetes_example_says_the_same_as_the_compose_file():
+    documents = list(yaml.safe_load_all((ROOT / "docs/deploy/kubernetes.yaml").read_text()))
+    kinds = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    settings = set(names_of_settings())
+    assert set(kinds["ConfigMap", "ppal"]["data"]) <= settings
+    address = kinds["ConfigMap", "ppal"]["data"]["PPAL_PUBLIC_URL"]
+    assert "." in address.split("/")[2].split(":")[0], "Label Studio makes no webhook for a name without a dot"
+    readme = (ROOT / "docs/deploy/README.md").read_text()
+    secrets = set(re.findall(r"--from-literal=(\w+)=", readme))
+    assert secrets == set(
+        re.findall(r"[A-Z][A-Z_]{5,}", (ROOT / "docs/deploy/kubernetes.yaml").read_text().split("apiVersion")[0])
+    )
+    assert secrets <= settings and not secrets & set(kinds["ConfigMap", "ppal"]["data"])
+    for name, twin in (("ppal", "ppal"), ("ppal-worker", "worker")):
+        deployment = kinds["Deployment", name]["spec"]
+        pod = deployment["template"]
+        assert deployment["selector"]["matchLabels"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        assert container["command"] == SERVICES[twin]["command"]
+        assert f"{pod['spec']['terminationGracePeriodSeconds']}s" == SERVICES[twin]["stop_grace_period"]
+        assert pod["spec"]["securityContext"]["runAsUser"] == pod["spec"]["securityContext"]["fsGroup"] == 10001
+        assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
+        assert {name for source in container["envFrom"] for name in source} == {"configMapRef", "secretRef"}
+    selected = kinds["Service", "ppal"]["spec"]["selector"]
+    assert selected == kinds["Deployment", "ppal"]["spec"]["template"]["metadata"]["labels"]
+    (service,) = kinds["Deployment", "ppal"]["spec"]["template"]["spec"]["containers"]
+    assert service["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert service["livenessProbe"]["httpGet"]["path"] == "/health"
+    (worker,) = kinds["Deployment", "ppal-worker"]["spec"]["template"]["spec"]["containers"]
+    assert ["CMD", *worker["livenessProbe"]["exec"]["command"]] == SERVICES["worker"]["healthcheck"]["test"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1

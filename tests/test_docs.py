@@ -10,7 +10,7 @@ from ppal_backend.cli import app
 from ppal_backend.settings import ProjectOptions, Settings, variables
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "model_zoo" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "model_zoo" / "README.md"])
 NOT_SETTINGS = {
     "PPAL_CONFIG",  # names the settings file
     "PPAL_DB_PASSWORD",  # of docker-compose.yml
