@@ -6,7 +6,6 @@ import logging
 import signal
 import threading
 import time
-from typing import Any
 
 from ppal_backend.engines.ray_cluster import need_ray
 from ppal_backend.errors import ArtifactsUnavailable, QueueUnavailable, StoreUnavailable
@@ -46,16 +45,12 @@ def run_worker(
     store = open_store(settings)
     heartbeat = Heartbeat(store.workers)
     supervisor = Supervisor(store, round_module)
-    synchronise: Any = None
-
-    def on_sync(project_id: int) -> None:
-        synchronise(project_id)
 
     def on_round(project_id: int) -> None:
         supervisor.run(project_id)
         jobs.sync(project_id)
 
-    jobs = open_queue(settings, on_sync, on_round)
+    jobs = open_queue(settings, lambda project_id: synchronise(project_id), on_round)
     synchronise = Synchroniser(store, settings, RemoteProjects(settings, store), jobs.run_round)
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:

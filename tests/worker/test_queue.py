@@ -167,16 +167,57 @@ def test_a_queue_beside_the_state_touches_none_of_its_tables(postgres):
     state.close()
 
 
+def cut_connections(url):
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 @pytest.mark.servers
 def test_a_queue_answers_again_after_its_connections_were_cut(postgres):
     url = new_database(postgres, "cut")
     queue = JobQueue(url)
     queue.sync(1)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'cut' AND pid <> pg_backend_pid()"
-        )
+    cut_connections(url)
     with contextlib.suppress(QueueUnavailable):
         queue.sync(2)
     queue.sync(3)
     assert 2 <= queue.pending() <= 3
+
+
+@pytest.mark.servers
+def test_a_worker_takes_jobs_again_after_its_connections_were_cut(postgres):
+    """It waits in a connection of its own, which notices nothing of a new one."""
+    url, got = new_database(postgres, "cutworker"), []
+    consumer = JobQueue(url, got.append, got.append).consumers()[0]
+    consumer.start()
+    try:
+        JobQueue(url).sync(1)
+        wait_for(lambda: got == [1])
+        cut_connections(url)
+        JobQueue(url).sync(2)
+        wait_for(lambda: got == [1, 2])
+    finally:
+        consumer.stop(graceful=True)
+
+
+@pytest.mark.servers
+def test_workers_that_open_a_new_queue_at_once_make_its_tables_once(postgres):
+    url, barrier, failed = new_database(postgres, "atonce"), threading.Barrier(6), []
+
+    def enqueue(number):
+        queue = JobQueue(url)
+        barrier.wait(30)
+        try:
+            queue.sync(number)
+        except QueueUnavailable as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=enqueue, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == [] and JobQueue(url).pending() == 6
