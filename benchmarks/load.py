@@ -30,7 +30,7 @@ from sqlalchemy import select
 from benchmarks import large_project
 from benchmarks.pacing import Caller, Latency, closed_loop, latency, open_loop
 from benchmarks.service import annotation_payload, family_mib
-from ppal_backend.datasets.ground_truth import load_truth
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.client import LabelStudioClient
@@ -105,7 +105,7 @@ class Place:
         self.key = self.store.projects.get(self.project_id).key
 
     def _project(self, folder: Path, images: int) -> int:
-        truth = load_truth(generate(folder / "data", images=images))
+        truth = read_user_coco(generate(folder / "data", images=images))
         project_id = self.server.create_project("load", label_config_of(truth.labels))
         tasks = self.server.import_images(project_id, list(truth.paths().values()))
         by_path = truth.truths_by_path()

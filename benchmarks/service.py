@@ -136,11 +136,11 @@ def train_until_killed(folder: Path) -> None:
     yield_while_waiting()
     os.nice(5)  # as a round's process
     from ppal_backend.datasets.coco import CocoDataset
-    from ppal_backend.datasets.ground_truth import load_truth
+    from ppal_backend.datasets.ground_truth import read_user_coco
     from ppal_backend.detector.training import TrainRequest, train
     from ppal_backend.synthetic.scenes import generate
 
-    dataset: CocoDataset = load_truth(generate(folder / "data", images=80)).dataset
+    dataset: CocoDataset = read_user_coco(generate(folder / "data", images=80)).dataset
     train_json = dataset.write(folder / "train.json")
     told = False
 

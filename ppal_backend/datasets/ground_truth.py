@@ -1,18 +1,67 @@
-"""Ground truth for the demo and the simulator: generated sets or the user's own COCO file, cleaned once."""
+"""Data sets whose boxes are known, as people and other tools wrote them.
+
+Images are found, sizes held against them, boxes cleaned; what is left out is counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
-from ppal_backend.datasets.coco import CleaningReport, CocoDataset, read_user_coco
+from ppal_backend.datasets.coco import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoDataset,
+    CocoFile,
+    CocoImage,
+    check_ids,
+    named_in_errors,
+)
 from ppal_backend.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = (1, 2, 3, 4)
+_SLACK_PX = 1.5  # exports round, and VOC counts from 1
 
 Box = tuple[str, float, float, float, float]
 """Label, then x, y, width, height in px of the image."""
+
+
+@dataclass(frozen=True)
+class CleaningReport:
+    """What became of a file's boxes; all but ``images``, ``annotations`` and ``clipped`` were left out.
+
+    ``turned`` counts images whose sides the file names the other way round than the picture is shown.
+    """
+
+    images: int = 0
+    annotations: int = 0
+    degenerate: int = 0
+    crowd: int = 0
+    outside: int = 0
+    clipped: int = 0
+    turned: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Annotations that were left out."""
+        return self.degenerate + self.crowd + self.outside
+
+    def __str__(self) -> str:
+        turned = f"; the sides of {self.turned} images were exchanged, as their pictures are shown" * bool(self.turned)
+        return (
+            f"{self.images} images, {self.annotations} boxes; dropped {self.degenerate} degenerate, {self.crowd} crowd "
+            f"and {self.outside} outside the image; clipped {self.clipped}{turned}"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,18 +122,130 @@ class GroundTruth:
         return replace(self, dataset=self.dataset.subset(image_ids))
 
 
-def load_truth(path: Path, images_dir: Path | None = None) -> GroundTruth:
-    """Read and clean a COCO detection file: the user's own or a generated one.
+def read_user_coco(
+    path: Path, images: Path | None = None, *, keep_crowd: bool = False, labels: Sequence[str] | None = None
+) -> GroundTruth:
+    """Read a COCO detection file that people or other tools wrote.
+
+    A relative ``file_name`` is looked for in ``images``; without that in the folder ``images`` beside the file, then in
+    the file's own folder. Backslashes separate folders, and a name that repeats the images' folder
+    (``images/a.png`` in ``images``) is found, as Label Studio and others write it. Ids are whole numbers, also when
+    they are written as text; annotations may have none.
 
     Args:
-        path: The file, or a folder that holds it; see :func:`~ppal_backend.datasets.coco.read_user_coco`.
-        images_dir: Folder of the images.
+        path: The file, or a folder that holds ``annotations.json`` or ``result.json``.
+        images: Folder of the images.
+        keep_crowd: Keep crowd regions (training and evaluation ignore them); else they are dropped.
+        labels: Read the images alone and take these classes: for pools, whose files may have no annotations.
 
     Raises:
-        DatasetError: See there.
+        DatasetError: The file cannot be read, is not COCO detection, has duplicate ids, names an unknown category or
+            image; images are missing or cannot be opened, or are of another size than the file says.
     """
-    found = read_user_coco(path, images_dir)
-    return GroundTruth(found.dataset, found.groups, found.scenes, found.report)
+    path = _file_of(Path(path))
+    if images is not None and not Path(images).is_dir():
+        raise DatasetError(f"expected a folder of images at {images}, got none; check the path")
+    file = CocoFile.read(path, strict=False, images_alone=labels is not None)
+    with named_in_errors(path):
+        if not file.images:
+            raise DatasetError("expected images, got an empty list; use another file")
+        categories = file.categories
+        if labels is not None:
+            categories = tuple(CocoCategory(number, label) for number, label in enumerate(labels, start=1))
+        check_ids(file.images, file.annotations, categories)
+        located = _locate(file.images, path, images)
+        upright, rows, turned = fit_to_pictures(located, file.annotations)
+        kept, counts = _clean(rows, upright, keep_crowd)
+        report = CleaningReport(len(upright), len(kept), **counts, turned=turned)
+        dataset = CocoDataset(tuple(upright), tuple(kept), categories)
+    if report.dropped or report.clipped or report.turned:
+        logger.warning("%s: %s", path, report)
+    details = {image.id: row for image, row in zip(file.images, file.image_rows, strict=True)}
+    return GroundTruth(
+        dataset,
+        {i: row["group"] for i, row in details.items() if isinstance(row.get("group"), int)},
+        {i: row["scene"] for i, row in details.items() if "scene" in row},
+        report,
+    )
+
+
+def fit_to_pictures(
+    images: Sequence[CocoImage], rows: Sequence[CocoAnnotation]
+) -> tuple[list[CocoImage], list[CocoAnnotation], int]:
+    """Hold sizes that a file names against the pictures as they are shown (EXIF orientation applied).
+
+    Where the sides are exchanged, the boxes tell which of the two frames they were drawn in: as shown, which is what
+    Label Studio's exports hold under the sides of the stored picture, or as stored; then they are turned too. Boxes
+    that fit both ways are taken as the other boxes of the file are, else as shown.
+
+    Args:
+        images: Images with absolute paths.
+        rows: Their annotations.
+
+    Returns:
+        The images with the sizes of the pictures, the annotations in their frame, and how many images were turned.
+
+    Raises:
+        DatasetError: A picture cannot be opened, has another size than the file says, or boxes that fit neither way.
+    """
+    seen = {image.id: shown_size(Path(image.file_name)) for image in images}
+    turned = {i.id: i for i in images if seen[i.id][:2] == (i.height, i.width) and i.width != i.height}
+    for image in images:
+        width, height, _ = seen[image.id]
+        if image.id not in turned and (image.width, image.height) != (width, height):
+            raise DatasetError(
+                f"expected image {image.id} ({Path(image.file_name).name[:80]}) of {image.width} x {image.height} px "
+                f"as the file says, got a picture of {width} x {height}; use the pictures that were annotated, or "
+                "correct width, height and boxes"
+            )
+    if not turned:
+        return list(images), list(rows), 0
+    mine = [row for row in rows if row.image_id in turned]
+    as_stored = any(not _fits(row, seen[row.image_id][0], seen[row.image_id][1]) for row in mine)
+    as_shown = any(not _fits(row, turned[row.image_id].width, turned[row.image_id].height) for row in mine)
+    if as_stored and as_shown:
+        name = Path(next(iter(turned.values())).file_name).name[:80]
+        raise DatasetError(
+            f"expected boxes inside pictures whose sides are exchanged ({name} and {len(turned) - 1} more), got some "
+            "that fit only as shown and some only as stored; correct width and height of these images"
+        )
+    sizes = {i: seen[i][:2] for i in turned}
+    upright = [replace(i, width=sizes[i.id][0], height=sizes[i.id][1]) if i.id in turned else i for i in images]
+    if not as_stored:
+        return upright, list(rows), len(turned)
+    moved = [
+        replace(row, bbox_xywh=_turned(row.bbox_xywh, turned[row.image_id], seen[row.image_id][2]))
+        if row.image_id in turned
+        else row
+        for row in rows
+    ]
+    return upright, moved, len(turned)
+
+
+def shown_size(path: Path) -> tuple[int, int, int]:
+    """Width and height in pixels of a picture as it is shown, and its EXIF orientation (1 to 8).
+
+    Raises:
+        DatasetError: It cannot be opened.
+    """
+    try:
+        with Image.open(path) as picture:
+            orientation = picture.getexif().get(_ORIENTATION, 1)
+            width, height = picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"expected a picture at {path}, got a file that cannot be opened ({error})") from None
+    turned = orientation in (5, 6, 7, 8)
+    return (height, width, orientation) if turned else (width, height, orientation if orientation in _UPRIGHT else 1)
+
+
+def need_files(dataset: CocoDataset) -> CocoDataset:
+    """The same data set, once every image file is there.
+
+    Raises:
+        DatasetError: Files are missing, or two images are one file.
+    """
+    _need_files([image.file_name for image in dataset.images])
+    return dataset
 
 
 def split(truth: GroundTruth, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, GroundTruth]:
@@ -121,3 +282,86 @@ def split(truth: GroundTruth, sizes: Mapping[str, int], *, seed: int = 0) -> dic
     if short:
         raise DatasetError(f"expected groups that fill {dict(sizes)}, got {short} images short; use other sizes")
     return {name: truth.subset(chosen) for name, chosen in parts.items()}
+
+
+def _fits(row: CocoAnnotation, width: int, height: int) -> bool:
+    x, y, w, h = row.bbox_xywh
+    inside = x >= -_SLACK_PX and y >= -_SLACK_PX and x + w <= width + _SLACK_PX and y + h <= height + _SLACK_PX
+    return inside or not all(math.isfinite(v) for v in row.bbox_xywh)
+
+
+def _turned(box: tuple[float, ...], stored: CocoImage, orientation: int) -> tuple[float, float, float, float]:
+    """A box of the stored picture in the frame in which the picture is shown."""
+    x, y, w, h = box
+    right, below = stored.width - x - w, stored.height - y - h
+    places = {5: (y, x), 6: (below, x), 7: (below, right), 8: (y, right)}
+    return (*places.get(orientation, (y, x)), h, w)
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    names = ("annotations.json", "result.json")
+    return next((path / name for name in names if (path / name).is_file()), path / names[0])
+
+
+def _locate(images: Sequence[CocoImage], path: Path, folder: Path | None) -> list[CocoImage]:
+    """The images with absolute file names."""
+    here = path.parent.resolve()
+    beside = here / "images"
+    roots = [Path(folder).resolve()] if folder is not None else [*([beside] if beside.is_dir() else []), here]
+    names = [str(_find(image.file_name, roots)) for image in images]
+    _need_files(names)
+    return [replace(image, file_name=name) for image, name in zip(images, names, strict=True)]
+
+
+def _find(name: str, roots: Sequence[Path]) -> Path:
+    plain = PurePosixPath(name.replace("\\", "/"))
+    for root in roots:
+        ways = [root / plain]
+        if len(plain.parts) > 1 and plain.parts[0] == root.name:
+            ways.append(root / PurePosixPath(*plain.parts[1:]))
+        for way in (*ways, root / name):
+            if way.is_file():
+                return way
+    return roots[0] / plain
+
+
+def _need_files(names: Sequence[str]) -> None:
+    gone = [name for name in names if not Path(name).is_file()]
+    if gone:
+        raise DatasetError(
+            f"expected {len(names)} image files, got {len(gone)} missing, such as {gone[:3]}; pass their folder or "
+            "remove them from the file"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DatasetError(f"expected every image file once, got {twice[:3]} again; remove the second entry")
+
+
+def _clean(
+    rows: Sequence[CocoAnnotation], images: Sequence[CocoImage], keep_crowd: bool
+) -> tuple[list[CocoAnnotation], dict[str, int]]:
+    sides = {image.id: (image.width, image.height) for image in images}
+    counts = {"degenerate": 0, "crowd": 0, "outside": 0, "clipped": 0}
+    kept: list[CocoAnnotation] = []
+    for row in rows:
+        verdict, box = ("crowd", None) if row.iscrowd and not keep_crowd else _clip(row, *sides[row.image_id])
+        if verdict:
+            counts[verdict] += 1
+        if box is not None:
+            kept.append(replace(row, bbox_xywh=box))
+    return kept, counts
+
+
+def _clip(row: CocoAnnotation, width: int, height: int) -> tuple[str, tuple[float, float, float, float] | None]:
+    """What is wrong with a box ("" for nothing) and the box inside its image, or None when it is dropped."""
+    x, y, w, h = row.bbox_xywh
+    if not all(math.isfinite(value) for value in row.bbox_xywh) or w <= 0 or h <= 0:
+        return "degenerate", None
+    left, top, right, bottom = max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h)
+    if right <= left or bottom <= top:
+        return "outside", None
+    if (left, top, right, bottom) == (x, y, x + w, y + h):
+        return "", row.bbox_xywh
+    return "clipped", (left, top, right - left, bottom - top)

@@ -10,7 +10,8 @@ from xml.etree.ElementTree import Element
 
 from defusedxml import DefusedXmlException, ElementTree
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, fit_to_pictures, need_files
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.ground_truth import fit_to_pictures, need_files
 from ppal_backend.errors import DatasetError
 
 LABELS = (

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ppal_backend.datasets.ground_truth import GroundTruth, load_truth, split
+from ppal_backend.datasets.ground_truth import GroundTruth, read_user_coco, split
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.errors import DatasetError
 from ppal_backend.files import write_json
@@ -127,7 +127,7 @@ def _data(options: DemoOptions, out: Path, console: Console) -> tuple[GroundTrut
     """The data to label, and a COCO file of the test images; None where there are too few to set some aside."""
     needed = options.budget * options.rounds + PICKS_SHOWN
     if options.coco is not None:
-        truth = load_truth(options.coco, options.images_dir)
+        truth = read_user_coco(options.coco, options.images_dir)
         console.print(f"your data: {truth.report}")
         count = len(truth.dataset.images)
         testing = min(options.test_images, count // 5, count - needed)
@@ -135,7 +135,7 @@ def _data(options: DemoOptions, out: Path, console: Console) -> tuple[GroundTrut
         count, testing = options.images + options.test_images, options.test_images
         with _told(console, "generating images") as told:
             path = generate(out / "data", count, options.seed, on_progress=lambda done, n: told(f"{done} of {n}"))
-        truth = load_truth(path)
+        truth = read_user_coco(path)
     if count < needed:
         raise DatasetError(f"expected at least {needed} images for the demo, got {count}; add some")
     if testing < FEWEST_TESTED:

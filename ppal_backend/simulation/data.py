@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.datasets.coco import CocoDataset, read_user_coco
-from ppal_backend.datasets.ground_truth import load_truth
+from ppal_backend.datasets.coco import CocoDataset
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.datasets.voc import LABELS, read_voc
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.files import read_json, write_json
@@ -206,7 +206,7 @@ class DataSource:
             path = generate(
                 folder, images=size, seed=seed, glyphs=self.family, burst_share=share, on_progress=report
             )  # fmt: skip
-            parts.append((load_truth(path), str((read_manifest(folder) or {}).get("sha256", ""))))
+            parts.append((read_user_coco(path), str((read_manifest(folder) or {}).get("sha256", ""))))
         (pool, _), (test, _) = parts
         checksum = hashlib.sha256("".join(digest for _, digest in parts).encode()).hexdigest()
         if self.sha256 and checksum != self.sha256:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.datasets.coco import CocoCategory, CocoDataset, read_user_coco
+from ppal_backend.datasets.coco import CocoCategory, CocoDataset
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import DatasetError

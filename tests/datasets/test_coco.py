@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, read_user_coco
+from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.errors import DatasetError
 
 

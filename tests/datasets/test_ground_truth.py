@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from ppal_backend.datasets.ground_truth import load_truth, split
+from ppal_backend.datasets.ground_truth import read_user_coco, split
 from ppal_backend.errors import DatasetError
 from ppal_backend.synthetic.scenes import generate
 
@@ -36,7 +36,7 @@ def box(image_id, bbox, **more):
 
 
 def test_a_good_file_is_read_whole(tmp_path):
-    truth = load_truth(write(tmp_path))
+    truth = read_user_coco(write(tmp_path))
     assert truth.labels == ("cat", "dog")
     assert truth.truths()[1].boxes == (("cat", 2, 3, 10, 5),)
     assert truth.truths()[2].boxes == (("dog", 0, 0, 40, 30),)
@@ -45,7 +45,7 @@ def test_a_good_file_is_read_whole(tmp_path):
 
 
 def test_truth_by_path_joins_size_and_boxes(tmp_path):
-    truth = load_truth(write(tmp_path)).truths_by_path()[(tmp_path / "images" / "b.jpg").resolve()]
+    truth = read_user_coco(write(tmp_path)).truths_by_path()[(tmp_path / "images" / "b.jpg").resolve()]
     assert (truth.width, truth.height, truth.boxes) == (40, 30, (("dog", 0, 0, 40, 30),))
 
 
@@ -60,7 +60,7 @@ def test_bad_boxes_are_dropped_and_counted(tmp_path):
         box(1, [1, 1, 5, 5], iscrowd=1),
         box(1, [35, 25, 10, 10]),
     ]
-    truth = load_truth(write(tmp_path, annotations=rows))
+    truth = read_user_coco(write(tmp_path, annotations=rows))
     report = truth.report
     assert (report.degenerate, report.outside, report.crowd, report.clipped) == (4, 1, 1, 1)
     assert truth.truths()[1].boxes == (("cat", 1, 1, 5, 5), ("cat", 35, 25, 5, 5))
@@ -71,9 +71,9 @@ def test_bad_boxes_are_dropped_and_counted(tmp_path):
 def test_images_may_lie_elsewhere(tmp_path):
     path = write(tmp_path)
     (tmp_path / "images").rename(tmp_path / "photos")
-    assert len(load_truth(path, tmp_path / "photos").paths()) == 2
+    assert len(read_user_coco(path, tmp_path / "photos").paths()) == 2
     with pytest.raises(DatasetError, match=r"2 missing, such as .*a\.jpg"):
-        load_truth(path)
+        read_user_coco(path)
 
 
 @pytest.mark.parametrize(
@@ -96,26 +96,26 @@ def test_images_may_lie_elsewhere(tmp_path):
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, changes, reason):
     with pytest.raises(DatasetError, match=reason):
-        load_truth(write(tmp_path, **changes))
+        read_user_coco(write(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00\x01"])
 def test_files_that_are_not_coco(tmp_path, content):
     (tmp_path / "coco.json").write_text(content)
     with pytest.raises(DatasetError, match="expected"):
-        load_truth(tmp_path / "coco.json")
+        read_user_coco(tmp_path / "coco.json")
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(DatasetError, match="check the path"):
-        load_truth(tmp_path / "coco.json")
+        read_user_coco(tmp_path / "coco.json")
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     out = tmp_path_factory.mktemp("truth") / "demo"
     generate(out, 150, 3, size=48)
-    return load_truth(out)
+    return read_user_coco(out)
 
 
 def test_a_generated_set_is_clean_and_keeps_groups(generated):
@@ -152,4 +152,4 @@ def test_groups_that_do_not_fit_are_told(tmp_path):
     path = tmp_path / "coco.json"
     path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
     with pytest.raises(DatasetError, match="short"):
-        split(load_truth(path), {"pool": 5, "test": 3})
+        split(read_user_coco(path), {"pool": 5, "test": 3})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.datasets.ground_truth import load_truth
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.rig.backend import Backend
@@ -28,7 +28,7 @@ def backend(label_studio, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def truth(tmp_path_factory):
-    return load_truth(generate(tmp_path_factory.mktemp("data") / "set", images=IMAGES, seed=3))
+    return read_user_coco(generate(tmp_path_factory.mktemp("data") / "set", images=IMAGES, seed=3))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from ppal_backend.datasets.ground_truth import load_truth
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.demo.annotator import ScriptedAnnotator
 from ppal_backend.errors import LabelStudioAuthError, LabelStudioUnavailable
 from ppal_backend.rig import label_studio_server
@@ -203,7 +203,7 @@ CONFIG = (
 def truth(tmp_path_factory):
     out = tmp_path_factory.mktemp("images") / "demo"
     generate(out, 40, 5, size=64)
-    return load_truth(out)
+    return read_user_coco(out)
 
 
 @pytest.fixture(scope="module")

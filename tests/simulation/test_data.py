@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ppal_backend.datasets.coco import read_user_coco
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.datasets.voc import LABELS, read_voc
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import DatasetError, SettingsError

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from ppal_backend.datasets.ground_truth import load_truth
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.demo.run import label_config_of
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import ModelConnection, connect_backend
@@ -78,7 +78,7 @@ class Site:
         self._thread.start()
         wait_for(lambda: len(self.group.processes) == 3 and self.is_up(), "the service answers", 600)
         self.truths, self._deleted = {}, {}
-        truth = load_truth(generate(out / "data", images=images, seed=seed))
+        truth = read_user_coco(generate(out / "data", images=images, seed=seed))
         self.projects = [self._project(f"soak {n}", truth) for n in (1, 2)]
 
     def _redis(self) -> RedisServer | None:
