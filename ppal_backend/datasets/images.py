@@ -18,6 +18,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ppal_backend.errors import ImageError
+from ppal_backend.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class ImageCache:
         try:
             note = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
             path = stem.with_suffix(_suffix(note["suffix"]))
-            if path.stat().st_size != note["bytes"] or _sha256(path) != note["sha256"]:
+            if path.stat().st_size != note["bytes"] or sha256_of(path) != note["sha256"]:
                 logger.warning("task %d: the cached image is damaged, fetching it again", task_id)
                 return None
             os.utime(stem.with_suffix(".json"))  # so that prune_images knows what was used last
@@ -130,7 +131,7 @@ class ImageCache:
             suffix, width, height = self._verify(task_id, part, converted)
             source = part if suffix is not None else converted
             path = stem.with_suffix(suffix or ".png")
-            note = {"suffix": path.suffix, "bytes": source.stat().st_size, "sha256": _sha256(source)}
+            note = {"suffix": path.suffix, "bytes": source.stat().st_size, "sha256": sha256_of(source)}
             note |= {"width": width, "height": height}
             source.replace(path)
         with _temporary(stem) as part:
@@ -275,11 +276,6 @@ def _suffix(value: object) -> str:
     if value not in (".jpg", ".png"):
         raise ValueError("unknown suffix")
     return str(value)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

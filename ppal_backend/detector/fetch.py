@@ -6,7 +6,6 @@ A download that was cut off stays beside its target as ``NAME.part`` and goes on
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import logging
 import urllib.error
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from ppal_backend.detector.zoo import Weights, ZooEntry
 from ppal_backend.errors import WeightsUnavailable
+from ppal_backend.files import sha256_of
 from ppal_backend.structures.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,8 @@ def _weights_of(entry: ZooEntry) -> Weights:
     return entry.weights
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _verify(weights: Weights, path: Path, name: str) -> None:
-    if weights.sha256 and not (actual := _digest(path)).startswith(weights.sha256):
+    if weights.sha256 and not (actual := sha256_of(path)).startswith(weights.sha256):
         remedy = f"download {weights.url} again" if weights.url else "restore the file"
         raise WeightsUnavailable(
             f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"

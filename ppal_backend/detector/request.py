@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppal_backend.detector.semi_data import digest_of_names
 from ppal_backend.detector.visual import TRACKERS
+from ppal_backend.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class TrainRequest:
         return {
             "detector": self.detector,
             "classes": list(self.classes),
-            "train_sha256": _sha256(self.train_json),
+            "train_sha256": sha256_of(self.train_json),
             "seed": self.seed,
             "init_weights": None if self.init_weights is None else str(self.init_weights),
             "max_iterations": self.max_iterations,
             "difficulty": [self.xi, self.momentum, self.absent] if self.difficulty else None,
             **({"unlabelled_sha256": digest_of_names(self.unlabelled)} if self.unlabelled else {}),
-            **({"val_sha256": _sha256(self.val_json), "patience": self.patience} if self.val_json else {}),
+            **({"val_sha256": sha256_of(self.val_json), "patience": self.patience} if self.val_json else {}),
         }
 
 
@@ -113,7 +113,3 @@ class TrainResult:
     seconds: float
     best_step: int | None = None
     best_map: float | None = None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

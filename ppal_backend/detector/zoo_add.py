@@ -6,7 +6,6 @@ Label Studio, name a detector that is there and never a file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -30,7 +29,7 @@ from ppal_backend.detector.tracers import find_tracer
 from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
 from ppal_backend.detector.zoo import ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
 from ppal_backend.errors import DetectorError, UnsupportedHead
-from ppal_backend.files import atomic_file
+from ppal_backend.files import atomic_file, sha256_of
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # what a project may name
 _RECIPE_OF = "retinanet_r50_fpn"  # its schedule is the paper's
@@ -242,7 +241,7 @@ def _table(entry: ZooEntry, family: str, weights: Path | None, file: Path) -> st
         described = {
             "kind": _kind(load_checkpoint(file)["state_dict"]),
             "path": f"{entry.name}/{file.name}",
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": sha256_of(file),
             "licence": "your own",
             "source": str(weights.resolve()),
         }

@@ -10,9 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ppal_backend.datasets.agreement import agreement_of
 from ppal_backend.datasets.images import ImageCache, ImageInfo
-from ppal_backend.datasets.label_studio_json import ConversionReport, annotations_to_coco, choose_annotation
+from ppal_backend.datasets.label_studio_json import (
+    ConversionReport,
+    agreement_of,
+    annotations_to_coco,
+    choose_annotation,
+)
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
 from ppal_backend.label_studio.client import LabelStudioClient, read_export

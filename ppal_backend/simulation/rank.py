@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import DatasetError
-from ppal_backend.files import atomic_file, read_json, write_json
+from ppal_backend.files import atomic_file, read_json, sha256_of, write_json
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Engine, PoolEntry, Ports, PreparedData
 from ppal_backend.rounds.run import run_round
@@ -102,7 +101,14 @@ def rank(
     )
     source = _source(options, model)
     spec = _spec(options, variant, model)
-    _claim(work, {"spec": spec.as_dict(), "images": [e.image_id for e in source.pool], "model": _digest(options)})
+    _claim(
+        work,
+        {
+            "spec": spec.as_dict(),
+            "images": [e.image_id for e in source.pool],
+            "model": sha256_of(Path(options.checkpoint)),
+        },
+    )
     engine = engine_of(zoo) if engine_of else LocalEngine(zoo, settings.threads)
     folder = RoundFolder(work)
     run_round(spec, folder, Ports(source, engine, Discard(), _Silent(on_progress)))
@@ -191,14 +197,6 @@ def _spec(options: RankOptions, variant: Variant, model: ModelRef) -> RoundSpec:
         strategy_options=settings,
         look_at_labelled=variant.looks_at_labelled and options.labelled is not None,
     )
-
-
-def _digest(options: RankOptions) -> str:
-    digest = hashlib.sha256()
-    with Path(options.checkpoint).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _claim(work: Path, request: Mapping[str, Any]) -> None:

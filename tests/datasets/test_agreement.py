@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.datasets.agreement import agreement_of
+from ppal_backend.datasets.label_studio_json import agreement_of
 
 V1, V2 = "ppal-r1-aaa", "ppal-r2-bbb"
 

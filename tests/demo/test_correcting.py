@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.datasets.agreement import agreement_of
+from ppal_backend.datasets.label_studio_json import agreement_of
 from ppal_backend.demo.annotator import corrected, overlap
 
 

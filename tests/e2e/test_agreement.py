@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppal_backend.datasets.agreement import agreement_of
+from ppal_backend.datasets.label_studio_json import agreement_of
 from ppal_backend.label_studio.client import read_export
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
