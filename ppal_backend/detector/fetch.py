@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress
     part = target.with_name(target.name + ".part")
     logger.info("downloading the initial weights of %s from %s", name, weights.url)
     try:
-        with _alone(part) as stream:
+        with _locked(part) as stream:
             if target.is_file():  # another process had it ready while this one waited
                 return
             _fill(stream, str(weights.url), on_progress)
@@ -112,8 +113,6 @@ def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress
                 raise
             part.replace(target)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        if part.is_file() and not part.stat().st_size:
-            part.unlink()
         raise WeightsUnavailable(
             f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); try again, or "
             f"download that file where there is a network and put it at {target}, or {RANDOM}"
@@ -121,11 +120,31 @@ def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[IO[bytes]]:
-    """The unfinished file, open at its end, once no other process writes to it."""
-    with part.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream
+def _locked(part: Path) -> Iterator[IO[bytes]]:
+    """The unfinished file, open at its end, once no other process writes to it.
+
+    Whoever had it before may have finished it or removed it, so that its name is free or another file's: then it is
+    opened anew. It is removed only while it is locked, and when it stayed empty.
+    """
+    while True:
+        with part.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if not _is_file_of(stream, part):
+                continue
+            try:
+                yield stream
+            finally:
+                stream.flush()
+                if _is_file_of(stream, part) and not part.stat().st_size:
+                    part.unlink()
+            return
+
+
+def _is_file_of(stream: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _fill(stream: IO[bytes], url: str, on_progress: OnProgress | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +27,11 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str | None] = []
+        self.refused_once = threading.Event()
+        self.refused_once.set()
+        self.may_refuse, self.may_answer = threading.Event(), threading.Event()
+        self.may_refuse.set()
+        self.may_answer.set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,6 +40,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
+        if not self.server.refused_once.is_set():
+            self.server.refused_once.set()
+            assert self.server.may_refuse.wait(10)
+            self.send_error(503)
+            return
+        assert self.server.may_answer.wait(10)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.ranges else 0
         if start > len(CONTENT):
             self.send_error(416)
@@ -107,6 +119,38 @@ def test_several_at_once_download_once(server: Server, tmp_path: Path) -> None:
         thread.join()
     assert [path.read_bytes() for path in found] == [CONTENT] * 4
     assert server.asked == [None]
+
+
+def test_one_that_fails_leaves_the_file_of_the_next_alone(server: Server, tmp_path: Path) -> None:
+    for event in (server.refused_once, server.may_refuse, server.may_answer):
+        event.clear()
+    said: dict[str, object] = {}
+
+    def ask(name: str) -> None:
+        try:
+            said[name] = weights_file(entry(server), tmp_path).read_bytes()
+        except WeightsUnavailable as error:
+            said[name] = str(error)
+
+    first, second = (threading.Thread(target=ask, args=(name,)) for name in ("first", "second"))
+    first.start()
+    assert server.refused_once.wait(10)
+    second.start()
+    time.sleep(0.2)  # it waits for the unfinished file of the first
+    server.may_refuse.set()
+    first.join(10)  # and here the second one has begun, with nothing received yet
+    server.may_answer.set()
+    second.join(10)
+    assert "503" in str(said["first"])
+    assert said["second"] == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
+
+
+def test_an_address_that_answers_nothing_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    server.refused_once.clear()
+    with pytest.raises(WeightsUnavailable, match="503"):
+        weights_file(entry(server), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_a_file_lies(server: Server, tmp_path: Path) -> None:
