@@ -154,12 +154,7 @@ def read_user_coco(
             categories = tuple(CocoCategory(number, label) for number, label in enumerate(labels, start=1))
         check_ids(file.images, file.annotations, categories)
         located = _locate(file.images, path, images)
-        upright, rows, turned = fit_to_pictures(located, file.annotations)
-        kept, counts = _clean(rows, upright, keep_crowd)
-        report = CleaningReport(len(upright), len(kept), **counts, turned=turned)
-        dataset = CocoDataset(tuple(upright), tuple(kept), categories)
-    if report.dropped or report.clipped or report.turned:
-        logger.warning("%s: %s", path, report)
+        dataset, report = clean(located, file.annotations, categories, str(path), keep_crowd=keep_crowd)
     details = {image.id: row for image, row in zip(file.images, file.image_rows, strict=True)}
     return GroundTruth(
         dataset,
@@ -167,6 +162,34 @@ def read_user_coco(
         {i: row["scene"] for i, row in details.items() if "scene" in row},
         report,
     )
+
+
+def clean(
+    images: Sequence[CocoImage],
+    rows: Sequence[CocoAnnotation],
+    categories: Sequence[CocoCategory],
+    source: str,
+    *,
+    keep_crowd: bool = False,
+) -> tuple[CocoDataset, CleaningReport]:
+    """Hold images against their pictures and clean their boxes; what changes is counted, and logged.
+
+    Args:
+        images: With absolute paths and the sizes that were written down.
+        rows: Their annotations.
+        categories: Classes.
+        source: Name of the data in the log.
+        keep_crowd: Keep crowd regions; else they are dropped.
+
+    Raises:
+        DatasetError: See :func:`fit_to_pictures`.
+    """
+    upright, turned_rows, turned = fit_to_pictures(images, rows)
+    kept, counts = _clean(turned_rows, upright, keep_crowd)
+    report = CleaningReport(len(upright), len(kept), **counts, turned=turned)
+    if report.dropped or report.clipped or report.turned:
+        logger.warning("%s: %s", source, report)
+    return CocoDataset(tuple(upright), tuple(kept), tuple(categories)), report
 
 
 def fit_to_pictures(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from defusedxml import DefusedXmlException, ElementTree
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
-from ppal_backend.datasets.ground_truth import fit_to_pictures, need_files
+from ppal_backend.datasets.ground_truth import clean, need_files
 from ppal_backend.errors import DatasetError
 
 LABELS = (
@@ -64,16 +63,7 @@ def read_voc(root: Path, splits: Sequence[tuple[str, str]], labels: Sequence[str
                 annotations.append(CocoAnnotation(number, image.id, category_ids[label], box, int(difficult)))
     categories = tuple(CocoCategory(number, label) for label, number in category_ids.items())
     need_files(CocoDataset(tuple(images), (), categories))
-    upright, rows, _ = fit_to_pictures(images, annotations)
-    sides = {image.id: (float(image.width), float(image.height)) for image in upright}
-    return CocoDataset(tuple(upright), tuple(_clipped(row, *sides[row.image_id]) for row in rows), categories)
-
-
-def _clipped(row: CocoAnnotation, width: float, height: float) -> CocoAnnotation:
-    x, y, w, h = row.bbox_xywh
-    left, top = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-    box = (left, top, max(1.0, min(x + w, width) - left), max(1.0, min(y + h, height) - top))
-    return row if box == row.bbox_xywh else replace(row, bbox_xywh=box)
+    return clean(images, annotations, categories, str(folder), keep_crowd=True)[0]
 
 
 Box = tuple[str, tuple[float, float, float, float], bool]
@@ -113,10 +103,10 @@ def _read_image(folder: Path, stem: str, number: int, category_ids: dict[str, in
     return CocoImage(number, str(picture.resolve()), width, height), boxes
 
 
-def _picture(folder: Path, stem: str, told: str) -> Path:
+def _picture(folder: Path, stem: str, file_name: str) -> Path:
     """The image of an annotation: of the same name and any usual suffix, else as the annotation's ``filename``."""
     names = [f"{stem}{suffix}" for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")]
-    names += [Path(told.replace("\\", "/")).name] if told else []
+    names += [Path(file_name.replace("\\", "/")).name] if file_name else []
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
@@ -137,5 +127,5 @@ def _number(root: Element, name: str, path: Path) -> float:
     except ValueError:
         value = float("nan")
     if value != value:
-        raise DatasetError(f"{path}: expected a number in {name}, got {text!r}; mend the file")
+        raise DatasetError(f"{path}: expected a number in {name}, got {text!r}; correct the file")
     return value

@@ -137,7 +137,7 @@ class DataSource:
         test_size: Of ``emoji``.
         seed: Of ``emoji``.
         burst_share: Of ``emoji``: share of the pool's images in bursts of near-duplicates; None for the family's own.
-        sha256: Expected checksum of the generated files; a difference is logged and told in the report.
+        sha256: Expected checksum of the generated files; a difference is logged and named in the report.
     """
 
     format: str = "coco"

@@ -147,10 +147,10 @@ class Plan:
             if name not in ("seeds", "variants", "title") and getattr(earlier, name) != value
         ]
         if different:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{name} {getattr(earlier, name)!r} there, {getattr(self, name)!r} now" for name in different
             )
-            raise StateError(f"the folder holds another simulation ({told}); use a folder of its own")
+            raise StateError(f"the folder holds another simulation ({listed}); use a folder of its own")
         mine = {variant.name for variant in self.variants}
         return replace(
             self,

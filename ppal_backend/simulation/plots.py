@@ -175,8 +175,8 @@ def _retrieval_points(results: Results, figure: Figure) -> bool:
         scaled = (points[:, 0] - low) / max(high - low, 1e-12)
         axes.scatter(scaled, points[:, 1], s=8, alpha=0.5, color=COLOURS[0], lw=0)
         rho = found[name]["spearman"]
-        told = "" if rho is None else f", rank correlation {rho:.2f}"
-        axes.set(title=f"{title}: Jaccard {found[name]['jaccard']:.3f}{told}", xlabel="mean similarity, scaled")
+        correlation = "" if rho is None else f", rank correlation {rho:.2f}"
+        axes.set(title=f"{title}: Jaccard {found[name]['jaccard']:.3f}{correlation}", xlabel="mean similarity, scaled")
     panels[0].set_ylabel("mean Jaccard of the true classes")
     return True
 

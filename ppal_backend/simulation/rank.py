@@ -228,5 +228,5 @@ def _write(folder: RoundFolder, pool: Sequence[PoolEntry], labels: Sequence[str]
         writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            told = " ".join(f"{c['label']}:{c['contribution']:.3f}" for c in row.get("classes", ()))
-            writer.writerow({**row, "classes": told, "chosen": int(row["chosen"])})
+            shares = " ".join(f"{c['label']}:{c['contribution']:.3f}" for c in row.get("classes", ()))
+            writer.writerow({**row, "classes": shares, "chosen": int(row["chosen"])})

@@ -94,7 +94,7 @@ def simulate(
     console = console or Console(quiet=True)
     with locked(out / ".lock", f"another simulation is running in {out}; wait for it or stop it"):
         plan = prepare(options, out, console)
-        _tell(plan, console)
+        _announce(plan, console)
         try:
             with Board(out, plan, console):
                 run_tasks(
@@ -183,7 +183,7 @@ def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:
     benchmark.write(folder)
 
 
-def _tell(plan: Plan, console: Console) -> None:
+def _announce(plan: Plan, console: Console) -> None:
     names = ", ".join(variant.name for variant in plan.variants)
     console.print(
         f"[bold]{plan.title}[/]\n{plan.detector}; pool of {plan.pool_images} images, start {plan.start}, "

@@ -113,8 +113,8 @@ def run_tasks(
                 "from here (with fewer --jobs)"
             ) from None
     if failures:
-        told = "; ".join(f"{key}: {reason}" for key, reason in failures.items())
-        raise StateError(f"{len(failures)} of {len(tasks)} parts of the simulation failed ({told})")
+        reasons = "; ".join(f"{key}: {reason}" for key, reason in failures.items())
+        raise StateError(f"{len(failures)} of {len(tasks)} parts of the simulation failed ({reasons})")
     if not keep:
         for seed in plan.seeds:
             for name in {v.first_model for v in plan.variants}:
@@ -180,11 +180,11 @@ def run_task(
 def _explain(error: OSError, root: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for {root}; free some and give the same command again, finished rounds are kept"
-    return f"{error}; give the same command again once that is mended, finished rounds are kept"
+    return f"{error}; give the same command again once that is repaired, finished rounds are kept"
 
 
 class _Process:
-    """What a process of the pool was told when it started."""
+    """What a process of the pool got when it started."""
 
     def __init__(self) -> None:
         self.stop: Any = None

@@ -100,6 +100,18 @@ def test_swapped_corners_are_a_box(tmp_path):
     assert [row.bbox_xywh for row in found.annotations] == [(2.0, 1.0, 7.0, 7.0)]
 
 
+def test_a_box_outside_the_picture_is_left_out_and_told_as_in_coco(tmp_path, caplog):
+    """It was moved to the border, as a box of one pixel."""
+    splits = own_voc(tmp_path, ["a", "b"])
+    for name, corners in (("a", (31, 2, 39, 8)), ("b", (15, 2, 25, 8))):
+        path = tmp_path / "VOC2024" / "Annotations" / f"{name}.xml"
+        box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+        path.write_text(path.read_text().replace(SWAPPED, f"<bndbox>{box}</bndbox>"))
+    found = read_voc(tmp_path, splits, ("crab",))
+    assert [(row.image_id, row.bbox_xywh) for row in found.annotations] == [(2, (14.0, 1.0, 6.0, 7.0))]
+    assert "2 images, 1 boxes; dropped 0 degenerate, 0 crowd and 1 outside the image; clipped 1" in caplog.text
+
+
 def test_the_size_in_voc_xml_is_held_against_the_picture(tmp_path):
     with pytest.raises(DatasetError, match="of 40 x 10 px as the file says, got a picture of 20 x 10"):
         read_voc(tmp_path, own_voc(tmp_path, ["a"], size=(40, 10)), ("crab",))
