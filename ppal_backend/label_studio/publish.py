@@ -297,10 +297,7 @@ class _Publish:
         if active:
             self._abandon(version, clear=False)
             return None
-        if step == "importing":
-            stored = self._settled_count(version)
-        else:
-            stored = self.client.model_version_counts(self.project_id).get(version, 0)
+        stored = self._settled_count(version) if step == "importing" else self._stored(version)
         if same and stored == self.expected:
             return version
         self._abandon(version)
@@ -322,8 +319,9 @@ class _Publish:
             self._report_state("importing", version)
             problem: LabelStudioError | None = None
             try:
-                self._send(version)
-                stored = self.client.model_version_counts(self.project_id).get(version, 0)
+                for body in self._bodies(version):
+                    self.client.import_predictions(self.project_id, body)
+                stored = self._stored(version)
             except LabelStudioUnavailable as error:
                 stored, problem = self._settled_count(version), error
             except Rejected as error:
@@ -342,11 +340,9 @@ class _Publish:
     def _failure(self, version: str, stored: int, problem: LabelStudioError | None) -> LabelStudioError:
         if isinstance(problem, LabelStudioUnavailable):
             return problem
-        why = (
-            f"it answered: {problem}"
-            if problem
-            else ("it drops predictions whose label, control or numbers the labeling config does not allow")
-        )
+        why = "it drops predictions whose label, control or numbers the labeling config does not allow"
+        if problem:
+            why = f"it answered: {problem}"
         return PublishError(
             f"expected Label Studio to store {self.expected} predictions, got {stored}; {why}. The queue is as it was "
             "before; check whether the labeling config changed during the round, then run another round"
@@ -355,10 +351,6 @@ class _Publish:
     def _fresh_version(self) -> str:
         base = self.name if self.name.startswith(PREFIX) else PREFIX + self.name
         return f"{base[:100]}-{secrets.token_hex(3)}"
-
-    def _send(self, version: str) -> None:
-        for body in self._bodies(version):
-            self.client.import_predictions(self.project_id, body)
 
     def _bodies(self, version: str) -> Iterator[bytes]:
         """Yield JSON lists, as few as fit the limit: each request costs Label Studio a count of all tasks."""
@@ -376,12 +368,15 @@ class _Publish:
             size += len(part) + 1
         yield b"[" + b",".join(parts) + b"]"
 
+    def _stored(self, version: str) -> int:
+        return self.client.model_version_counts(self.project_id).get(version, 0)
+
     def _settled_count(self, version: str) -> int:
         """Return a version's stored count once it is the expected one or has stood still for a while."""
         patience_s = self.settle_s if self.settle_s is not None else 10.0 + self.expected / 500
         count, still_s = -1, 0.0
         while True:
-            now = self.client.model_version_counts(self.project_id).get(version, 0)
+            now = self._stored(version)
             still_s = still_s + _POLL_S if now == count else 0.0
             count = now
             if count == self.expected or still_s >= patience_s:
