@@ -123,7 +123,7 @@ def _model_version(
             check, "no round is complete yet", "ppal status says how far it is; tasks come unordered until then"
         )
     problem = version_problem(record.id, shown, active.version, [row.get("title") for row in connections])
-    return from_problem(check, problem) if problem else ok(check, shown)
+    return from_problem(check, problem) if problem else ok(check, active.version)
 
 
 def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:

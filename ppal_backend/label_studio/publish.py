@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 SAMPLING = "Uncertainty sampling"
 PREFIX = "ppal-"
 MAX_BODY_BYTES = 200 * 1024 * 1024
+EMPTY = "-empty"
+"""End of the name of a version that ranks nothing: Label Studio holds no prediction of it."""
 READABLE_POSITIONS = 998
 """Tasks whose score reads as their position in the queue."""
 _POLL_S = 2.0
@@ -90,7 +92,7 @@ class LabelStudioPublisher:
         )
         if result.version is not None:
             keep_queue_tab(self._client, spec.project_id)
-        return result.version or f"{PREFIX}p{spec.project_id}-r{spec.number}-empty"
+        return result.version or f"{PREFIX}p{spec.project_id}-r{spec.number}{EMPTY}"
 
 
 def _items(
@@ -436,7 +438,7 @@ def version_problem(project_id: int, shown: object, active: str, titles: Iterabl
         titles: Titles of the project's model connections; such a version is the live model.
     """
     again = f"run ppal round {project_id} --rank, which publishes the queue again"
-    if shown == active:
+    if shown == active or active.endswith(EMPTY):
         return ""
     if not shown:
         return (

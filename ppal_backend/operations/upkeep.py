@@ -15,21 +15,19 @@ from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import check_webhook, model_connections
-from ppal_backend.label_studio.publish import SAMPLING, sampling_problem, version_problem
+from ppal_backend.label_studio.publish import EMPTY, SAMPLING, sampling_problem, version_problem
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, ProjectRecord, Store
 
 log = logging.getLogger(__name__)
 
-EMPTY = "-empty"
-"""End of the name of a version that ranks nothing and is in no Label Studio."""
 FIRST_TASKS = 20
 FRONT = 3 * FIRST_TASKS
 LEAST_QUEUE = 4 * FRONT
 _ONCE, _LEFT = 1, 2
 
 
-def check(
+def check_project(
     settings: Settings, store: Store, client: LabelStudioClient, project_id: int, token: str | None
 ) -> dict[str, str]:
     """Look at a project in Label Studio and set right what is ours.
@@ -62,7 +60,7 @@ def check(
 def keep_webhook(
     settings: Settings, store: Store, client: LabelStudioClient, project: ProjectRecord, token: str | None
 ) -> dict[str, str]:
-    """See that the project's events come here: as :func:`check`, for the topic ``webhook``."""
+    """See that the project's events come here: as :func:`check_project`, for the topic ``webhook``."""
     times = project.repairs.get("webhook", 0)
     user = settings.basic_auth_user
     problem, undone = check_webhook(client, project.id, settings.public_url, token, user, restore=times < _ONCE)
@@ -97,20 +95,23 @@ def _keep_queue(
     if shown.get("model_version") not in (active.version, "", None):
         titles = [row.get("title") for row in model_connections(client, project.id)]
     version = version_problem(project.id, shown.get("model_version"), active.version, titles)
-    ours = _is_ours(shown.get("model_version"), store, project.id, titles)
+    chosen = _is_chosen(shown.get("model_version"), store, project.id, titles)
     texts = [
         _repair(settings, store, client, project.id, "sampling", {"sampling": SAMPLING}, sampling, True),
         _repair(
             settings, store, client, project.id, f"model_version {active.version}",
-            {"model_version": active.version}, version, ours,
+            {"model_version": active.version}, version, not chosen,
         ),
     ]  # fmt: skip
     return {"queue": ". Also: ".join(text for text in texts if text)}
 
 
-def _is_ours(shown: object, store: Store, project_id: int, titles: list[object]) -> bool:
-    """Whether nobody chose this model version: it is empty, the live model, or an older one of ours."""
-    return not shown or shown in titles or any(v.version == shown for v in store.versions.of_project(project_id))
+def _is_chosen(shown: object, store: Store, project_id: int, titles: list[object]) -> bool:
+    """Whether somebody chose this model version: not when it is empty, an older one of ours, or the one live model
+    (which Label Studio sets when a model is connected to a project that shows none)."""
+    if not shown or titles == [shown]:
+        return False
+    return not any(version.version == shown for version in store.versions.of_project(project_id))
 
 
 def _repair(

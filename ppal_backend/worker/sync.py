@@ -77,7 +77,7 @@ class RemoteProjects:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
         set right is set right."""
         token = webhook_token(self._settings, project_id)
-        return upkeep.check(self._settings, self._store, self._client(project_id), project_id, token)
+        return upkeep.check_project(self._settings, self._store, self._client(project_id), project_id, token)
 
     def _client(self, project_id: int) -> LabelStudioClient:
         url = self._store.projects.get(project_id).url

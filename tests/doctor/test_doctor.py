@@ -8,7 +8,7 @@ from ppal_backend.doctor.installation import address, usable_host
 from ppal_backend.doctor.run import diagnose
 from ppal_backend.errors import DetectorError, StoreUnavailable
 from ppal_backend.service.auth import webhook_token
-from ppal_backend.store import Lease
+from ppal_backend.store import Lease, ModelVersion
 from tests.doctor.conftest import BACKEND
 from tests.label_studio.fake import LEGACY, jwt
 
@@ -356,6 +356,12 @@ class TestProject:
     def test_model_version(self, examine, label_studio, shown, seen, advice):
         label_studio.project["model_version"] = shown
         said(examine()["project 1: model version"], "failed", seen, advice)
+
+    def test_a_version_that_ranks_nothing_is_shown_by_nobody(self, examine, store, label_studio):
+        empty = "ppal-p1-r2-empty"
+        store.versions.activate(ModelVersion(1, empty, 2, "retinanet_tiny", "x.pth", ("Cat",), None, {}))
+        label_studio.project["model_version"] = ""
+        said(examine()["project 1: model version"], "ok", empty, "")
 
     def test_no_round_yet(self, examine, store, label_studio):
         store.projects.connect(

@@ -111,6 +111,13 @@ class TestQueue:
         assert f"shows 'yolo-v8', not the version in force {version!r}" in world.poll()["queue"]
         assert world.patches() == []
 
+    def test_the_live_model_beside_another_one_may_have_been_chosen(self, world):
+        world.publish()
+        world.server.connect("http://yolo.local:9090", hook=False, title="YOLO")
+        world.server.project["model_version"] = "YOLO"
+        assert "shows the live model" in world.poll()["queue"]
+        assert world.server.project["model_version"] == "YOLO"
+
     def test_sampling_is_set_right_once(self, world):
         world.publish()
         world.server.project["sampling"] = "Sequential sampling"
