@@ -129,7 +129,7 @@ class CocoDataset:
     def as_dict(self) -> dict[str, Any]:
         """Return the dataset as COCO JSON."""
         return {
-            "images": [vars(image) for image in self.images],
+            "images": [dict(vars(image)) for image in self.images],
             "annotations": [
                 {
                     "id": row.id,
@@ -141,7 +141,7 @@ class CocoDataset:
                 }
                 for row in self.annotations
             ],
-            "categories": [vars(category) for category in self.categories],
+            "categories": [dict(vars(category)) for category in self.categories],
         }
 
     def write(self, path: Path) -> Path:

@@ -64,6 +64,13 @@ def test_relative_names_are_taken_from_the_files_folder_or_the_root_given(tmp_pa
     assert CocoDataset.read(path, image_root=tmp_path / "r").images[0].file_name == str(tmp_path / "r/im/5.jpg")
 
 
+def test_what_is_changed_in_the_json_form_does_not_change_the_data_set():
+    data = dataset()
+    data.as_dict()["images"][0]["file_name"] = "elsewhere"
+    data.as_dict()["categories"][0]["name"] = "another"
+    assert data == dataset()
+
+
 def test_boxes_without_area_are_dropped_and_told(tmp_path, caplog):
     raw = dataset().as_dict()
     raw["annotations"][1]["bbox"] = [0, 0, 0, 5]
