@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,17 +67,6 @@ class CategoryMap:
             )
         return self.labels[class_index]
 
-    def label_of_category(self, category_id: int) -> str:
-        """Return the label of a COCO category id (1..C)."""
-        if not 1 <= category_id <= len(self.labels):
-            raise DatasetError(f"expected a category id in 1..{len(self)}, got {category_id}; check the label space")
-        return self.labels[category_id - 1]
-
     def coco_categories(self) -> list[dict[str, Any]]:
         """Return the COCO ``categories`` list."""
         return [{"id": index + 1, "name": label} for index, label in enumerate(self.labels)]
-
-    @classmethod
-    def from_coco(cls, categories: Iterable[Mapping[str, Any]]) -> CategoryMap:
-        """Build the map from a COCO ``categories`` list, ordered by id (ids themselves may have gaps)."""
-        return cls(tuple(str(row["name"]) for row in sorted(categories, key=lambda row: int(row["id"]))))

@@ -13,16 +13,10 @@ def test_the_three_spaces_agree():
     assert [names.class_index(label) for label in names.labels] == [0, 1, 2]
     assert [names.category_id(label) for label in names.labels] == [1, 2, 3]
     assert [names.label(i) for i in range(3)] == ["cat", "dog", "eel"]
-    assert [names.label_of_category(i) for i in (1, 2, 3)] == ["cat", "dog", "eel"]
     assert len(names) == 3
     assert "dog" in names
     assert "Dog" not in names
     assert names.coco_categories() == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "eel"}]
-
-
-def test_coco_categories_with_gaps_become_dense_by_id():
-    names = CategoryMap.from_coco([{"id": 90, "name": "z"}, {"id": 7, "name": "a"}])
-    assert names.labels == ("a", "z")
 
 
 @pytest.mark.parametrize("labels", [(), ("a", "a"), ("a", ""), (1,)])
@@ -33,6 +27,6 @@ def test_bad_lists(labels):
 
 def test_out_of_range_never_wraps_around():
     names = CategoryMap(("a", "b"))
-    for call, value in ((names.label, -1), (names.label, 2), (names.label_of_category, 0), (names.class_index, "c")):
+    for call, value in ((names.label, -1), (names.label, 2), (names.class_index, "c")):
         with pytest.raises(DatasetError, match="expected"):
             call(value)
