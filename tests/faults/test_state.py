@@ -59,7 +59,7 @@ def test_sqlite_locked_for_a_moment_in_the_middle_of_a_round(place, recovered):
 
 def test_sqlite_locked_for_longer_than_anybody_waits(place, monkeypatch, recovered):
     monkeypatch.setattr("ppal_backend.store.database.BUSY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(Database.__init__, "__defaults__", (0.05,))
+    monkeypatch.setattr(Database.__init__, "__defaults__", (0.05, True))
     record = place.store.rounds.request(1, "train", "x")
     locks = []
     publish = place.ports
