@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ppal_backend.doctor.finding import Finding, failed, from_problem, ok, warning
@@ -129,7 +130,8 @@ def _model_version(
 def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
     for topic, text in record.problems.items():
         if topic not in ("webhook", "queue"):  # looked at above, as they are now
-            yield from_problem(f"{name}: {topic}", text)
+            found = from_problem(f"{name}: {topic}", text)
+            yield replace(found, state="warning") if topic == "annotations" else found  # all others are learned from
     rounds = store.rounds.of_project(record.id)
     if rounds and rounds[-1].state == "failed":
         yield failed(

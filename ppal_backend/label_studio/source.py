@@ -170,8 +170,8 @@ def images_problem(total: int, unusable: Mapping[int, str], annotated: Collectio
     of_these = f", {lost} of them annotated" if lost else ""
     reasons = Counter(re.sub(r"^task \d+: ", "", reason) for reason in unusable.values())
     first = next(iter(unusable))
-    told = " | ".join(f"{reason[:200]} ({n} x)" for reason, n in reasons.most_common(2))
-    return f"{count} {verb} be used{of_these}: {told}; the first is task {first}, make them readable and run a round"
+    why = " | ".join(f"{reason[:200]} ({n} x)" for reason, n in reasons.most_common(2))
+    return f"{count} {verb} be used{of_these}: {why}; the first is task {first}, make them readable and run a round"
 
 
 _WITHOUT_BOXES = frozenset({"choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker"})
@@ -193,7 +193,7 @@ def annotations_problem(report: ConversionReport) -> str:
         parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}")
     if not parts:
         return ""
-    return f"left out of the training: {'; '.join(parts)}. Correct these annotations, or the labeling config"
+    return f"left out of the training: {' | '.join(parts)}; correct these annotations, or the labeling config"
 
 
 def _read_pool(path: Path) -> Iterator[tuple[int, str | None]]:

@@ -374,7 +374,11 @@ class TestProject:
         store.projects.set_problem(1, "webhook", "of yesterday; gone")
         store.projects.set_problem(1, "queue", "of yesterday; gone")
         store.projects.set_problem(1, "order", "tasks come in another order; label with Label All Tasks")
+        store.projects.set_problem(1, "images", "none of the 4 images can be used: gone (4 x); make them readable")
+        store.projects.set_problem(1, "annotations", "left out of the training: 2 regions; correct these annotations")
         found = examine()
+        said(found["project 1: images"], "failed", "none of the 4 images can be used", "make them readable")
+        said(found["project 1: annotations"], "warning", "left out of the training: 2 regions", "correct these")
         said(found["project 1: poll"], "failed", "Label Studio answered 500", "try again")
         said(found["project 1: order"], "failed", "another order", "Label All Tasks")
         assert found["project 1: webhook"].state == "ok" and "project 1: queue" not in found

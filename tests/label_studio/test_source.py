@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.datasets.images import ImageInfo
+from ppal_backend.doctor.finding import from_problem
 from ppal_backend.errors import ImageError
 from ppal_backend.label_studio.source import LabelStudioSource
 from tests.label_studio.fake import FakeLabelStudio
@@ -110,10 +111,12 @@ def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
     annotated(fake, 1, result=[region("a"), polygon, choice, gone, thin, outside, turned, "nonsense"])
     data = prepared(fake, tmp_path, SomeImages(9))
     assert data.problems["annotations"] == (
-        "left out of the training: 1 boxes of labels that the labeling config lacks: 'zebra' (1); "
-        "1 boxes of less than a pixel inside the image; 1 regions without usable numbers or labels; "
-        "1 regions of other kinds or controls: polygonlabels (1). Correct these annotations, or the labeling config"
+        "left out of the training: 1 boxes of labels that the labeling config lacks: 'zebra' (1) | "
+        "1 boxes of less than a pixel inside the image | 1 regions without usable numbers or labels | "
+        "1 regions of other kinds or controls: polygonlabels (1); correct these annotations, or the labeling config"
     )
+    finding = from_problem("project 1: annotations", data.problems["annotations"])
+    assert finding.advice == "correct these annotations, or the labeling config", "doctor's column of what to do"
     conversion = data.report["conversion"]
     assert (conversion["rotated"], conversion["clipped"], conversion["other_regions"]["choices"]) == (1, 1, 1)
     annotated(fake, 1, result=[region("a"), choice])
