@@ -71,3 +71,21 @@ def write_coco(folder, boxes, name="coco.json"):
     path = folder / name
     path.write_text(json.dumps({"images": images, "annotations": rows, "categories": [{"id": 3, "name": "cat"}]}))
     return path
+
+
+SWAPPED = "<bndbox><xmin>9</xmin><ymin>8</ymin><xmax>3</xmax><ymax>2</ymax></bndbox>"
+
+
+def own_voc(root, names, size=(20, 10), listed=None, suffix=".png"):
+    """A VOC folder with a class of its own."""
+    folder = root / "VOC2024"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / f"{name}{suffix}")
+        sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        (folder / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation>{sides}<object><name>crab</name>{SWAPPED}</object></annotation>"
+        )
+    (folder / "ImageSets" / "Main" / "all.txt").write_text("\n".join(listed or names))
+    return [("2024", "all")]

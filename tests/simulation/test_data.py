@@ -4,28 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from ppal_backend.datasets.ground_truth import read_user_coco
-from ppal_backend.datasets.voc import LABELS, read_voc
+from ppal_backend.datasets.voc import read_voc
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.simulation.data import Benchmark, DataSource, source_from
 from ppal_backend.simulation.plan import PRESETS, load_preset, preset_names
 from ppal_backend.simulation.variants import parse_variants
 from tests.simulation.fakes import benchmark
-from tests.simulation.folders import coco_layout, voc_devkit, write_coco
-
-
-def test_voc_boxes_are_one_based_and_include_the_last_pixel(tmp_path):
-    voc_devkit(tmp_path, trainval=3, test=2)
-    data = read_voc(tmp_path, [("2007", "trainval"), ("2012", "trainval")])
-    assert data.labels == LABELS and len(data.images) == 6
-    first = data.images[0]
-    assert first.file_name == str(tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg")
-    assert (first.width, first.height) == (96, 64)
-    boxes = [(LABELS[r.category_id - 1], r.bbox_xywh, r.iscrowd) for r in data.annotations if r.image_id == first.id]
-    assert boxes == [("dog", (0.0, 0.0, 40.0, 30.0), 0), ("person", (49.0, 9.0, 47.0, 55.0), 1)]
+from tests.simulation.folders import coco_layout, own_voc, voc_devkit, write_coco
 
 
 @pytest.mark.parametrize(
@@ -61,24 +49,6 @@ def replace_in(folder, old, new):
     path.write_text(text.replace(old, new))
 
 
-SWAPPED = "<bndbox><xmin>9</xmin><ymin>8</ymin><xmax>3</xmax><ymax>2</ymax></bndbox>"
-
-
-def own_voc(root, names, size=(20, 10), listed=None, suffix=".png"):
-    """A VOC folder with a class of its own."""
-    folder = root / "VOC2024"
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for name in names:
-        Image.new("RGB", (20, 10)).save(folder / "JPEGImages" / f"{name}{suffix}")
-        sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
-        (folder / "Annotations" / f"{name}.xml").write_text(
-            f"<annotation>{sides}<object><name>crab</name>{SWAPPED}</object></annotation>"
-        )
-    (folder / "ImageSets" / "Main" / "all.txt").write_text("\n".join(listed or names))
-    return [("2024", "all")]
-
-
 def test_voc_with_classes_of_its_own_takes_them_and_says_how(tmp_path):
     splits = own_voc(tmp_path, ["a"])
     with pytest.raises(DatasetError, match=r"got \['crab'\]; pass all of yours with --classes a,b,c"):
@@ -87,47 +57,6 @@ def test_voc_with_classes_of_its_own_takes_them_and_says_how(tmp_path):
         {"format": "voc", "data": tmp_path, "train_splits": splits, "test_splits": splits, "classes": "crab, x"}
     )
     assert data.classes == ("crab", "x") and data.load(tmp_path).pool.labels == ("crab", "x")
-
-
-def test_names_with_spaces_and_dots_other_suffixes_and_class_lists_are_found(tmp_path):
-    names = ["my photo", "cam.1", "plain"]
-    found = read_voc(tmp_path, own_voc(tmp_path, names, listed=["my photo", "cam.1 -1", "plain  1"]), ("crab",))
-    assert [Path(image.file_name).name for image in found.images] == [f"{name}.png" for name in names]
-
-
-def test_swapped_corners_are_a_box(tmp_path):
-    found = read_voc(tmp_path, own_voc(tmp_path, ["a"]), ("crab",))
-    assert [row.bbox_xywh for row in found.annotations] == [(2.0, 1.0, 7.0, 7.0)]
-
-
-def test_a_box_outside_the_picture_is_left_out_and_told_as_in_coco(tmp_path, caplog):
-    """It was moved to the border, as a box of one pixel."""
-    splits = own_voc(tmp_path, ["a", "b"])
-    for name, corners in (("a", (31, 2, 39, 8)), ("b", (15, 2, 25, 8))):
-        path = tmp_path / "VOC2024" / "Annotations" / f"{name}.xml"
-        box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
-        path.write_text(path.read_text().replace(SWAPPED, f"<bndbox>{box}</bndbox>"))
-    found = read_voc(tmp_path, splits, ("crab",))
-    assert [(row.image_id, row.bbox_xywh) for row in found.annotations] == [(2, (14.0, 1.0, 6.0, 7.0))]
-    assert "2 images, 1 boxes; dropped 0 degenerate, 0 crowd and 1 outside the image; clipped 1" in caplog.text
-
-
-def test_the_size_in_voc_xml_is_held_against_the_picture(tmp_path):
-    with pytest.raises(DatasetError, match="of 40 x 10 px as the file says, got a picture of 20 x 10"):
-        read_voc(tmp_path, own_voc(tmp_path, ["a"], size=(40, 10)), ("crab",))
-
-
-def test_a_folder_without_voc_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="expected VOC2007 or VOCdevkit/VOC2007"):
-        read_voc(tmp_path, [("2007", "trainval")])
-
-
-def test_entities_in_voc_xml_are_refused(tmp_path):
-    voc_devkit(tmp_path, trainval=3, test=2)
-    bomb = '<!DOCTYPE a [<!ENTITY x "y">]><annotation><size>&x;</size></annotation>'
-    (tmp_path / "VOCdevkit" / "VOC2007" / "Annotations" / "000001.xml").write_text(bomb)
-    with pytest.raises(DatasetError, match="expected VOC XML"):
-        read_voc(tmp_path, [("2007", "trainval")])
 
 
 def test_the_coco_preset_reads_the_published_layout(tmp_path):
