@@ -6,7 +6,10 @@ doubled or late changes nothing: the worker's tick finds what is due.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,7 @@ from ppal_backend.settings import Settings
 
 POLL_DELAY_S = 0.2
 SOCKET_TIMEOUT_S = 10.0
+REPEAT_ERRORS_S = 30.0
 MOST_SYNCS, MOST_ROUNDS = 1000, 100  # beyond, a job adds nothing: what is due stands in the store
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
@@ -76,6 +80,10 @@ class JobQueue:
 
     def consumers(self, parallel_rounds: int = 1) -> list[Consumer]:
         """Consumers to ``start()`` in the worker: quick work never waits behind a round."""
+        for name in ("huey.consumer.Worker", "huey.consumer.Scheduler"):
+            logger = logging.getLogger(name)
+            if not any(isinstance(known, _NowAndThen) for known in logger.filters):
+                logger.addFilter(_NowAndThen())
         return [
             self._consumer(self._light, 1),
             self._consumer(self._rounds, parallel_rounds),
@@ -86,6 +94,28 @@ class JobQueue:
         return huey.create_consumer(
             workers=workers, periodic=False, initial_delay=POLL_DELAY_S, max_delay=POLL_DELAY_S, backoff=1.0
         )
+
+
+class _NowAndThen(logging.Filter):
+    """Lets "Error reading …" of a consumer through once a while, as one line: while the queue is away each thread meets
+    it several times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.startswith("Error reading"):
+            return True
+        with self._lock:
+            if time.monotonic() < self._next.get(message, 0.0):
+                return False
+            self._next[message] = time.monotonic() + REPEAT_ERRORS_S
+        if record.exc_info:
+            record.msg, record.args, record.exc_info = f"{message}: {record.exc_info[1]}", (), None
+        return True
 
 
 def _huey(name: str, place: Path | str) -> Huey:

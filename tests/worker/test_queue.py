@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import logging
 import threading
+import time
 
 import psycopg
 import pytest
@@ -221,3 +223,18 @@ def test_workers_that_open_a_new_queue_at_once_make_its_tables_once(postgres):
     for thread in threads:
         thread.join(60)
     assert failed == [] and JobQueue(url).pending() == 6
+
+
+def test_a_worker_whose_queue_is_away_says_so_now_and_then_in_a_line(caplog, monkeypatch):
+    """Every reader wrote its traceback several times a second: ten thousand lines while Redis restarted."""
+    for name in ("huey.consumer.Worker", "huey.consumer.Scheduler"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])  # other tests have had errors
+    consumers = JobQueue("redis://127.0.0.1:1/0", print, print).consumers()
+    for consumer in consumers:
+        consumer.start()
+    time.sleep(2.0)
+    for consumer in consumers:
+        consumer.stop(graceful=True)
+    records = [r for r in caplog.records if r.name.startswith("huey.consumer.") and r.levelname == "ERROR"]
+    assert {r.getMessage().split(":")[0] for r in records} == {"Error reading from queue", "Error reading schedule."}
+    assert len(records) == 2 and all("Connection refused" in r.getMessage() and not r.exc_info for r in records)
