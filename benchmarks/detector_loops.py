@@ -20,12 +20,12 @@ from mmengine.optim import build_optim_wrapper
 
 from ppal_backend.acquisition.difficulty import DifficultyEMA
 from ppal_backend.detector.config import build_config
-from ppal_backend.detector.data import ImageRecord, TrainingData, read_coco
-from ppal_backend.detector.difficulty_hook import DifficultyHook
-from ppal_backend.detector.models import build_model, build_pipeline
-from ppal_backend.detector.probes import detection_head
-from ppal_backend.detector.probes.base import Restore, override
-from ppal_backend.detector.runner import in_fastest_layout
+from ppal_backend.detector.data import ImageRecord, TrainingData, build_pipeline, read_coco
+from ppal_backend.detector.heads import detection_head
+from ppal_backend.detector.heads.base import Restore, override
+from ppal_backend.detector.models import build_model
+from ppal_backend.detector.train.hooks import DifficultyHook
+from ppal_backend.detector.train.runner import in_fastest_layout
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 
 CLASSES = ("square", "disc", "bar")
@@ -180,10 +180,10 @@ def own_time(trainer: Trainer, hook: DifficultyHook) -> Iterator[Clock]:
     wrapped = sorted(set(head.__dict__) - before)
     hook.detach()
     clock, undo = Clock(), list[Restore]()
-    undo += [override(head, name, clock.watch(getattr(head, name), -1)) for name in wrapped]
+    undo += [override(head, **{name: clock.watch(getattr(head, name), -1)}) for name in wrapped]
     trainer.attach(hook)
-    undo += [override(head, name, clock.watch(getattr(head, name), 1)) for name in wrapped]
-    undo.append(override(hook, "after_train_iter", clock.watch(hook.after_train_iter, 1)))
+    undo += [override(head, **{name: clock.watch(getattr(head, name), 1)}) for name in wrapped]
+    undo.append(override(hook, after_train_iter=clock.watch(hook.after_train_iter, 1)))
     try:
         yield clock
     finally:

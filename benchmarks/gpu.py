@@ -34,10 +34,10 @@ from benchmarks.detector import engine_of
 from benchmarks.detector_loops import CLASSES, Trainer, scaled_zoo, synchronised, write_images
 from ppal_backend.acquisition.ccms import similarity_matrix
 from ppal_backend.detector.data import StreamSampler
-from ppal_backend.detector.difficulty_hook import DifficultyHook
-from ppal_backend.detector.inference import PoolImage, PoolInference
-from ppal_backend.detector.prediction import mixed_precision
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
+from ppal_backend.detector.infer.prediction import mixed_precision
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
+from ppal_backend.detector.train.hooks import DifficultyHook
 from ppal_backend.errors import DetectorError, PPALError
 
 DETECTORS = ("retinanet_r50_fpn", "faster_rcnn_r50", "fcos_r50", "rtmdet_s")

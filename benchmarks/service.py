@@ -137,7 +137,7 @@ def train_until_killed(folder: Path) -> None:
     os.nice(5)  # as a round's process
     from ppal_backend.datasets.coco import CocoDataset
     from ppal_backend.datasets.ground_truth import read_user_coco
-    from ppal_backend.detector.training import TrainRequest, train
+    from ppal_backend.detector.train.training import TrainRequest, train
     from ppal_backend.synthetic.scenes import generate
 
     dataset: CocoDataset = read_user_coco(generate(folder / "data", images=80)).dataset

@@ -23,7 +23,7 @@
         ├── EngineUnavailable          the cluster that trains does not answer: worth another try
         ├── UnknownDetector            no such entry in the model zoo
         ├── WeightsUnavailable         initial weights are neither on disk nor downloadable
-        ├── UnsupportedHead            no difficulty probe covers this head
+        ├── UnsupportedHead            no head family covers this detector
         ├── OutOfMemory                a training step does not fit into memory
         └── CheckpointError            a checkpoint is damaged or not safe to load
 
@@ -136,7 +136,7 @@ class WeightsUnavailable(DetectorError):
 
 
 class UnsupportedHead(DetectorError):
-    """No difficulty probe covers this detector head."""
+    """No head family reads this detector's training or traces its predictions."""
 
 
 class OutOfMemory(DetectorError):

@@ -25,8 +25,8 @@ import torch
 from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficulty
 from ppal_backend.acquisition.strategies import get_strategy, strategy_names
 from ppal_backend.detector import attempt
-from ppal_backend.detector.difficulty_hook import DifficultyHook
-from ppal_backend.detector.probes import Positives
+from ppal_backend.detector.heads import Positives
+from ppal_backend.detector.train.hooks import DifficultyHook
 from ppal_backend.errors import StateError
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import Ports

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ppal_backend.detector.training import TrainRequest, evaluate, train
+from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.weights import load_checkpoint, state_dict_of
 from ppal_backend.structures.progress import Progress
 from ppal_backend.synthetic.scenes import generate

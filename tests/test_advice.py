@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.cli import app
-from ppal_backend.detector.fetch import weights_file, weights_target
-from ppal_backend.detector.initial import starts_random
-from ppal_backend.detector.probes import find_probe
-from ppal_backend.detector.request import TrainRequest
+from ppal_backend.detector.heads import training_family
+from ppal_backend.detector.train.request import TrainRequest
+from ppal_backend.detector.weights.fetch import weights_file, weights_target
+from ppal_backend.detector.weights.initial import starts_random
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.engines.local import _start
 from ppal_backend.errors import PPALError
@@ -147,7 +147,7 @@ def test_weights_put_where_the_message_says_are_used(tmp_path):
 def test_a_head_without_a_probe_trains_without_difficulty():
     import torch
 
-    assert "difficulty: false" in refusal(find_probe, torch.nn.Linear(1, 1))
+    assert "difficulty: false" in refusal(training_family, torch.nn.Linear(1, 1))
     assert load_settings().project_options({"difficulty": False}).difficulty is False
 
 

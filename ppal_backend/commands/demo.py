@@ -46,7 +46,7 @@ def demo(
 
 
 def _evaluate(detector: str, checkpoint: Path, labels: tuple[str, ...], test: Path) -> float | None:
-    from ppal_backend.detector.evaluation import evaluate  # imports torch, which takes seconds
+    from ppal_backend.detector.infer.evaluation import evaluate  # imports torch, which takes seconds
 
     return evaluate(detector, checkpoint, labels, test).map
 

@@ -117,7 +117,7 @@ def export_model(
             raise SettingsError("expected a project or --checkpoint, got both or neither; name one")
         settings = settings_and_logging()
         with tempfile.TemporaryDirectory(prefix="ppal-export-") as work, waiting("exporting"):
-            from ppal_backend.detector.exporting_model import export_model as run
+            from ppal_backend.detector.infer.exporting_model import export_model as run
 
             if checkpoint is None:
                 model, zoo = _active(settings, int(project or 0)), settings.model_zoo

@@ -69,7 +69,7 @@ def fetch(
 
     Example: ppal zoo fetch retinanet_r50_fpn
     """
-    from ppal_backend.detector.fetch import weights_file
+    from ppal_backend.detector.weights.fetch import weights_file
     from ppal_backend.detector.zoo import find_entry
 
     with errors_in_one_line(as_json):
@@ -86,7 +86,9 @@ def fetch(
 def check(
     name: Name,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    no_difficulty: Annotated[bool, typer.Option("--no-difficulty", help="for heads that no probe covers")] = False,
+    no_difficulty: Annotated[
+        bool, typer.Option("--no-difficulty", help="for heads whose training is not read")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="the detector's own batch and input size")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +96,7 @@ def check(
 
     Example: ppal zoo check retinanet_tiny --device cpu
     """
-    from ppal_backend.detector.check import check as run_check
+    from ppal_backend.detector.zoo.check import check as run_check
 
     with errors_in_one_line(as_json):
         root = settings_and_logging().model_zoo
@@ -112,14 +114,16 @@ def add(
     weights: Annotated[Path | None, typer.Option(help="checkpoint of the detector or of its backbone")] = None,
     name: Annotated[str | None, typer.Option(help="what projects call it; by the file's name without it")] = None,
     device: Annotated[str, typer.Option(help="where to try it: auto, cpu, cuda or cuda:N")] = "auto",
-    no_difficulty: Annotated[bool, typer.Option("--no-difficulty", help="for heads that no probe covers")] = False,
+    no_difficulty: Annotated[
+        bool, typer.Option("--no-difficulty", help="for heads whose training is not read")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Add a detector of your own: build it, put its weights in, try it, and keep a copy in your zoo.
 
     Example: ppal zoo add my_config.py --weights my.pth --name my_detector
     """
-    from ppal_backend.detector.zoo_add import add as add_to_zoo
+    from ppal_backend.detector.zoo.add import add as add_to_zoo
 
     with errors_in_one_line(as_json):
         settings = settings_and_logging()

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ppal_backend.detector.semi import plain_model, semi_parts
+from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 

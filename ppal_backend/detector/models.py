@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from mmcv.transforms import Compose
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.registry import MODELS, TRANSFORMS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from ppal_backend.detector.checkpoints import FinalCheckpoint, load_final
 from ppal_backend.detector.config import build_config
+from ppal_backend.detector.data import build_pipeline
+from ppal_backend.detector.weights.checkpoints import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
 
@@ -45,11 +46,6 @@ def build_model(config: Config) -> Any:
     if isinstance(head, BaseDenseHead) and not hasattr(head, "loss_cls"):
         head.loss_cls = None  # SSD's head has none, yet mmdet's prediction looks at it
     return model
-
-
-def build_pipeline(steps: Sequence[dict[str, Any]]) -> Compose:
-    """Build a data pipeline; call it inside :func:`runtime.isolated`."""
-    return Compose([TRANSFORMS.build(dict(step)) for step in steps])
 
 
 def load_detector(

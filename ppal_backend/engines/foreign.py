@@ -42,9 +42,8 @@ def adopt_checkpoint(
         CheckpointError: The file cannot be loaded safely, or says too little.
         UnknownDetector: The zoo has no such detector, or none was named.
     """
-    from ppal_backend.detector.checkpoints import save_final
-    from ppal_backend.detector.foreign_weights import load_any
-    from ppal_backend.detector.weights import state_dict_of
+    from ppal_backend.detector.weights import load_any, state_dict_of
+    from ppal_backend.detector.weights.checkpoints import save_final
     from ppal_backend.detector.zoo import find_entry
 
     checkpoint = Path(checkpoint).resolve()

@@ -258,7 +258,7 @@ def load_detector(model: LiveModel, options: LiveOptions) -> Runner:
     """The real loader; imports the detector libraries, so it is called inside the process only."""
     import torch
 
-    from ppal_backend.detector.inference import PoolImage, PoolInference
+    from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -14,7 +14,7 @@ from ppal_backend.structures.progress import OnProgress
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
 if TYPE_CHECKING:
-    from ppal_backend.detector.inference import PoolInference
+    from ppal_backend.detector.infer.inference import PoolInference
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class LocalEngine:
         self, spec: RoundSpec, labels: tuple[str, ...], files: TrainingFiles, folder: Path,
         on_progress: OnProgress, should_stop: Callable[[], bool],
     ) -> Trained:  # fmt: skip
-        from ppal_backend.detector.training import TrainRequest, train
+        from ppal_backend.detector.train.training import TrainRequest, train
 
         request = TrainRequest(
             detector=spec.detector,
@@ -77,7 +77,7 @@ class LocalEngine:
         return Trained(model, facts)
 
     def untrained(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef | None:
-        from ppal_backend.detector.untrained import save_untrained
+        from ppal_backend.detector.weights.initial import save_untrained
 
         path = folder / "untrained.pth"
         if not save_untrained(spec.detector, labels, path, spec.device, self._zoo_root):
@@ -85,7 +85,7 @@ class LocalEngine:
         return ModelRef(spec.detector, str(path), labels)
 
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
-        from ppal_backend.detector.evaluation import evaluate
+        from ppal_backend.detector.infer.evaluation import evaluate
 
         return asdict(
             evaluate(
@@ -97,7 +97,7 @@ class LocalEngine:
         self, spec: RoundSpec, model: ModelRef, images: Iterable[PoolEntry],
         on_progress: OnProgress, should_stop: Callable[[], bool],
     ) -> Iterator[Inferred]:  # fmt: skip
-        from ppal_backend.detector.inference import PoolImage
+        from ppal_backend.detector.infer.inference import PoolImage
 
         detector = self.open(spec, model)
         pool = (PoolImage(entry.image_id, entry.path) for entry in images)
@@ -108,7 +108,7 @@ class LocalEngine:
 
     def open(self, spec: RoundSpec, model: ModelRef) -> PoolInference:
         """A detector ready to look at the pool of a round."""
-        from ppal_backend.detector.inference import PoolInference
+        from ppal_backend.detector.infer.inference import PoolInference
 
         return PoolInference(
             model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root,

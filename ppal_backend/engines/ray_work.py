@@ -96,7 +96,7 @@ class ShardWorker:
 
     def work(self, shard: Shard) -> ShardResult:
         """Look at the images of a shard."""
-        from ppal_backend.detector.inference import PoolImage
+        from ppal_backend.detector.infer.inference import PoolImage
 
         unreadable: list[tuple[int, ImageError]] = []
         with tempfile.TemporaryDirectory(prefix="ppal-ray-") as folder:

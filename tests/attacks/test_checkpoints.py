@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppal_backend.detector.foreign_weights import load_tensors
-from ppal_backend.detector.weights import load_checkpoint
+from ppal_backend.detector.weights import load_checkpoint, load_tensors
 from ppal_backend.errors import CheckpointError
 
 pytestmark = pytest.mark.attacks
 PACKAGE = Path(__file__).parents[2] / "ppal_backend"
 XML_WRITERS = {"Element", "ElementTree", "SubElement", "indent"}
-RESTRICTED = "detector/foreign_weights.py"  # unpickles by a list of what tensors need; tested below
-OWN_FILE = "detector/exporting_model.py"  # compares the TorchScript file that it has just written
+RESTRICTED = "detector/weights/__init__.py"  # unpickles by a list of what tensors need; tested below
+OWN_FILE = "detector/infer/exporting_model.py"  # compares the TorchScript file that it has just written
 
 
 class Evil:

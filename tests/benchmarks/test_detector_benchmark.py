@@ -10,7 +10,7 @@ from mmdet.models.dense_heads import AnchorHead
 from benchmarks import detector, gpu
 from benchmarks.detector_loops import CLASSES, Trainer, own_time, scaled_zoo, write_images
 from ppal_backend.detector.data import read_coco
-from ppal_backend.detector.probes import detection_head
+from ppal_backend.detector.heads import detection_head
 from ppal_backend.detector.runtime import isolated
 
 

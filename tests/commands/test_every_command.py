@@ -169,7 +169,7 @@ def test_settings_tell_value_and_origin_and_no_secret(run, store, tmp_path, monk
 
 
 def test_a_model_is_exported_by_project_or_by_file(run, store, tmp_path, monkeypatch):
-    from ppal_backend.detector.exporting_model import Exported
+    from ppal_backend.detector.infer.exporting_model import Exported
 
     asked = []
 
@@ -177,7 +177,7 @@ def test_a_model_is_exported_by_project_or_by_file(run, store, tmp_path, monkeyp
         asked.append((detector, checkpoint, tuple(labels), out.name, layout))
         return Exported(out, out.with_name("m.json"), detector, (1, 3, 128, 160), 42, 0.001, 0.0001)
 
-    monkeypatch.setattr("ppal_backend.detector.exporting_model.export_model", export)
+    monkeypatch.setattr("ppal_backend.detector.infer.exporting_model.export_model", export)
     assert "with a trained model, got none" in run("export-model", 7, "--out", "m").stderr
     store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "projects/7/m.pth", ("a", "b"), None, {}))
     done = run("export-model", 7, "--out", "m.onnx", "--json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppal_backend.detector.training import TrainRequest, TrainResult, train
+from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from tests.detector.shapes import CLASSES, write_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]

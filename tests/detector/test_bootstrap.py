@@ -9,10 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppal_backend.detector import bootstrap
-from ppal_backend.detector.bootstrap import FEWEST_IMAGES, map_interval, resampled_map
 from ppal_backend.detector.data import ImageRecord, Instance
-from ppal_backend.detector.evaluation import _evaluated, coco_metrics, coco_truth
+from ppal_backend.detector.infer import evaluation as bootstrap
+from ppal_backend.detector.infer.evaluation import (
+    FEWEST_IMAGES,
+    _evaluated,
+    coco_metrics,
+    coco_truth,
+    map_interval,
+    resampled_map,
+)
 
 CLASSES = ("a", "b", "c", "absent")
 Prediction = dict[str, Any]

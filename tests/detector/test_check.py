@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ppal_backend.detector.check import CheckReport, check
-from ppal_backend.detector.training import TrainRequest, evaluate, train
+from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.detector.zoo.check import CheckReport, check
 from ppal_backend.errors import UnknownDetector
 from tests.detector.shapes import CLASSES as SHAPES
 from tests.detector.shapes import write_set

@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ppal_backend.detector.config import build_config, find_entry
-from ppal_backend.detector.data import StreamSampler, TrainingData, data_info, read_coco, run_pipeline
-from ppal_backend.detector.models import build_pipeline
+from ppal_backend.detector.data import StreamSampler, TrainingData, build_pipeline, data_info, read_coco, run_pipeline
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.errors import DatasetError, ImageError
 from tests.detector.shapes import CLASSES

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppal_backend.detector.distributed import check_processes
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.distributed import check_processes
+from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, OutOfMemory, RoundCancelled
 from ppal_backend.structures.progress import Progress
@@ -144,7 +144,7 @@ def test_memory_of_several_processes_is_halved_by_whole_shares(
         tried.append(attempt.batch_size)
         raise OutOfMemory("short of memory")
 
-    monkeypatch.setattr("ppal_backend.detector.training.run_in_processes", short)
+    monkeypatch.setattr("ppal_backend.detector.train.training.run_in_processes", short)
     with pytest.raises(OutOfMemory):
         train(request_)
     with pytest.raises(OutOfMemory):

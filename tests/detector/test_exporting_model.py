@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ppal_backend.detector import exporting_model
-from ppal_backend.detector.exporting_model import FAMILIES, DenseOutputs, export_model
-from ppal_backend.detector.inference import PoolImage, PoolInference
-from ppal_backend.detector.tracers import find_tracer
+from ppal_backend.detector.heads import inference_family
+from ppal_backend.detector.infer import exporting_model
+from ppal_backend.detector.infer.exporting_model import FAMILIES, DenseOutputs, export_model
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.zoo import load_zoo
 from ppal_backend.errors import DetectorError, SettingsError, UnsupportedHead
 from tests.detector.families import SIZE, batch, build
 from tests.detector.shapes import CLASSES
-from tests.detector.test_tracers import ready
+from tests.detector.test_heads_inference import ready
 
 DENSE = ("retinanet", "retinanet_decoded", "ssd", "fcos", "fcos_normed", "atss", "gfl", "ddod", "rtmdet", "yolox")
 
@@ -32,7 +32,7 @@ def find(boxes, scores, found):
 @pytest.mark.parametrize("name", DENSE)
 def test_what_the_detector_finds_is_among_the_outputs(name):
     model = ready(name)
-    find_tracer(model).attach(model)
+    inference_family(model).trace_inference(model)
     height, width = SIZE
     data = {key: value[:1] for key, value in batch().items()}
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ppal_backend.detector.fetch import weights_file, weights_target
+from ppal_backend.detector.weights.fetch import weights_file, weights_target
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.errors import WeightsUnavailable
 from ppal_backend.structures.progress import Progress

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from ppal_backend.detector.config import build_config, find_entry
-from ppal_backend.detector.data import ImageRecord, TrainingData, read_coco
-from ppal_backend.detector.image_cache import with_image_cache
-from ppal_backend.detector.models import build_pipeline
+from ppal_backend.detector.data import ImageRecord, TrainingData, build_pipeline, read_coco
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.image_cache import with_image_cache
+from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import load_checkpoint
 from tests.detector.shapes import CLASSES, write_set
 
@@ -75,7 +74,7 @@ def test_a_training_is_the_same_and_leaves_no_copies(photos: Path, zoo_root: Pat
     cached = train(request, lambda _: seen.append(len(list((tmp_path / "cached" / "images").glob("*.bmp")))))
     assert max(seen) == 6 and not (tmp_path / "cached" / "images").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppal_backend.detector.attempt.with_image_cache", lambda steps, *_: steps)
+        patch.setattr("ppal_backend.detector.train.attempt.with_image_cache", lambda steps, *_: steps)
         plain = train(replace(request, work_dir=tmp_path / "plain"))
     one, other = (load_checkpoint(result.checkpoint)["state_dict"] for result in (cached, plain))
     assert all(torch.equal(one[name], other[name]) for name in one) and cached.difficulty == plain.difficulty
@@ -105,7 +104,7 @@ def test_copies_are_made_where_a_fixed_resize_comes_first(detector: str, width: 
 def test_nothing_is_kept_without_room(
     photos: Path, zoo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppal_backend.detector.image_cache._MOST_BYTES", 2 * 48 * 64 * 3)
+    monkeypatch.setattr("ppal_backend.detector.train.image_cache._MOST_BYTES", 2 * 48 * 64 * 3)
     plain, cached = streams(photos, zoo_root, tmp_path / "cache")
     with isolated("test-cache"):
         for position in range(12):

@@ -18,11 +18,11 @@ from ppal_backend.acquisition.ccms import similarity_matrix
 from ppal_backend.acquisition.ccms.objects import resolve_metric
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
-from ppal_backend.detector.embeddings import image_features, levels_of_size, mean_over_images, sample_embeddings
-from ppal_backend.detector.inference import PoolImage, PoolInference, PoolResult
-from ppal_backend.detector.prediction import mixed_precision, read_batches, workers_for
-from ppal_backend.detector.tracers import find_tracer
-from ppal_backend.detector.training import TrainRequest, TrainResult, train
+from ppal_backend.detector.heads import inference_family
+from ppal_backend.detector.infer.embeddings import image_features, levels_of_size, mean_over_images, sample_embeddings
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference, PoolResult
+from ppal_backend.detector.infer.prediction import mixed_precision, read_batches, workers_for
+from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from ppal_backend.errors import CheckpointError, ImageError
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.progress import Progress
@@ -262,7 +262,7 @@ def with_detector(
     """The same engine with a detector of another family in it."""
     model = build(name).eval()
     monkeypatch.setattr(engine, "_loaded", replace(engine._loaded, model=model))
-    monkeypatch.setattr(engine, "_tracer", find_tracer(model))
+    monkeypatch.setattr(engine, "_family", inference_family(model))
     monkeypatch.setattr(engine, "_embedding", embedding)
     return engine
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppal_backend.detector.training import TrainRequest, evaluate, train
+from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.zoo import load_zoo
 from ppal_backend.synthetic.scenes import generate
 

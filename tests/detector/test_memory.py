@@ -11,8 +11,8 @@ import torch
 from mmdet.models.detectors import SingleStageDetector
 
 from ppal_backend.detector.config import with_batch_size
-from ppal_backend.detector.memory import is_out_of_memory
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.attempt import is_out_of_memory
+from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.zoo import Schedule
 from ppal_backend.errors import OutOfMemory, RoundCancelled
 from tests.detector.shapes import CLASSES

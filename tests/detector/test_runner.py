@@ -5,8 +5,8 @@ import torch
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.models import build_model
-from ppal_backend.detector.runner import in_fastest_layout
 from ppal_backend.detector.runtime import isolated
+from ppal_backend.detector.train.runner import in_fastest_layout
 from ppal_backend.detector.zoo import find_entry
 from tests.detector.shapes import CLASSES
 

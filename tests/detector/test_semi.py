@@ -15,19 +15,18 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from ppal_backend.detector import semi
-from ppal_backend.detector.data import ImageRecord, TrainingData
-from ppal_backend.detector.inference import PoolImage, PoolInference
+from ppal_backend.detector.data import ImageRecord, MixedData, TrainingData
+from ppal_backend.detector.heads import Positives, read_training
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.models import build_model
-from ppal_backend.detector.probes import Positives, attach_probe
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.semi_data import MixedData
-from ppal_backend.detector.training import TrainRequest, TrainResult, train
+from ppal_backend.detector.train import semi
+from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, RoundCancelled
 from tests.detector.families import batch, shrunk
 from tests.detector.shapes import CLASSES, write_set
-from tests.detector.test_probes import q_of, roi_reference
+from tests.detector.test_heads_training import q_of, roi_reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZOO = """
@@ -224,7 +223,7 @@ def test_difficulty_comes_from_labelled_images_alone() -> None:
         return original(*args, **kwargs)
 
     head.loss_and_target = remember
-    restore = attach_probe(model, seen.append)
+    restore = read_training(model, seen.append)
     loss_of(model)
     restore()
     assert len(calls) == 2 and sum(len(item.pos_priors) for item in calls[1]["sampling_results"]) > 0  # pseudo boxes
@@ -240,12 +239,12 @@ def test_difficulty_comes_from_labelled_images_alone() -> None:
     assert len(seen) == 1  # detached
 
 
-def test_losses_are_bitwise_the_same_with_a_probe() -> None:
+def test_losses_are_bitwise_the_same_while_difficulty_is_read() -> None:
     outcomes = []
     for attached in (False, True):
         model = soft_teacher()
         if attached:
-            attach_probe(model, lambda positives: None)
+            read_training(model, lambda positives: None)
         total, _ = model.parse_losses(loss_of(model))
         total.backward()
         gradients = [item.grad for item in model.student.parameters() if item.grad is not None]

@@ -14,9 +14,9 @@ import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 
-from ppal_backend.detector.checkpoints import load_final, newest_loadable, training_checkpoints
-from ppal_backend.detector.training import TrainRequest, TrainResult, evaluate, train
+from ppal_backend.detector.train.training import TrainRequest, TrainResult, evaluate, train
 from ppal_backend.detector.weights import load_checkpoint
+from ppal_backend.detector.weights.checkpoints import load_final, newest_loadable, training_checkpoints
 from ppal_backend.errors import (
     CheckpointError,
     DatasetError,
@@ -272,14 +272,14 @@ def test_a_checkpoint_is_only_used_for_what_it_was_made_for(trained: TrainResult
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.training import TrainRequest, train
 from tests.detector.shapes import CLASSES
 
 def at_step_forty(progress):
     if progress.done >= 40:
         os.kill(os.getpid(), signal.SIGKILL)
 
-import ppal_backend.detector.hooks as hooks
+import ppal_backend.detector.train.hooks as hooks
 hooks._REPORT_EVERY_S = 0.0
 data, work, zoo = (Path(item) for item in sys.argv[1:4])
 train(TrainRequest("small", CLASSES, data, None, work, 3, "cpu", "random", zoo_root=zoo), at_step_forty)

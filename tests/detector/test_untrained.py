@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppal_backend.detector.inference import PoolImage, PoolInference
-from ppal_backend.detector.untrained import save_untrained
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.weights import load_checkpoint
+from ppal_backend.detector.weights.initial import save_untrained
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.errors import UnknownDetector, WeightsUnavailable
 from tests.detector.shapes import CLASSES, write_set
@@ -52,6 +52,6 @@ def test_unknown_detectors_and_damaged_weights_are_errors(tmp_path: Path, monkey
     weights = find_entry("retinanet_r50_fpn").weights
     assert weights is not None
     (tmp_path / weights.file_name).write_bytes(b"damaged")
-    monkeypatch.setattr("ppal_backend.detector.untrained.pick_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("ppal_backend.detector.weights.initial.pick_device", lambda device: torch.device("cuda"))
     with pytest.raises(WeightsUnavailable, match="sha256"):
         save_untrained("retinanet_r50_fpn", CLASSES, tmp_path / "u.pth", weights_dir=tmp_path)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppal_backend.detector.training import TrainRequest, TrainResult, evaluate, train
-from ppal_backend.detector.validation import validation_steps
+from ppal_backend.detector.train.training import TrainRequest, TrainResult, evaluate, train
+from ppal_backend.detector.train.validation import validation_steps
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import RoundCancelled
 from ppal_backend.structures.progress import Progress
@@ -52,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[State]]:
             seen.append({name: value.clone() for name, value in model.state_dict().items()})
             return next(rest)
 
-        monkeypatch.setattr("ppal_backend.detector.attempt._evaluation", lambda *_: evaluate)
+        monkeypatch.setattr("ppal_backend.detector.train.attempt._evaluation", lambda *_: evaluate)
         return seen
 
     return script
@@ -184,8 +184,8 @@ def test_held_out_images_without_boxes_choose_nothing(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import ppal_backend.detector.hooks as hooks
-from ppal_backend.detector.training import TrainRequest, train
+import ppal_backend.detector.train.hooks as hooks
+from ppal_backend.detector.train.training import TrainRequest, train
 from tests.detector.shapes import CLASSES
 
 def at_step_forty(progress):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.errors import DetectorError
 from tests.detector.shapes import CLASSES
 

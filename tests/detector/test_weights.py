@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppal_backend.detector.fetch import weights_file
 from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights.fetch import weights_file
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.errors import CheckpointError, WeightsUnavailable
 

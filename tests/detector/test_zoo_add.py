@@ -10,15 +10,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from ppal_backend.detector import zoo_add
 from ppal_backend.detector.config import build_config
-from ppal_backend.detector.foreign_weights import load_any
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.training import TrainRequest, train
-from ppal_backend.detector.weights import load_checkpoint
+from ppal_backend.detector.train.training import TrainRequest, train
+from ppal_backend.detector.weights import load_any, load_checkpoint
+from ppal_backend.detector.zoo import add as zoo_add
 from ppal_backend.detector.zoo import find_entry, load_zoo
-from ppal_backend.detector.zoo_add import add
+from ppal_backend.detector.zoo.add import add
 from ppal_backend.errors import CheckpointError, DetectorError, UnsupportedHead
 from tests.detector.shapes import CLASSES, write_set
 

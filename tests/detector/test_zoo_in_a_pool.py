@@ -7,13 +7,13 @@ import pytest
 import torch
 from mmengine.dataset import pseudo_collate
 
-from ppal_backend.detector.checkpoints import save_final
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
-from ppal_backend.detector.inference import PoolImage, PoolInference
+from ppal_backend.detector.heads import detection_head
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.models import build_model
-from ppal_backend.detector.probes import detection_head
 from ppal_backend.detector.runtime import isolated
+from ppal_backend.detector.weights.checkpoints import save_final
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.structures.detections import Detections
 from tests.detector.shapes import CLASSES, write_set

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppal_backend.detector.training import TrainRequest, train
+from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.rounds.ports import PoolEntry
 from ppal_backend.structures.round import ModelRef
 from tests.detector.conftest import REPOSITORY, SMALL, ZOO

@@ -186,10 +186,10 @@ def test_the_process_ends_when_its_parent_is_killed(tmp_path):
 @pytest.fixture
 def untrained(tmp_path):
     """A checkpoint of the smallest detector of the zoo with random weights."""
-    from ppal_backend.detector.checkpoints import save_final
     from ppal_backend.detector.config import build_config, find_entry
     from ppal_backend.detector.models import build_model
     from ppal_backend.detector.runtime import isolated
+    from ppal_backend.detector.weights.checkpoints import save_final
 
     with isolated("untrained"):
         model = build_model(build_config(find_entry("retinanet_tiny"), ("Cat", "Dog")))
@@ -203,7 +203,7 @@ def untrained(tmp_path):
 def test_a_real_detector_gives_what_it_gives_in_a_round(untrained, tmp_path):
     from PIL import Image
 
-    from ppal_backend.detector.inference import PoolImage, PoolInference
+    from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 
     image, broken = tmp_path / "image.png", tmp_path / "broken.jpg"
     Image.effect_noise((160, 120), 90).convert("RGB").save(image)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.detector.training import TrainResult
+from ppal_backend.detector.train.training import TrainResult
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFiles
@@ -28,7 +28,7 @@ def asked(monkeypatch):
         requests.append(request)
         return TrainResult(Path("/models/2.pth"), None, 7, 0.5, 1.0, best_step=5, best_map=0.4)
 
-    monkeypatch.setattr("ppal_backend.detector.training.train", train)
+    monkeypatch.setattr("ppal_backend.detector.train.training.train", train)
     return requests
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from pydantic import SecretStr
 
-from ppal_backend.detector.bootstrap import FEWEST_IMAGES
+from ppal_backend.detector.infer.evaluation import FEWEST_IMAGES
 from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
 from tests.operations.conftest import CONFIG

@@ -1,0 +1,1 @@
+"""What a trained detector is used for: the pool, evaluation, and files for other programs."""

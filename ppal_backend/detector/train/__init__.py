@@ -1,0 +1,1 @@
+"""Training a detector of the zoo, resumable to the step."""

@@ -1,0 +1,236 @@
+"""mmengine hooks of a training: class difficulty, the loss guard, progress and stopping, plain checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_distributed
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficulty
+from ppal_backend.detector.heads import Positives, read_training
+from ppal_backend.detector.heads.base import Restore
+from ppal_backend.errors import CheckpointError, DetectorError, RoundCancelled
+from ppal_backend.structures.progress import OnProgress, Progress
+
+_REPORT_EVERY_S = 0.5
+
+
+class LossGuard(Hook):
+    """Ends a training whose loss is no longer a number, and remembers the latest losses."""
+
+    priority = "ABOVE_NORMAL"
+
+    def __init__(self, window: int = 20) -> None:
+        self.latest: deque[float] = deque(maxlen=window)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean loss over the latest steps; None before the first."""
+        return sum(self.latest) / len(self.latest) if self.latest else None
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Check this step's loss.
+
+        Raises:
+            DetectorError: The loss is NaN or infinite.
+        """
+        del data_batch
+        loss = _mean_of_processes(float(outputs["loss"].detach()) if outputs and "loss" in outputs else math.nan)
+        if not math.isfinite(loss):
+            raise DetectorError(
+                f"training diverged: the loss of step {batch_idx + 1} of {runner.max_iters} is {loss}; lower the "
+                f"learning rate of the detector's schedule or check the annotations for wrong boxes"
+            )
+        self.latest.append(loss)
+
+
+def _mean_of_processes(value: float) -> float:
+    if not is_distributed():
+        return value
+    shared = torch.tensor([value], dtype=torch.float64)
+    all_reduce(shared, op="mean")
+    return float(shared)
+
+
+class ProgressHook(Hook):
+    """Reports steps, and stops the training when asked to, after saving a checkpoint.
+
+    Args:
+        guard: Knows the loss.
+        on_progress: Told the step, and in words the loss, the latest mAP on held-out images and the time left.
+        should_stop: Polled after every step. With several processes it is enough that one of them is told to stop.
+        latest_map: Gives the latest mAP, or None before the first.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(
+        self,
+        guard: LossGuard,
+        on_progress: OnProgress | None,
+        should_stop: Callable[[], bool] | None,
+        latest_map: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._guard = guard
+        self._latest_map = latest_map
+        self._began: tuple[int, float] = (0, 0.0)
+        self._on_progress = on_progress
+        self._should_stop = should_stop
+        self._reported = -math.inf
+
+    def before_train(self, runner: Any) -> None:
+        """Note where and when this stretch of training begins."""
+        self._began = (runner.iter, time.monotonic())
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Report at most twice a second, and poll ``should_stop`` every step.
+
+        Raises:
+            RoundCancelled: ``should_stop`` said so; the checkpoint of this step is on disk.
+        """
+        del data_batch, outputs
+        done, total = batch_idx + 1, runner.max_iters
+        now = time.monotonic()
+        if self._on_progress is not None and (done == total or now - self._reported >= _REPORT_EVERY_S):
+            self._reported = now
+            self._on_progress(Progress("train", done, total, self._remark(done, total, now)))
+        if done < total and self._is_to_stop():
+            if not (Path(runner.work_dir) / f"iter_{done}.pth").is_file():
+                runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
+            barrier()  # the first process writes: none may tell the caller before it has
+            raise RoundCancelled(f"training was asked to stop at step {done} of {total}; it resumes from there")
+
+    def _is_to_stop(self) -> bool:
+        asked = self._should_stop is not None and self._should_stop()
+        return _mean_of_processes(float(asked)) > 0
+
+    def _remark(self, done: int, total: int, now: float) -> str:
+        mean, found = self._guard.mean, self._latest_map()
+        first, since = self._began
+        parts = [] if mean is None else [f"loss {mean:.3f}"]
+        if found is not None:
+            parts.append(f"mAP {found:.3f} on held-out images")
+        if first < done < total:
+            parts.append(time_left((now - since) / (done - first) * (total - done)))
+        return ", ".join(parts)
+
+
+def time_left(seconds: float) -> str:
+    """A duration for people: seconds below a minute and a half, minutes below two hours, else hours and minutes."""
+    if seconds < 90:
+        return f"{round(seconds)} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes} min left" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min left"
+
+
+class PlainCheckpoints(Hook):
+    """Keeps checkpoints loadable with ``weights_only=True``: log histories (numpy buffers) are left out."""
+
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep only plain values of the message hub."""
+        del runner
+        info = checkpoint.get("message_hub", {}).get("runtime_info", {})
+        plain = {key: value for key, value in info.items() if _is_plain(value)}
+        checkpoint["message_hub"] = {
+            "log_scalars": {},
+            "runtime_info": plain,
+            "resumed_keys": dict.fromkeys(plain, True),
+        }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return type(value) in (type(None), bool, int, float, str)  # numpy's floats are floats too, and not plain
+
+
+CHECKPOINT_KEY = "ppal_difficulty"
+
+
+class DifficultyHook(Hook):
+    """Follows the difficulty of every class while a detector trains.
+
+    It is read from the head's instance between the beginning and the end of a training. Losses,
+    gradients and weights are bitwise what they are without the hook. With several processes the sums and
+    counts of a step are added up before the average moves, so that all processes hold the same state. The
+    state is saved in checkpoints and restored from them.
+
+    Args:
+        ema: Moving average to feed.
+        xi: Share of classification against localisation in Eq. 1, in [0, 1].
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self, ema: DifficultyEMA, xi: float = 0.6) -> None:
+        self.ema = ema
+        self.xi = xi
+        self._sums = torch.zeros(ema.num_classes, dtype=torch.float64)
+        self._counts = torch.zeros(ema.num_classes, dtype=torch.float64)
+        self._restore: Restore | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Begin to read the head.
+
+        Raises:
+            UnsupportedHead: No family covers the detector's head.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.detach()
+        self._restore = read_training(model, self._take)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move the average by what this step's positives said."""
+        del runner, batch_idx, data_batch, outputs
+        sums, counts = self._sums, self._counts
+        self._sums, self._counts = torch.zeros_like(sums), torch.zeros_like(counts)
+        if is_distributed():
+            all_reduce(sums)
+            all_reduce(counts)
+        self.ema.update_from_sums(sums, counts)
+
+    def after_train(self, runner: Any) -> None:
+        """Leave the head alone again."""
+        del runner
+        self.detach()
+
+    def detach(self) -> None:
+        """Put the head's own methods back; harmless when nothing is attached."""
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the state beside the weights."""
+        del runner
+        checkpoint[CHECKPOINT_KEY] = self.ema.state_dict()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of a resumed training.
+
+        Raises:
+            CheckpointError: The state belongs to other classes.
+        """
+        del runner
+        if CHECKPOINT_KEY in checkpoint:
+            try:
+                self.ema.load_state_dict(checkpoint[CHECKPOINT_KEY])
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(f"the difficulty state in the checkpoint does not fit: {error}") from error
+
+    def _take(self, positives: Positives) -> None:
+        usable = positives.probabilities.isfinite() & positives.ious.isfinite()
+        q = training_difficulty(positives.probabilities[usable], positives.ious[usable], self.xi)
+        sums, counts = self.ema.sums_and_counts(positives.class_indices[usable], q)
+        self._sums += sums
+        self._counts += counts

@@ -1,0 +1,196 @@
+"""Weights: read a checkpoint safely and put it into a model.
+
+Files are unpickled with ``weights_only=True`` and nothing else: a checkpoint that needs more than tensors and
+plain containers is refused, since unpickling could run whatever its author wanted. Of checkpoints of other software,
+which hold their training's log beside the weights, the tensors are taken without running any of what comes along: what
+is not needed to rebuild tensors, lists, dictionaries, numbers and text becomes an inert stand-in.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ppal_backend.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_STUDENT, _TEACHER = "student.", "teacher."
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without ever running code from it.
+
+    Args:
+        path: File written by ``torch.save``.
+
+    Returns:
+        The dictionary in the file, tensors on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a dictionary, or needs unsafe unpickling.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"expected a checkpoint at {path}, found none") from error
+    except Exception as error:  # torch raises half a dozen kinds for damaged or unsafe files
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or holds more than plain weights ({first_line}); it is not loaded. "
+            f"Save it again as a state dict: torch.save({{'state_dict': model.state_dict()}}, path)"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"expected a dictionary in checkpoint {path}, got {type(content).__name__}")
+    return content
+
+
+def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Take the weights out of a checkpoint dictionary, as float32.
+
+    Accepts ``{"state_dict": …}``, ``{"model": …}`` and a bare state dict; drops a ``module.`` prefix. Of a student
+    and its teacher, the teacher's weights are taken: it is the one that predicts.
+
+    Raises:
+        CheckpointError: There are no tensors in it.
+    """
+    inner = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"expected weights in checkpoint {path}, got {type(inner).__name__}")
+    tensors = {
+        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in inner.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor")
+    if all(name.startswith((_STUDENT, _TEACHER)) for name in tensors):
+        return {name.removeprefix(_TEACHER): value for name, value in tensors.items() if name.startswith(_TEACHER)}
+    return tensors
+
+
+def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], kind: str, origin: Path) -> int:
+    """Copy weights into a model where name and shape agree.
+
+    Parts that depend on the classes (the last layer of a head) differ in shape between data sets and keep
+    their fresh values.
+
+    Args:
+        model: Detector to fill.
+        tensors: Weights by name; names as in the detector, or as in the bare backbone for ``backbone``.
+        kind: ``detector`` or ``backbone``.
+        origin: File they came from, for messages.
+
+    Returns:
+        Number of tensors copied.
+
+    Raises:
+        CheckpointError: Fewer than half of the tensors of the detector (or backbone) are covered: the file
+            belongs to another architecture.
+    """
+    own = model.state_dict()
+    prefix = "backbone." if kind == "backbone" else ""
+    if prefix and any(name.startswith(prefix) for name in tensors):
+        prefix = ""
+    wanted = {name for name in own if kind == "detector" or name.startswith("backbone.")}
+    fitting = {
+        prefix + name: value
+        for name, value in tensors.items()
+        if prefix + name in wanted and own[prefix + name].shape == value.shape
+    }
+    if 2 * len(fitting) < len(wanted):
+        raise CheckpointError(
+            f"expected weights of the same architecture in {origin}: only {len(fitting)} of {len(wanted)} tensors "
+            f"agree in name and shape; choose the checkpoint of this detector"
+        )
+    model.load_state_dict(fitting, strict=False)
+    logger.info("took %d of %d tensors from %s", len(fitting), len(wanted), origin)
+    return len(fitting)
+
+
+_NEEDED_FOR_TENSORS = frozenset(
+    {("collections", "OrderedDict"), ("torch", "Size"), ("torch._utils", "_rebuild_tensor_v2"),
+     ("torch._utils", "_rebuild_parameter")}
+)  # fmt: skip
+
+
+def load_any(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of plain weights, or the tensors of one that holds more.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not a dictionary.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"expected a checkpoint at {path}, found none; check the path")
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        logger.info("%s; taking its tensors alone", error)
+        return load_tensors(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that holds more than plain weights without running any of it.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not a dictionary.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle())
+    except Exception as error:  # torch raises half a dozen kinds for damaged files
+        raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}); save it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"expected a dictionary in checkpoint {path}, got {type(content).__name__}")
+    return content
+
+
+class _Inert:
+    """Stands in for anything a checkpoint should not bring along; it takes every call and does nothing."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __call__(self, *_arguments: Any, **_options: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, _state: Any) -> None:
+        """Forget it."""
+
+    def __setitem__(self, _key: Any, _value: Any) -> None:
+        """Forget it."""
+
+    def append(self, _item: Any) -> None:
+        """Forget it."""
+
+    def extend(self, _items: Any) -> None:
+        """Forget them."""
+
+
+class _Restricted(pickle.Unpickler):
+    """Finds what tensors need, and an inert stand-in for everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NEEDED_FOR_TENSORS:
+            return super().find_class(module, name)
+        return _Inert
+
+
+def _restricted_pickle() -> Any:
+    """What torch expects of a pickle module."""
+
+    def load(file: Any, **options: Any) -> Any:
+        return _Restricted(file, **options).load()
+
+    def loads(data: bytes, **options: Any) -> Any:
+        return load(io.BytesIO(data), **options)
+
+    return SimpleNamespace(
+        __name__="restricted", Unpickler=_Restricted, load=load, loads=loads, UnpicklingError=pickle.UnpicklingError
+    )

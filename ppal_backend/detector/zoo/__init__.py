@@ -1,0 +1,278 @@
+"""The model zoo: which detectors there are and how each one is trained.
+
+This module imports nothing heavy, so a command line can list the zoo at once.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppal_backend.errors import DetectorError, UnknownDetector
+
+ZOO_FILE = "zoo.toml"
+_DECAYS = ("cosine", "step", "constant")
+_WEIGHT_KINDS = ("detector", "backbone")
+_RECIPES = "recipe"  # the table that holds named schedules
+_INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights of a detector.
+
+    Args:
+        kind: ``detector`` for a whole detector, ``backbone`` for its backbone only.
+        path: File in the zoo, or None when the weights have to be downloaded.
+        url: Address to download from, or None when the zoo ships the file.
+        sha256: Hex digest of the file, or its first 8 or more digits; empty means unchecked.
+        licence: Licence of the weights.
+        source: What they were trained on, or by which script.
+    """
+
+    kind: str
+    path: Path | None
+    url: str | None
+    sha256: str
+    licence: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _WEIGHT_KINDS:
+            raise ValueError(f"expected weights kind to be one of {_WEIGHT_KINDS}, got {self.kind!r}")
+        if (self.path is None) == (self.url is None):
+            raise ValueError("expected weights with either a path or a url; give exactly one")
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file on disk."""
+        return self.path.name if self.path is not None else str(self.url).rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a detector trains; scaled to the data set by :meth:`iterations`.
+
+    Args:
+        epochs: Passes over the data set that are aimed at.
+        min_iterations: Fewest optimiser steps, however small the data set.
+        max_iterations: Most optimiser steps, however large the data set.
+        batch_size: Images a step.
+        lr: Learning rate at this batch size.
+        warmup_iterations: Steps of linear warm-up (never more than a fifth of the training).
+        decay: ``cosine``, ``step`` (times 0.1 at ``step_at``) or ``constant``.
+        step_at: Fraction of the training, in (0, 1), at which ``step`` lowers the learning rate.
+    """
+
+    epochs: float
+    min_iterations: int
+    max_iterations: int
+    batch_size: int
+    lr: float
+    warmup_iterations: int = 0
+    decay: str = "cosine"
+    step_at: float = 0.77
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_iterations <= self.max_iterations:
+            raise ValueError(
+                f"expected 1 <= min_iterations <= max_iterations, got {self.min_iterations} and {self.max_iterations}"
+            )
+        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0 or self.warmup_iterations < 0:
+            raise ValueError("expected positive epochs, batch_size and lr, and warmup_iterations >= 0")
+        if self.decay not in _DECAYS or not 0 < self.step_at < 1:
+            raise ValueError(f"expected decay to be one of {_DECAYS} and step_at in (0, 1), got {self.decay!r}")
+
+    def iterations(self, images: int, cap: int | None = None) -> int:
+        """Optimiser steps for a data set.
+
+        Args:
+            images: Number of training images, at least 1.
+            cap: Upper bound that overrides the schedule's own bounds.
+
+        Returns:
+            At least 1.
+
+        Raises:
+            ValueError: ``images`` or ``cap`` is below 1.
+        """
+        if images < 1 or (cap is not None and cap < 1):
+            raise ValueError(f"expected images >= 1 and cap >= 1, got {images} and {cap}")
+        wanted = round(self.epochs * images / self.batch_size)
+        total = min(max(wanted, self.min_iterations), self.max_iterations)
+        return total if cap is None else min(total, cap)
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One detector of the zoo.
+
+    Args:
+        name: Name by which projects choose it.
+        title: One line for people.
+        paper: Reference of the detector.
+        config: mmdetection config file (absolute).
+        head_family: Family of the detection head, e.g. ``anchor``.
+        input_size: Longest and shortest image side in pixels that the pipeline resizes to.
+        weights: Initial weights, or None when there are none.
+        schedule: Training schedule.
+        batch_cpu: Images a batch in inference on a CPU.
+        batch_cuda: Images a batch in inference on a GPU.
+        memory: Remark for people.
+        speed: Remark for people.
+        aliases: Other names of the same detector.
+        coco_ap: Box AP in percent that mmdetection publishes for this detector trained on COCO, or None.
+        from_scratch: Whether the detector is small enough to train from random weights when it has no others.
+    """
+
+    name: str
+    title: str
+    paper: str
+    config: Path
+    head_family: str
+    input_size: tuple[int, int]
+    weights: Weights | None
+    schedule: Schedule
+    batch_cpu: int = 1
+    batch_cuda: int = 8
+    memory: str = ""
+    speed: str = ""
+    aliases: tuple[str, ...] = ()
+    coco_ap: float | None = None
+    from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.input_size) != 2 or min(self.input_size) < 32:
+            raise ValueError(f"expected input_size as two sides of at least 32 px, got {self.input_size}")
+        if self.batch_cpu < 1 or self.batch_cuda < 1:
+            raise ValueError("expected inference batches of at least 1 image")
+        if self.coco_ap is not None and not 0 < self.coco_ap < 100:
+            raise ValueError(f"expected coco_ap in percent, got {self.coco_ap}")
+
+
+def default_zoo_root() -> Path:
+    """Folder of the zoo: ``model_zoo/`` next to the package, or inside it where a wheel put it there."""
+    package = Path(__file__).resolve().parents[2]
+    beside = package.parent / "model_zoo"
+    return beside if (beside / ZOO_FILE).is_file() else package / "model_zoo"
+
+
+def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
+    """Read every entry of the zoo.
+
+    Args:
+        root: Folder that holds ``zoo.toml``; the packaged zoo when None.
+
+    Returns:
+        Entries by name, in the order of the file; those of the packaged zoo first where the file includes them.
+
+    Raises:
+        DetectorError: The file is missing, an entry is not valid or has a name that the packaged zoo has; the message
+            names the entry.
+    """
+    folder = default_zoo_root() if root is None else Path(root)
+    tables = _tables(folder)
+    packaged: dict[str, ZooEntry] = {}
+    recipes: dict[str, Any] = {}
+    if tables.pop(_INCLUDE, False):
+        packaged, recipes = load_zoo(), _tables(default_zoo_root()).get(_RECIPES, {})
+    recipes = {**recipes, **tables.pop(_RECIPES, {})}
+    taken = names_in(packaged)
+    own = {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
+    if twice := sorted(names_in(own) & taken):
+        raise DetectorError(
+            f"expected names in {folder / ZOO_FILE} that the packaged zoo does not have, got {', '.join(twice)}; "
+            f"rename them"
+        )
+    return {**packaged, **own}
+
+
+def names_in(zoo: Mapping[str, ZooEntry]) -> set[str]:
+    """Every name and alias in a zoo."""
+    return {name for entry in zoo.values() for name in (entry.name, *entry.aliases)}
+
+
+def _tables(folder: Path) -> dict[str, Any]:
+    file = folder / ZOO_FILE
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DetectorError(f"expected a model zoo at {file}, found none; give the folder that holds it") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DetectorError(f"expected valid TOML in {file}: {error}") from error
+
+
+def find_entry(name: str, root: Path | None = None) -> ZooEntry:
+    """Look one detector up.
+
+    Args:
+        name: Its name in the zoo, or one of its aliases.
+        root: Folder of the zoo; the packaged one when None.
+
+    Raises:
+        UnknownDetector: There is no such name; the message lists the names.
+    """
+    zoo = load_zoo(root)
+    for entry in zoo.values():
+        if name in entry.aliases:
+            return entry
+    if name not in zoo:
+        raise UnknownDetector(f"expected a detector of the zoo ({', '.join(sorted(zoo))}), got {name!r}; choose one")
+    return zoo[name]
+
+
+def _entry(folder: Path, name: str, table: Mapping[str, Any], recipes: Mapping[str, Any]) -> ZooEntry:
+    try:
+        config = folder / table["config"]
+        if not config.is_file():
+            raise ValueError(f"config file {config} does not exist")
+        inference = table.get("inference", {})
+        return ZooEntry(
+            name=name,
+            title=table["title"],
+            paper=table["paper"],
+            config=config,
+            head_family=table["head_family"],
+            input_size=tuple(table["input_size"]),
+            weights=_weights(folder, table.get("weights")),
+            schedule=_schedule(table["schedule"], recipes),
+            batch_cpu=inference.get("batch_cpu", 1),
+            batch_cuda=inference.get("batch_cuda", 8),
+            memory=table.get("memory", ""),
+            speed=table.get("speed", ""),
+            aliases=tuple(table.get("aliases", ())),
+            coco_ap=table.get("coco_ap"),
+            from_scratch=bool(table.get("from_scratch", False)),
+        )
+    except KeyError as error:
+        raise DetectorError(f"zoo entry {name!r} lacks the key {error.args[0]!r}; add it to {ZOO_FILE}") from error
+    except (TypeError, ValueError) as error:
+        raise DetectorError(f"zoo entry {name!r} is not valid: {error}") from error
+
+
+def _schedule(table: Mapping[str, Any], recipes: Mapping[str, Any]) -> Schedule:
+    """A schedule of its own, or a named recipe with what the entry adds to it."""
+    own = dict(table)
+    recipe = own.pop("recipe", None)
+    if recipe is None:
+        return Schedule(**own)
+    if recipe not in recipes:
+        raise ValueError(f"expected a recipe among {sorted(recipes)}, got {recipe!r}")
+    return Schedule(**{**recipes[recipe], **own})
+
+
+def _weights(folder: Path, table: Mapping[str, Any] | None) -> Weights | None:
+    if table is None:
+        return None
+    path = table.get("path")
+    return Weights(
+        kind=table["kind"],
+        path=folder / path if path else None,
+        url=table.get("url"),
+        sha256=table.get("sha256", ""),
+        licence=table["licence"],
+        source=table.get("source", ""),
+    )
