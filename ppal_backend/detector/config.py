@@ -16,6 +16,8 @@ from ppal_backend.errors import DetectorError
 
 __all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo"]
 
+_COMBINING = frozenset({"Mosaic", "MixUp", "CopyPaste"})  # they ask their data set for other images
+
 
 def build_config(
     entry: ZooEntry,
@@ -199,6 +201,12 @@ def _pipeline(base: Config, part: str, entry: ZooEntry) -> list[dict[str, Any]]:
         steps = dataset.get("pipeline") if dataset else None
     if not steps:
         raise DetectorError(f"expected a '{part}_pipeline' in {entry.config}, found none; add one")
+    if combining := [str(step["type"]) for step in steps if str(step["type"]) in _COMBINING]:
+        raise DetectorError(
+            f"expected a '{part}_pipeline' that makes a sample of one image, got steps that combine several "
+            f"({', '.join(combining)}; its first step is {steps[0]['type']}); take them out and begin with "
+            f"LoadImageFromFile and LoadAnnotations"
+        )
     return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps]
 
 

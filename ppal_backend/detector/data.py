@@ -114,7 +114,8 @@ def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, AssertionError, AttributeError, TypeError, cv2.error) as error:
         # mmcv asserts, or fails on the None with which cv2 answers what it cannot decode
         raise ImageError(
-            f"image {info['img_id']} ({info['img_path']}) cannot be read ({error}); fetch it again or skip it"
+            f"image {info['img_id']} ({info['img_path']}) cannot be read "
+            f"({str(error) or type(error).__name__}); fetch it again or skip it"
         ) from error
     if packed is None:
         raise ImageError(f"image {info['img_id']} ({info['img_path']}) cannot be read; fetch it again or skip it")
