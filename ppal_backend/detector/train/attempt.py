@@ -154,7 +154,7 @@ class _Training:
             work_dir=self._folder,
             seed=request.seed,
             resume_from=self._attempt.resume_from,
-            initialise=initialiser(None if resumes else self._attempt.weights, config, request.classes),
+            initialise=initialiser(None if resumes else self._attempt.weights, config, request.classes, self._records),
             visualizer=visualizer_config(request.tracking, self._folder),
         )
         runner.visualizer.add_config(Config({**config.to_dict(), "work_dir": str(self._folder)}))

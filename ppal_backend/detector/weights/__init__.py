@@ -22,6 +22,7 @@ from ppal_backend.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 2e-3  # a variance of 1 less epsilon, a scale of sqrt(1 + epsilon)
 _STUDENT, _TEACHER = "student.", "teacher."
 
 
@@ -119,6 +120,23 @@ _NEEDED_FOR_TENSORS = frozenset(
     {("collections", "OrderedDict"), ("torch", "Size"), ("torch._utils", "_rebuild_tensor_v2"),
      ("torch._utils", "_rebuild_parameter")}
 )  # fmt: skip
+
+
+def has_folded_statistics(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether every batch norm was folded away: scale 1, mean 0 and variance 1, and shifts that are not 0.
+
+    The last tells such weights from random ones, whose shifts are 0 too.
+    """
+    norms = [name.removesuffix("running_mean") for name in tensors if name.endswith(".running_mean")]
+    if not norms or not all(f"{norm}{part}" in tensors for norm in norms for part in ("running_var", "weight", "bias")):
+        return False
+
+    def is_all(value: float, part: str) -> bool:
+        wanted = torch.tensor(value)
+        return all(torch.allclose(tensors[norm + part], wanted, atol=_ROUNDING) for norm in norms)
+
+    folded = is_all(0.0, "running_mean") and is_all(1.0, "running_var") and is_all(1.0, "weight")
+    return folded and any(bool(tensors[f"{norm}bias"].any()) for norm in norms)
 
 
 def load_any(path: Path) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 
 from ppal_backend.detector.config import build_config, set_class_count
+from ppal_backend.detector.data import ImageRecord, build_pipeline, data_info, run_pipeline
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.train.semi import trained_part
-from ppal_backend.detector.weights import apply_weights, load_any, state_dict_of
+from ppal_backend.detector.weights import apply_weights, has_folded_statistics, load_any, state_dict_of
 from ppal_backend.detector.weights.checkpoints import save_final
 from ppal_backend.detector.weights.fetch import weights_file, weights_target
 from ppal_backend.detector.zoo import ZooEntry, find_entry
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+_MEASURED_IMAGES = 32
 
 Shapes = Mapping[str, torch.Size]
 
@@ -65,13 +69,17 @@ def find_weights(request: TrainRequest, entry: ZooEntry) -> InitialWeights | Non
     return InitialWeights(path, kind)
 
 
-def initialiser(weights: InitialWeights | None, config: Config, classes: Sequence[str]) -> Initialise:
+def initialiser(
+    weights: InitialWeights | None, config: Config, classes: Sequence[str], images: Sequence[ImageRecord] = ()
+) -> Initialise:
     """What puts the weights into a detector after its random initialisation; call it inside :func:`runtime.isolated`.
 
     Args:
         weights: Weights from :func:`find_weights`.
         config: Configuration of the training.
         classes: Labels in the order of the class indices.
+        images: Images of the training. Folded batch-norm statistics of the weights are measured again on the first of
+            them; without images they stay as they are, which is right for a detector that does not train.
     """
     if weights is None:
         return lambda model: None
@@ -87,8 +95,67 @@ def initialiser(weights: InitialWeights | None, config: Config, classes: Sequenc
         if known and known != tuple(classes):
             fitting = carry_classes(tensors, known, classes, part.state_dict(), _wider(config, len(classes) + 1))
         apply_weights(part, fitting, weights.kind, weights.path)
+        if images and has_folded_statistics(tensors):
+            measured = images[:_MEASURED_IMAGES]
+            logger.warning(
+                "%s holds batch norms folded into other layers: their statistics are measured again on %d images",
+                weights.path, len(measured),
+            )  # fmt: skip
+            measure_statistics(part, config.test_pipeline, measured)
 
     return initialise
+
+
+def measure_statistics(detector: Any, test_pipeline: Sequence[dict[str, Any]], images: Sequence[ImageRecord]) -> None:
+    """Give every batch norm the mean and variance of what reaches it, and undo their effect in its scale and shift.
+
+    In evaluation mode the detector computes what it did before. In training mode, where statistics of the batch take
+    the place of those in the checkpoint, it now starts from nearly the same: without this, a detector whose batch
+    norms were folded away (for a fast export) forgets all it knew at the first step.
+
+    Args:
+        detector: Detector with its weights, where it will train.
+        test_pipeline: Its steps for prediction.
+        images: Images to measure on, at least one.
+
+    Raises:
+        ImageError: An image cannot be read.
+    """
+    sums: dict[Any, list[torch.Tensor]] = {}
+
+    def add(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        values = inputs[0].detach().double().transpose(0, 1).flatten(1)
+        found = [values.sum(1), values.square().sum(1), values.new_tensor(float(values.shape[1]))]
+        sums[layer] = [old + new for old, new in zip(sums[layer], found, strict=True)] if layer in sums else found
+
+    layers = [layer for layer in detector.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(add) for layer in layers]
+    training = {module: module.training for module in detector.modules()}
+    pipeline = build_pipeline(test_pipeline)
+    detector.eval()
+    try:
+        with torch.no_grad():
+            for image in images:
+                packed = pseudo_collate([run_pipeline(pipeline, data_info(image))])
+                detector(**detector.data_preprocessor(packed, False), mode="tensor")
+            for layer, (total, squares, count) in sums.items():
+                _set_statistics(layer, total / count, squares / count - (total / count).square())
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _set_statistics(layer: Any, mean: torch.Tensor, variance: torch.Tensor) -> None:
+    """New statistics of a batch norm; scale and shift make up for the change."""
+    variance = variance.clamp(min=0)
+    scale = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+    shift = layer.bias.double() + scale * (mean - layer.running_mean.double())
+    layer.weight.copy_(scale * (variance + layer.eps).sqrt())
+    layer.bias.copy_(shift)
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_(variance)
 
 
 def _wider(config: Config, classes: int) -> dict[str, torch.Size]:
