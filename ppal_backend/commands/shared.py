@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -65,10 +66,12 @@ def _about_a_file(error: OSError) -> str:
     what = " ".join((error.strerror or str(error) or type(error).__name__).split())
     if error.filename is None:
         return f"the system refused a call ({type(error).__name__}): {what}"
-    return (
-        f"expected to use {error.filename!s}, got: {what}; check the path, whether this user may write there, and the "
-        "space on its disk"
-    )
+    if isinstance(error, PermissionError):
+        return (
+            f"expected to use {error.filename!s}, got: {what}; choose another path, or let user {os.geteuid()} write "
+            f"there (a folder mounted into a container: chown -R {os.geteuid()} it, on the host)"
+        )
+    return f"expected to use {error.filename!s}, got: {what}; check the path and the space on its disk"
 
 
 def need_checkout(command: str) -> None:

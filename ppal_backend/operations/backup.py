@@ -23,7 +23,7 @@ from typing import Any
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.rounds.mirror import open_mirror
-from ppal_backend.settings import Settings
+from ppal_backend.settings import CONFIG_FILE, Settings
 from ppal_backend.store import Store, database_file, open_store
 from ppal_backend.structures.progress import OnProgress, Progress
 
@@ -91,7 +91,7 @@ def restore(
     if not source.is_file():
         raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
-    occupied = [path for path in root.iterdir() if not path.name.startswith((".", "replaced-"))]
+    occupied = [path for path in root.iterdir() if not _stays(path, settings)]
     if occupied and not force:
         raise StateError(
             f"expected an empty data folder to restore to, got {root} with {len(occupied)} entries; use "
@@ -214,6 +214,12 @@ def _refuse_while_running(settings: Settings) -> None:
         busy = [p.id for p in store.projects.all() if store.rounds.is_held(p.id)]
     if busy:
         raise StateError(f"a round of project {busy[0]} is running; stop the worker and the service, then restore")
+
+
+def _stays(path: Path, settings: Settings) -> bool:
+    """Whether an entry of the data folder is no state: settings, backups (the image's commands start there), the cache."""
+    mine = path.name == CONFIG_FILE or path.suffix == ".tar" or path.resolve() == settings.cache_dir.resolve()
+    return mine or path.name.startswith((".", "replaced-"))
 
 
 def _made(folder: Path) -> Path:

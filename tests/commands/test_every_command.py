@@ -221,3 +221,12 @@ def test_a_worker_of_this_machine_is_told_from_none_and_from_one_elsewhere(run, 
     assert none.exit_code == 1 and "expected a worker of this machine within 30 s, got none" in none.stderr
     store.workers.beat(str(Lease.mine()))
     assert run("worker", "--alive").exit_code == 0
+
+
+def test_a_folder_of_somebody_else_is_told_with_what_to_do(capsys, monkeypatch):
+    monkeypatch.setattr(shared.os, "geteuid", lambda: 10001)
+    with pytest.raises(typer.Exit), shared.errors_in_one_line():
+        raise PermissionError(13, "Permission denied", "/data/ppal.db")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: expected to use /data/ppal.db, got: Permission denied; choose another path")
+    assert "chown -R 10001 it, on the host" in line

@@ -74,6 +74,24 @@ def test_data_is_only_replaced_on_demand_and_then_moved_aside(place, tmp_path):
     assert (aside / "ppal.db").is_file() and (aside / "projects/1/rounds/2/train/model.pth").is_file()
 
 
+def test_backups_settings_and_the_cache_in_the_data_folder_are_no_state(place, tmp_path):
+    """The image's commands start in the data folder: `ppal backup x.tar` puts its file there."""
+    place.round()
+    new = tmp_path / "new"
+    for name in ("cache/weights.pth", "ppal.toml", "older.tar"):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_text(name)
+    back_up(place.settings, place.store, new / "b.tar")
+    settings = load_settings(MODEL_DIR=new, PPAL_CACHE=new / "cache")
+    restore(settings, new / "b.tar")
+    assert not list(new.glob("replaced-*")) and (new / "ppal.db").is_file()
+    assert all((new / name).read_text() == name for name in ("cache/weights.pth", "ppal.toml", "older.tar"))
+    with pytest.raises(StateError, match=r"got .*new with \d entries; use --force"):
+        restore(settings, new / "b.tar")
+    restore(settings, new / "b.tar", force=True)
+    assert (new / "b.tar").is_file() and (new / "cache/weights.pth").is_file(), "they stay where they are"
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "extra", "newer"])
 def test_a_damaged_backup_is_refused_before_anything_changes(place, tmp_path, damage):
     place.round()
