@@ -217,7 +217,7 @@ def _refuse_while_running(settings: Settings) -> None:
 
 
 def _stays(path: Path, settings: Settings) -> bool:
-    """Whether an entry of the data folder is no state: settings, backups (the image's commands start there), the cache."""
+    """Whether an entry of the data folder is no state: settings, backups (the image starts there), cache."""
     mine = path.name == CONFIG_FILE or path.suffix == ".tar" or path.resolve() == settings.cache_dir.resolve()
     return mine or path.name.startswith((".", "replaced-"))
 
