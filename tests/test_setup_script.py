@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -183,3 +184,21 @@ def test_without_a_gpu_in_sight_the_architectures_are_named(setup, tmp_path):
     options = {"PPAL_WHEELS": "none", "FORCE_CUDA": "1", "PIP_FIND_LINKS": str(Path(archive).parent)}
     assert f"asked for {VERSIONS['CUDA_ARCHITECTURES'].strip(chr(34))}" in setup(**options)[0].stderr
     assert "asked for 12.0" in setup(**options, TORCH_CUDA_ARCH_LIST="12.0")[0].stderr
+
+
+@pytest.mark.parametrize(("backend", "label_studio"), [(0, 0), (1, 0), (0, 3)])
+def test_both_environments_are_made_side_by_side_and_either_failure_ends_it(tmp_path, backend, label_studio):
+    """With the two steps replaced: each waits for a sign of the other, which in turn would wait for ever."""
+    script = (ROOT / "scripts/setup.sh").read_text()
+    for name, other, code in (("backend", "label_studio", backend), ("label_studio", "backend", label_studio)):
+        waiting = f"touch {name}; until [ -e {other} ]; do sleep 0.05; done"
+        stub = f"{name}() {{ {waiting}; echo {name} made; return {code}; }}\n"
+        script, changed = re.subn(rf"^{name}\(\) {{\n.*?^}}\n", lambda _, stub=stub: stub, script, flags=re.M | re.S)
+        assert changed == 1
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/setup.sh").write_text(script)
+    shutil.copy(ROOT / "scripts/versions.env", tmp_path / "scripts")
+    done = subprocess.run(["bash", "scripts/setup.sh"], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          timeout=60, env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+    assert done.returncode == (backend or label_studio), done.stderr
+    assert "backend made" in done.stdout
