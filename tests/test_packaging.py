@@ -9,10 +9,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import requests
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import ppal_backend
 from tests.servers import free_port, wait_for
@@ -169,3 +173,25 @@ def test_the_installed_wheel_serves_and_stops(ppal):
         process.kill()
         process.wait()
     assert "Traceback" not in (ppal.folder / "log").read_text()
+
+
+# They name everything that any use of theirs needs; scripts/setup.sh installs the pins with --no-deps.
+TOO_MUCH = {"imaug", "onedl-mmcv", "label-studio-sdk", "label-studio-ml", "rq"}
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.11.14", "3.12.3"])
+def test_the_pins_hold_what_they_need_on_every_python_that_is_supported(python):
+    """Some packages need another one on some versions of Python only: redis did on the 3.11.2 of Debian 12."""
+    environment = {"python_full_version": python, "python_version": ".".join(python.split(".")[:2]), "extra": ""}
+    rows = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    pins = [Requirement(row) for row in rows if row and not row.startswith("-")]
+    there = {canonicalize_name(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate(environment)}
+    there |= {"torch", "onedl-mmcv", "onedl-mmdetection", "setuptools", "pip"}  # scripts/setup.sh
+    missing = {}
+    for name in sorted(there - TOO_MUCH):
+        with suppress(PackageNotFoundError):
+            needed = (Requirement(row) for row in requires(name) or ())
+            needed = (r for r in needed if r.marker is None or r.marker.evaluate(environment))
+            lacking = {canonicalize_name(r.name) for r in needed} - there
+            missing |= {name: lacking} if lacking else {}
+    assert missing == {}
