@@ -245,7 +245,7 @@ def test_initial_weights_of_something_else_are_refused_and_nothing_in_them_runs(
 def test_unusable_data_is_told_apart(request_: TrainRequest, tmp_path: Path) -> None:
     with pytest.raises(UnknownDetector, match="small"):
         train(replace(request_, detector="nothing"))
-    with pytest.raises(DatasetError, match="found none"):
+    with pytest.raises(DatasetError, match="got none"):
         train(replace(request_, train_json=tmp_path / "absent.json"))
     none = tmp_path / "none.json"
     none.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))

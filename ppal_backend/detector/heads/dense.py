@@ -81,7 +81,7 @@ class DenseFamily:
 
     def covers_inference(self, detector: Any) -> bool:
         """Detectors with a head of this family whose selection per level is mmdet's usual one."""
-        return _has_usual_selection(detector) and self.covers_training(detector.bbox_head)
+        return selects_by_level(detector) and self.covers_training(detector.bbox_head)
 
     def is_softmax(self, detector: Any) -> bool:
         """Sigmoid or softmax, as the head says."""
@@ -119,10 +119,11 @@ class OtherDenseFamily(DenseFamily):
 
     def covers_inference(self, detector: Any) -> bool:
         """Detectors with a dense head whose selection per level is mmdet's usual one."""
-        return _has_usual_selection(detector)
+        return selects_by_level(detector)
 
 
-def _has_usual_selection(detector: Any) -> bool:
+def selects_by_level(detector: Any) -> bool:
+    """Whether a detector has a dense head that selects its boxes level by level as mmdet usually does."""
     head = getattr(detector, "bbox_head", None)
     return (
         not hasattr(detector, "roi_head")

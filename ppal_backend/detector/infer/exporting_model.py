@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ppal_backend.detector.heads import inference_family
 from ppal_backend.detector.heads.base import provider
-from ppal_backend.detector.heads.dense import DenseFamily
+from ppal_backend.detector.heads.dense import selects_by_level
 from ppal_backend.detector.heads.yolox import YOLOXFamily
 from ppal_backend.detector.infer.prediction import pseudo_collate
 from ppal_backend.detector.models import LoadedDetector, load_detector
@@ -84,9 +83,8 @@ class DenseOutputs(nn.Module):
 
     def __init__(self, detector: nn.Module, image: torch.Tensor) -> None:
         super().__init__()
-        family = inference_family(detector)
-        self._yolox = isinstance(family, YOLOXFamily)
-        if not isinstance(family, DenseFamily | YOLOXFamily):
+        self._yolox = YOLOXFamily().covers_inference(detector)
+        if not self._yolox and not selects_by_level(detector):
             raise UnsupportedHead(
                 f"expected a detector with a dense head, got {type(detector).__name__}, whose proposals or queries "
                 "make no fixed graph"
