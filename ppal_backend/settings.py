@@ -83,7 +83,7 @@ class ProjectOptions(ProjectDefaults):
 
 
 class Settings(ProjectDefaults, BaseSettings):
-    """Operator settings, from environment variables (README holds the table), then ``ppal.toml``, then the defaults."""
+    """Operator settings: environment variables (docs/settings.md), then ``ppal.toml``, then the defaults."""
 
     model_config = SettingsConfigDict(env_prefix="PPAL_", extra="ignore", populate_by_name=True)
     _from_file: frozenset[str] = PrivateAttr(default=frozenset())

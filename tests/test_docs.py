@@ -53,10 +53,29 @@ def test_variables_exist(page):
     assert named <= known
 
 
-def test_the_readme_lists_every_setting():
-    table = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_settings_lists_every_one():
+    table = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     internal = {"max_request_mib"}
     for field in set(Settings.model_fields) - internal:
-        assert any(f"`{variable}`" in table for variable in variables(field)), f"README lacks {field}"
+        assert any(f"`{variable}`" in table for variable in variables(field)), f"docs/settings.md lacks {field}"
     for option in ProjectOptions.model_fields:
-        assert f"(`{option}`)" in table, f"README lacks the extra parameter {option}"
+        assert f"(`{option}`)" in table, f"docs/settings.md lacks the extra parameter {option}"
+
+
+def test_every_stop_of_the_tour_is_there():
+    """Each line names files, then what to look at in them."""
+    for stop in re.findall(
+        r"^\d+\. (.*(?:\n   .*)*)", (ROOT / "docs" / "tour.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    ):
+        named = re.findall(r"`([^`]+)`", stop)
+        files = [ROOT / "ppal_backend" / name for name in named if name.endswith(".py")]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        assert files, stop
+        for name in (name for name in named if not name.endswith(".py")):
+            assert re.search(rf"\b(def|class) {name}\b", code), f"{name} is not in {[file.name for file in files]}"
+
+
+def test_every_command_is_on_the_page_of_commands():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for name in KNOWN:
+        assert re.search(rf"`ppal {name}\b", page), f"docs/commands.md lacks {name}"
