@@ -34,7 +34,7 @@ from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.publish import LabelStudioPublisher, QueueItem, publish, queue_scores
 from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.rig.label_studio_server import LabelStudioServer
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Ports, PreparedData
 from ppal_backend.rounds.run import run_round
 from ppal_backend.settings import load_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORCH_COULD_NOT_WRITE = "PytorchStreamWriter failed writing"
 
 
 @contextlib.contextmanager
@@ -46,3 +50,14 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, was a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if isinstance(error, RuntimeError) and _TORCH_COULD_NOT_WRITE in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -228,6 +228,11 @@ class Settings(ProjectDefaults, BaseSettings):
         """Folder of the zoo in force: the operator's where there is one, else None for the packaged one."""
         return self.own_zoo if self.zoo_dir is not None or (self.own_zoo / "zoo.toml").is_file() else None
 
+    @property
+    def image_folder(self) -> Path:
+        """Where fetched images are kept."""
+        return self.model_dir.resolve() / "images"
+
     def project_folder(self, project_id: int) -> Path:
         """Where a project's rounds live."""
         return self.model_dir.resolve() / "projects" / str(project_id)

@@ -28,7 +28,7 @@ from ppal_backend.detector import attempt
 from ppal_backend.detector.heads import Positives
 from ppal_backend.detector.train.hooks import DifficultyHook
 from ppal_backend.errors import StateError
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import _Run
 from ppal_backend.simulation.data import Benchmark

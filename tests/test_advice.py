@@ -17,7 +17,7 @@ from ppal_backend.detector.weights.initial import starts_random
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.engines.local import _start
 from ppal_backend.errors import PPALError
-from ppal_backend.rounds.space import need_space
+from ppal_backend.rounds.folder import need_space
 from ppal_backend.service.auth import is_on
 from ppal_backend.settings import ProjectOptions, Settings, load_settings, variables
 from ppal_backend.simulation.variants import parse_variants

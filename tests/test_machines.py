@@ -7,7 +7,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ppal_backend.errors import SettingsError
 from ppal_backend.operations.pruning import prune_project
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
@@ -128,7 +128,7 @@ def test_files_of_old_rounds_go_from_the_bucket_too(machine, store):
         world = World()
         world.publish = lambda spec, *_: f"ppal-r{spec.number}"
         run_next_round(settings, 1, world.ports)
-    names = open_mirror(settings).bucket.names("projects")
+    names = Rounds(settings).bucket.names("projects")
     heavy = {n.split("/rounds/")[1][0] for n in names if n.endswith(".pth") or n.endswith(".npz")}
     assert heavy == {"2"}
     assert f"projects/{KEY}/rounds/1/query_set.json" in names
@@ -136,7 +136,7 @@ def test_files_of_old_rounds_go_from_the_bucket_too(machine, store):
 
 
 def test_without_a_bucket_nothing_of_it_happens(tmp_path):
-    assert open_mirror(load_settings(MODEL_DIR=tmp_path)) is None
+    assert Rounds(load_settings(MODEL_DIR=tmp_path)).bucket is None
 
 
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/prefix", "just-a-bucket"])

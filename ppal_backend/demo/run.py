@@ -23,7 +23,7 @@ from ppal_backend.errors import DatasetError
 from ppal_backend.files import write_json
 from ppal_backend.rig.backend import Backend
 from ppal_backend.rig.label_studio_server import LabelStudioServer
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder, Rounds
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import RoundRecord
 from ppal_backend.synthetic.scenes import generate
@@ -183,7 +183,7 @@ def _label_and_train(
         if number > 2:
             report.queue_served = served
         record = _watch_round(console, backend, project_id, number)
-        folder = RoundFolder(_settings(backend).project_folder(project_id) / "rounds" / str(number))
+        folder = RoundFolder(Rounds(_settings(backend)).path(project_id, number))
         report.rounds.append({**_figures(record), "test_map": tested(folder)})
         query = folder.read("query_set.json")
         if number == 2:

@@ -57,7 +57,7 @@ def open_client(settings: Settings, url: str = "", hostname: str = "", tries: in
 def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:
     """The verified images of one Label Studio, shared by the worker and the service."""
     return ImageCache(
-        settings.model_dir.resolve() / "images",
+        settings.image_folder,
         ImageSource(client, settings.image_hosts),
         max_pixels=settings.max_image_megapixels * 1_000_000,
         namespace=client.url,

@@ -22,7 +22,7 @@ from typing import Any
 
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import CONFIG_FILE, Settings
 from ppal_backend.store import Store, database_file, open_store
 from ppal_backend.structures.progress import OnProgress, Progress
@@ -118,22 +118,22 @@ def restore(
 def _files(settings: Settings, store: Store) -> Iterator[Path]:
     """What the active versions need, from the bucket where this machine lacks it, and each project's claim to its
     folder."""
-    root, mirror = settings.model_dir.resolve(), open_mirror(settings)
+    root, rounds = settings.model_dir.resolve(), Rounds(settings)
     for project in store.projects.all():
-        folder = settings.project_folder(project.id)
-        yield from (p for p in [folder / "project.json"] if p.is_file())
+        claim = settings.project_folder(project.id) / "project.json"
+        yield from (p for p in [claim] if p.is_file())
         active = [store.versions.active(project.id), store.versions.active(project.id, with_model=True)]
         numbers = {v.round_number for v in active if v is not None}
         checkpoints = {root / v.checkpoint for v in active if v is not None and v.checkpoint}
-        if mirror is not None:
-            for checkpoint in checkpoints:
-                mirror.need_checkpoint(project.key, str(checkpoint.relative_to(root)))
-            for number in numbers:
-                mirror.round(project.key, project.id, number).need_shown()
+        for checkpoint in checkpoints:
+            rounds.fetch_checkpoint(project.key, str(checkpoint.relative_to(root)))
+        for number in numbers:
+            rounds.fetch_shown(project.key, project.id, number)
         numbers |= {int(c.parent.parent.name) for c in checkpoints if c.parent.parent.name.isdigit()}
         for number in sorted(numbers):
             for pattern in SMALL:
-                yield from (p for p in (folder / "rounds" / str(number)).glob(pattern) if not p.name.startswith("."))
+                found = rounds.path(project.id, number).glob(pattern)
+                yield from (p for p in found if not p.name.startswith("."))
         for checkpoint in checkpoints:
             if checkpoint.is_file():
                 yield checkpoint

@@ -17,7 +17,7 @@ from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
 from ppal_backend.rounds.boxes import Box, read_boxes
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, Store
 from ppal_backend.structures.progress import OnProgress
@@ -67,10 +67,8 @@ def predictions_of(settings: Settings, store: Store, project_id: int) -> BoxExpo
             f"{version.version + ', which has none' if version else 'no version'}; annotate tasks and start a round "
             f"(ppal round {project_id})"
         )
-    folder = settings.project_folder(project_id) / "rounds" / str(version.round_number)
-    mirror = open_mirror(settings)
-    if mirror is not None:
-        mirror.round(record.key, project_id, version.round_number).need(("export", "dataset", "infer"))
+    steps = ("export", "dataset", "infer")
+    folder = Rounds(settings).fetch(record.key, project_id, version.round_number, steps)
     if not (folder / "dataset" / "pool.json").is_file() or not (folder / "detections").is_dir():
         raise StateError(
             f"expected the detections of version {version.version} in {folder}, got none: they were removed; order the "

@@ -13,7 +13,7 @@ from pathlib import Path
 from ppal_backend.datasets import images
 from ppal_backend.errors import ArtifactsUnavailable
 from ppal_backend.files import read_json
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.rounds.retention import Pruned, prune_rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
@@ -33,7 +33,7 @@ def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bo
     kept += [predicts] if predicts is not None else []
     if not kept:
         return []
-    root = settings.project_folder(project_id) / "rounds"
+    root = Rounds(settings).of_project(project_id)
     opened = [r for r in store.rounds.of_project(project_id) if r.finished_at is None]
     checkpoints = {settings.model_dir.resolve() / v.checkpoint for v in kept if v.checkpoint}
     checkpoints |= set(_models_of(root, opened))
@@ -52,12 +52,12 @@ def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bo
 def prune_images(settings: Settings, store: Store, dry_run: bool = False) -> images.Evicted:
     """Keep the folder of fetched images within its limit. What open rounds read, and what the round of the active
     version read, stays; when that alone is more than the limit, the log says so."""
-    root = settings.model_dir.resolve() / "images"
+    root = settings.image_folder
     if not root.is_dir():
         return images.Evicted(0, 0, 0)
     share = shutil.disk_usage(root).total * SHARE_OF_DISK
     limit = int(share if settings.image_cache_gib is None else settings.image_cache_gib * 2**30)
-    keep: set[Path] = set()
+    folders, keep = Rounds(settings), set[Path]()
     since = time.time() - FRESH_S
     for project in store.projects.all():
         rounds, active = store.rounds.of_project(project.id), store.versions.active(project.id)
@@ -66,7 +66,7 @@ def prune_images(settings: Settings, store: Store, dry_run: bool = False) -> ima
         since = min([since, *started])
         numbers = {r.number for r in opened} | ({active.round_number} if active is not None else set())
         for number in numbers:
-            keep.update(_images_of(settings.project_folder(project.id) / "rounds" / str(number) / "dataset"))
+            keep.update(_images_of(folders.path(project.id, number) / "dataset"))
     evicted = images.prune_images(root, limit, keep, since, dry_run)
     if evicted.images and not dry_run:
         log.info("%d fetched images removed, %.0f MiB", evicted.images, evicted.bytes / 2**20)
@@ -88,15 +88,15 @@ def _images_of(dataset: Path) -> Iterator[Path]:
 
 
 def _prune_copies(settings: Settings, key: str, kept: set[int], before: int, checkpoints: list[str]) -> None:
-    mirror = open_mirror(settings)
-    if mirror is None:
+    rounds = Rounds(settings)
+    if rounds.bucket is None:
         return
     try:
-        gone = mirror.prune(key, kept, before, checkpoints)
+        gone = rounds.prune_copies(key, kept, before, checkpoints)
     except ArtifactsUnavailable as error:
         log.warning("old rounds stay in the bucket until the next time: %s", error)
     else:
-        log.info("files of %d old rounds removed from %s", len(gone), mirror.bucket.name)
+        log.info("files of %d old rounds removed from %s", len(gone), rounds.bucket.name)
 
 
 def _oldest(versions: list[ModelVersion], keep: int) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ppal_backend.errors import StateError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publish import LabelStudioPublisher, activate_version
-from ppal_backend.rounds.artifacts import RoundFolder, need_intact
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact
 from ppal_backend.rounds.queue import read_queue
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, Store
@@ -33,7 +31,7 @@ class RolledBack:
 
 def has_artifacts(settings: Settings, version: ModelVersion) -> bool:
     """Whether a version's queue could be published again from what is on disk."""
-    folder = _folder(settings, version)
+    folder = Rounds(settings).path(version.project_id, version.round_number)
     return all((folder / name).exists() for name in NEEDED)
 
 
@@ -49,11 +47,9 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
     """
     key = store.projects.get(project_id).key
     version = store.versions.get(project_id, name)
-    mirror = open_mirror(settings)
-    if mirror is not None and version.checkpoint:
-        mirror.need_checkpoint(key, version.checkpoint)
+    rounds = Rounds(settings)
     if version.checkpoint:
-        need_intact(settings.model_dir.resolve() / version.checkpoint, name)
+        need_intact(rounds.fetch_checkpoint(key, version.checkpoint), name)
     running = store.rounds.running(project_id)
     if running is not None and running.step == "publish":
         raise StateError(f"round {running.number} of project {project_id} is publishing right now; try again soon")
@@ -62,18 +58,18 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
         activate_version(client, project_id, name)
         store.versions.activate(version)
         return RolledBack(name, stored, published_again=False)
-    if mirror is not None:
-        mirror.round(key, project_id, version.round_number).need(("dataset", "infer", "query"))
+    rounds.fetch(key, project_id, version.round_number, ("dataset", "infer", "query"))
     return _publish_again(settings, store, client, version)
 
 
 def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, version: ModelVersion) -> RolledBack:
+    path = Rounds(settings).path(version.project_id, version.round_number)
     if not has_artifacts(settings, version):
         raise StateError(
-            f"expected version {version.version} in Label Studio or its files in {_folder(settings, version)}, got "
+            f"expected version {version.version} in Label Studio or its files in {path}, got "
             "neither: they were removed (PPAL_KEEP_VERSIONS, PPAL_KEEP_ARTIFACTS); choose a newer version"
         )
-    folder = RoundFolder(_folder(settings, version))
+    folder = RoundFolder(path)
     queue = read_queue(folder)
     if not queue:
         raise StateError(f"version {version.version} ranked no task, so there is no queue to go back to")
@@ -89,7 +85,3 @@ def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, 
     store.versions.activate(replace(version, version=again))
     (folder / STATE).unlink()
     return RolledBack(again, len(queue), published_again=True)
-
-
-def _folder(settings: Settings, version: ModelVersion) -> Path:
-    return settings.project_folder(version.project_id) / "rounds" / str(version.round_number)

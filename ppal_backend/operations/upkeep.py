@@ -16,6 +16,7 @@ from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import check_webhook, model_connections
 from ppal_backend.label_studio.publish import EMPTY, SAMPLING, sampling_problem, version_problem
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, ProjectRecord, Store
 
@@ -190,7 +191,7 @@ def _served_order(
 
 def _queue(settings: Settings, project: ProjectRecord, version: ModelVersion) -> tuple[int, ...]:
     """The published order, () where this machine does not hold it."""
-    path = settings.project_folder(project.id) / "rounds" / str(version.round_number) / "query_set.json"
+    path = Rounds(settings).path(project.id, version.round_number) / "query_set.json"
     try:
         return tuple(int(i) for i in read_json(path)["queue"])
     except (OSError, ValueError, KeyError, TypeError):

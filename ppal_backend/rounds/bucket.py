@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ppal_backend.errors import ArtifactsUnavailable, DamagedArtifact, SettingsError
-from ppal_backend.files import atomic_file, sha256_of
-from ppal_backend.rounds.space import is_full
+from ppal_backend.files import atomic_file, is_full, sha256_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import read_detections
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry, QueueEntry
 
 

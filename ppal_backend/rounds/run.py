@@ -16,8 +16,8 @@ from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
-from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of
 from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles

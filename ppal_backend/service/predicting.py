@@ -18,7 +18,7 @@ from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import ImageError, LabelStudioError, PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.payloads import is_id
 from ppal_backend.service.runtime import Runtime, TaskImages
 from ppal_backend.store import ModelVersion, ProjectRecord
@@ -107,10 +107,7 @@ class _Batch:
         self._deadline = time.monotonic() + runtime.predict_deadline_s
         self._options = runtime.settings.project_options(project.options)
         self._schema: LabelSchema = schema_of(project.label_config, self._options.from_name)
-        mirror = open_mirror(runtime.settings)
-        if mirror is not None:
-            mirror.need_checkpoint(project.key, version.checkpoint)
-        checkpoint = runtime.settings.model_dir.resolve() / version.checkpoint
+        checkpoint = Rounds(runtime.settings).fetch_checkpoint(project.key, version.checkpoint)
         self._model = LiveModel(version.detector, str(checkpoint), version.labels)
         self._stopped = ""  # why no further chunk is tried
 

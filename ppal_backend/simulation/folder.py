@@ -25,7 +25,7 @@ import numpy as np
 
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, write_json
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.simulation.data import FACTS
 from ppal_backend.simulation.plan import Plan
 

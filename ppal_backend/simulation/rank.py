@@ -16,7 +16,7 @@ from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import DatasetError
 from ppal_backend.files import atomic_file, read_json, sha256_of, write_json
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Engine, PoolEntry, Ports, PreparedData
 from ppal_backend.rounds.run import run_round
 from ppal_backend.settings import load_settings

@@ -29,15 +29,14 @@ from ppal_backend.errors import (
     StateError,
     StoreUnavailable,
 )
+from ppal_backend.files import is_full
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache, open_client
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
 from ppal_backend.operations.pruning import prune_images, prune_project
-from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder, need_intact
-from ppal_backend.rounds.mirror import open_mirror, resume
+from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
 from ppal_backend.rounds.ports import Engine, Observer, Ports
-from ppal_backend.rounds.space import is_full, need_space
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import (
@@ -155,14 +154,7 @@ def _run(
 ) -> RoundResult:
     from ppal_backend.rounds.run import run_round  # imports torch, which the worker itself never needs
 
-    project_folder = settings.project_folder(project.id)
-    claim_project_folder(project_folder, project.key)
-    mirror = open_mirror(settings)
-    copy = None if mirror is None else mirror.round(project.key, project.id, record.number, watch.fence)
-    folder = RoundFolder(project_folder / "rounds" / str(record.number), copy)
-    folder.repair()
-    if copy is not None:
-        resume(copy, folder, first_attempt=record.attempts == 1)
+    folder = Rounds(settings).open(project.key, project.id, record.number, record.attempts == 1, watch.fence)
     spec = _spec(settings, store, project, record, folder)
     with log_context(project=project.id, round=record.number):
         return run_round(spec, folder, ports_of(settings, store, project, spec, watch))
@@ -172,7 +164,7 @@ def _spec(
     settings: Settings, store: Store, project: ProjectRecord, record: RoundRecord, folder: RoundFolder
 ) -> RoundSpec:
     """What the round was to do when it first started, or what the options in force say now."""
-    if (folder / "spec.json").is_file():  # repair() has taken away one that cannot be read
+    if (folder / "spec.json").is_file():  # opening has taken away one that cannot be read
         spec = RoundSpec.from_dict(folder.read("spec.json"))
         return spec if spec.model is None else replace(spec, model=_model_here(settings, project, spec.model))
     options = settings.project_options(project.options)
@@ -195,20 +187,16 @@ def _spec(
 def _model_here(settings: Settings, project: ProjectRecord, model: ModelRef) -> ModelRef:
     """A model that a round was given, perhaps on another machine, with its checkpoint on this one."""
     relative = Path(*Path(model.checkpoint).parts[-6:])
-    mirror = open_mirror(settings)
-    if mirror is None or Path(model.checkpoint).is_file():
+    rounds = Rounds(settings)
+    if rounds.bucket is None or Path(model.checkpoint).is_file():
         return model
-    mirror.need_checkpoint(project.key, str(relative))
-    return replace(model, checkpoint=str(settings.model_dir.resolve() / relative))
+    return replace(model, checkpoint=str(rounds.fetch_checkpoint(project.key, str(relative))))
 
 
 def _intact_model(settings: Settings, project: ProjectRecord, version: ModelVersion, kind: str) -> ModelRef | None:
     """The version's model. Ranking is impossible with a damaged one; a training starts from the zoo's weights then."""
-    checkpoint = settings.model_dir.resolve() / version.checkpoint
-    mirror = open_mirror(settings)
     try:
-        if mirror is not None:
-            mirror.need_checkpoint(project.key, version.checkpoint)
+        checkpoint = Rounds(settings).fetch_checkpoint(project.key, version.checkpoint)
         need_intact(checkpoint, version.version)
     except StateError as error:
         if kind == "rank":

@@ -9,7 +9,7 @@ import time
 
 from ppal_backend.engines.ray_cluster import need_ray
 from ppal_backend.errors import ArtifactsUnavailable, QueueUnavailable, StoreUnavailable
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import Heartbeat, Store, open_store
 from ppal_backend.worker.queue import JobQueue, open_queue
@@ -78,10 +78,10 @@ def run_worker(
 
 def _check_bucket(settings: Settings) -> None:
     """Refuse to start with a bucket that no round could use. One that does not answer now may do so later."""
-    mirror = open_mirror(settings)
+    bucket = Rounds(settings).bucket
     try:
-        if mirror is not None:
-            mirror.bucket.check()
+        if bucket is not None:
+            bucket.check()
     except ArtifactsUnavailable as error:
         log.warning("%s; rounds wait until it does", error)
 

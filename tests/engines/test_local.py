@@ -9,7 +9,7 @@ import pytest
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.detector.train.training import TrainResult
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFiles
 from ppal_backend.rounds.run import run_round
 from ppal_backend.structures.round import ModelRef

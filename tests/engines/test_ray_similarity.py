@@ -11,7 +11,7 @@ from ppal_backend.acquisition.ccms.objects import pack_objects
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.engines.ray_similarity import RaySimilarity
 from ppal_backend.errors import DetectorError
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import run_round
 from tests.acquisition.pools import context as make_context

@@ -10,7 +10,7 @@ from ppal_backend.errors import StoreUnavailable
 from ppal_backend.operations.rollback import roll_back
 from tests.operations.conftest import Place
 from tests.rounds.fakes import FakeWorld
-from tests.rounds.test_artifacts import flip_a_byte
+from tests.rounds.test_folder import flip_a_byte
 
 pytestmark = pytest.mark.faults
 
@@ -70,7 +70,7 @@ def test_disk_full_in_training(place, error, recovered):
 
 
 def test_disk_full_in_publishing(place, monkeypatch, recovered):
-    from ppal_backend.rounds.artifacts import RoundFolder
+    from ppal_backend.rounds.folder import RoundFolder
 
     write = RoundFolder.write
 

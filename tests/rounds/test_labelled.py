@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
-from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import read_detections
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import run_round

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppal_backend.rounds import pool_map
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.pool_map import labelled_to_draw, map_of, principal_plane
 from ppal_backend.rounds.ports import PoolEntry
 from tests.rounds.fakes import SPEC, FakeWorld, features_of, rank_spec

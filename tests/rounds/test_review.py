@@ -7,8 +7,8 @@ import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.rounds import review
-from ppal_backend.rounds.artifacts import RoundFolder
 from ppal_backend.rounds.detections_store import DetectionsWriter
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.review import review_of
 from ppal_backend.rounds.run import run_round

@@ -7,7 +7,7 @@ import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
-from ppal_backend.rounds.artifacts import RoundFolder, claim_project_folder
+from ppal_backend.rounds.folder import RoundFolder, claim_project_folder
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS, run_round
 from ppal_backend.structures.round import ModelRef, RoundSpec

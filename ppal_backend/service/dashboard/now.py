@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ppal_backend.errors import PPALError
-from ppal_backend.rounds.artifacts import OUTPUTS
+from ppal_backend.rounds.folder import OUTPUTS
 from ppal_backend.service import readiness
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json
 from ppal_backend.logs import Redacting
-from ppal_backend.rounds.mirror import open_mirror
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import ProjectOptions
@@ -225,10 +225,7 @@ class Project:
 
     def files(self, number: int) -> RoundFiles:
         """The folder of a round."""
-        mirror = open_mirror(self.runtime.settings)
-        if mirror is not None:
-            mirror.show(self.record.key, self.id, number)
-        return RoundFiles(self.runtime.settings.project_folder(self.id) / "rounds" / str(number))
+        return RoundFiles(Rounds(self.runtime.settings).show(self.record.key, self.id, number))
 
     def image_file(self, number: int, task_id: int) -> Path:
         """An image of a round's pool, or of its map; only files of the image cache are ever named.
@@ -238,7 +235,7 @@ class Project:
         """
         files = self.files(number)
         image: PoolImage | None = files.pool().get(task_id) or files.drawn_labelled().get(task_id)
-        cache = (self.runtime.settings.model_dir / "images").resolve()
+        cache = self.runtime.settings.image_folder.resolve()
         path = Path(image.path).resolve() if image is not None else cache
         if not path.is_relative_to(cache) or path.suffix not in IMAGE_TYPES or not path.is_file():
             raise StateError(f"round {number} of project {self.id} has no image of task {task_id}")

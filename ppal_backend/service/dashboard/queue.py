@@ -331,5 +331,5 @@ def map_points(project: Project, number: int) -> dict[str, Any]:
 
 def _servable(project: Project, item: Item) -> Item:
     """The item without its image where the cache no longer has it."""
-    cache = (project.runtime.settings.model_dir / "images").resolve()
+    cache = project.runtime.settings.image_folder.resolve()
     return item if item.image and str(item.image.path).startswith(str(cache)) else replace(item, image=None)

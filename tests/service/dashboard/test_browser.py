@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from werkzeug.serving import make_server
 
 from benchmarks.dashboard import Size, build
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease
 from tests.service.dashboard.conftest import PASSWORD, PIXEL, ReviewedWorld, ShownPlace
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from ppal_backend.detector.infer.evaluation import FEWEST_IMAGES
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
 from tests.operations.conftest import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN

@@ -7,7 +7,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.service.dashboard.project import Query
 from ppal_backend.service.dashboard.queue import LISTED, LONGEST_PX, kinds_of, points_of, summary_of
 from ppal_backend.store import SeenAnnotation

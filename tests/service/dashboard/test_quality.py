@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ppal_backend.rounds.artifacts import RoundFolder
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.service.dashboard.quality import agreement_rows, doubtful_on, pages_of, total_of
 from tests.service.dashboard.conftest import COUNTS, ReviewedWorld, ShownPlace
 from tests.service.dashboard.test_pages import text_of

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from ppal_backend.errors import LeaseLost, OutOfSpace, StateError
-from ppal_backend.files import sha256_of
-from ppal_backend.rounds.artifacts import OUTPUTS, RoundFolder, need_intact
+from ppal_backend.files import is_full, sha256_of
+from ppal_backend.rounds.folder import OUTPUTS, RoundFolder, need_intact, need_space
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import TRAIN_STEPS, run_round
-from ppal_backend.rounds.space import is_full, need_space
 from tests.rounds.fakes import SPEC, FakeWorld, Killed
 
 DAMAGE = {

@@ -7,13 +7,13 @@ import uuid
 import pytest
 
 from ppal_backend.errors import ArtifactsUnavailable, DamagedArtifact
-from ppal_backend.rounds.artifacts import OUTPUTS, RoundFolder
 from ppal_backend.rounds.bucket import Bucket
-from ppal_backend.rounds.mirror import Mirror, resume
+from ppal_backend.rounds.folder import OUTPUTS, RoundFolder, Rounds
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import TRAIN_STEPS, run_round
+from ppal_backend.settings import load_settings
 from tests.rounds.fakes import SPEC, Killed
-from tests.rounds.test_artifacts import World, flip_a_byte
+from tests.rounds.test_folder import World, flip_a_byte
 
 KEY = "1.1795336563"
 WORK = ["export", "prepare", "train", "evaluate", "infer", "publish"]
@@ -26,17 +26,14 @@ class Machines:
         self.folder = folder
         self.bucket = Bucket(f"memory://{uuid.uuid4().hex}", lambda _: None)
 
-    def mirror(self, name):
-        return Mirror(self.bucket, self.folder / name)
+    def rounds(self, name):
+        return Rounds(load_settings(MODEL_DIR=self.folder / name), self.bucket)
 
-    def copy(self, name, number=1):
-        return self.mirror(name).round(KEY, 1, number)
+    def path(self, name):
+        return self.folder / name / "projects" / "1" / "rounds" / "1"
 
     def run(self, name, world, first=False):
-        copy = self.copy(name)
-        folder = RoundFolder(copy.folder, copy)
-        folder.repair()
-        resume(copy, folder, first)
+        folder = self.rounds(name).open(KEY, 1, 1, first)
         return run_round(SPEC, folder, Ports(world, world, world, world))
 
     def killed(self, name, call):
@@ -70,7 +67,7 @@ def undisturbed(tmp_path):
 
 def test_everything_a_round_leaves_is_in_the_bucket(machines):
     machines.run("a", World(), first=True)
-    here = machines.copy("a").folder
+    here = machines.path("a")
     files = sorted(str(p.relative_to(here)) for p in here.rglob("*") if p.is_file())
     assert machines.there() == files and "train/model.pth" in files
     for name in files:
@@ -87,7 +84,7 @@ def test_a_round_goes_on_on_another_machine_from_its_last_finished_step(machines
     needs_images = call in ("train", "evaluate", "infer")  # the images are on the other machine, they are fetched again
     expected = [c for c in WORK if c not in done or (c == "prepare" and needs_images)]
     assert work(world) == expected
-    assert world.published[0][0].checkpoint == str(machines.copy("b").folder / "train" / "model.pth")
+    assert world.published[0][0].checkpoint == str(machines.path("b") / "train" / "model.pth")
 
 
 def test_what_publishing_has_come_to_reaches_the_other_machine(machines):
@@ -101,7 +98,7 @@ def test_what_publishing_has_come_to_reaches_the_other_machine(machines):
 def test_images_that_are_here_are_not_fetched_again(machines, monkeypatch):
     machines.killed("a", "train")
     machines.lose("a")
-    monkeypatch.setattr("ppal_backend.rounds.mirror._has_images", lambda folder: True)
+    monkeypatch.setattr("ppal_backend.rounds.folder._has_images", lambda folder: True)
     world = World()
     machines.run("b", world)
     assert "prepare" not in work(world)
@@ -154,7 +151,7 @@ DAMAGED = {
 
 def test_a_damaged_file_here_is_fetched_instead_of_trained_again(machines):
     machines.killed("a", "publish")
-    flip_a_byte(machines.copy("a").folder / "train" / "model.pth")
+    flip_a_byte(machines.path("a") / "train" / "model.pth")
     world = World()
     machines.run("a", world)
     assert work(world) == ["publish"]
@@ -170,7 +167,7 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
         upload = Bucket.upload.__get__(machines.bucket)
         with pytest.raises(ArtifactsUnavailable):
             machines.run("a", first)
-    stale = machines.copy("a").folder
+    stale = machines.path("a")
     (stale / "detections").mkdir()
     (stale / "detections" / "shard-00007.npz").write_bytes(b"of a model that is none any more")
     other = World()
@@ -204,35 +201,34 @@ def test_a_copy_under_the_number_of_a_new_round_is_deleted(machines, caplog):
 
 def test_projects_with_the_same_id_are_kept_apart(machines):
     machines.run("a", World(), first=True)
-    other = machines.mirror("b").round("1.999", 1, 1)
-    other.need(list(OUTPUTS))
+    machines.rounds("b").fetch("1.999", 1, 1, list(OUTPUTS))
     assert not (machines.folder / "b").exists()
 
 
 def test_a_service_fetches_the_checkpoint_that_it_lacks(machines):
     machines.run("a", World(), first=True)
     machines.lose("a")
-    mirror = machines.mirror("service")
-    mirror.need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+    rounds = machines.rounds("service")
+    rounds.fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
     folder = machines.folder / "service" / "projects/1/rounds/1"
     assert (folder / "train" / "model.pth").read_bytes() == b"weights of round 1"
     assert not (folder / "detections").exists(), "nothing else is fetched"
     machines.bucket.delete(machines.bucket.names("projects"))
-    mirror.need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+    rounds.fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
 
 
 def test_a_service_that_fetches_a_damaged_checkpoint_says_so(machines):
     machines.run("a", World(), first=True)
     machines.bucket.write(f"projects/{KEY}/rounds/1/train/model.pth", b"something else")
     with pytest.raises(DamagedArtifact, match="damaged; train again"):
-        machines.mirror("service").need_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+        machines.rounds("service").fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
     assert not (machines.folder / "service/projects/1/rounds/1/train/model.pth").exists()
 
 
 def test_a_page_s_files_come_without_the_heavy_ones(machines):
     machines.killed("a", "publish")
     machines.lose("a")
-    machines.mirror("service").show(KEY, 1, 1)
+    machines.rounds("service").show(KEY, 1, 1)
     folder = machines.folder / "service" / "projects/1/rounds/1"
     shown = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     marks = sorted(f"steps/{step}.json" for step in TRAIN_STEPS[:-1])
@@ -247,7 +243,7 @@ def test_a_page_is_shown_without_the_bucket(machines, monkeypatch, caplog):
         raise ArtifactsUnavailable("the bucket is away")
 
     monkeypatch.setattr(machines.bucket, "names", away)
-    machines.mirror("service").show(KEY, 1, 1)
+    machines.rounds("service").show(KEY, 1, 1)
     assert "cannot be shown as a whole: the bucket is away" in caplog.text
 
 
@@ -256,19 +252,18 @@ def test_marks_that_name_files_elsewhere_are_refused(machines):
         mark = json.dumps({"sha256": {name: "0" * 64}, "seconds": 1, "facts": {}}).encode()
         machines.bucket.write(f"projects/{KEY}/rounds/1/steps/train.json", mark)
         with pytest.raises(DamagedArtifact, match="names of files within the round"):
-            machines.copy("a").need(("train",))
+            machines.rounds("a").fetch(KEY, 1, 1, ("train",))
 
 
 def test_old_rounds_lose_their_heavy_copies_but_not_what_others_need(machines):
     for number in (1, 2, 3, 4):
-        copy = machines.copy("a", number)
-        folder = RoundFolder(copy.folder, copy)
+        folder = machines.rounds("a").open(KEY, 1, number, first_attempt=True)
         for name in ("train/model.pth", "detections/shard-00000.npz", "metrics.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"x")
         for step in ("train", "infer", "evaluate"):
             folder.mark_done(step, 1.0, {})
-    gone = machines.mirror("elsewhere").prune(KEY, {2}, 4, {"1/train/model.pth"})
+    gone = machines.rounds("elsewhere").prune_copies(KEY, {2}, 4, {"1/train/model.pth"})
     left = [name.split("/rounds/")[1] for name in machines.bucket.names("projects")]
     assert gone == [1, 3]
     assert [name for name in left if "steps" not in name] == [
