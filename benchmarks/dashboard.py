@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.files import write_json
+from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.dashboard import project
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, Store, open_store
@@ -96,7 +97,7 @@ def build(settings: Settings, store: Store, size: Size) -> None:
     store.projects.connect(1, "1.1", CONFIG, "http://ls.test:8080", {"budget": size.budget})
     store.ledger.see(1, [SeenAnnotation(i, i) for i in range(1, size.tasks + 1)])
     store.ledger.used_by(1, size.rounds, range(1, size.tasks - size.budget // 2))
-    folders = settings.project_folder(1) / "rounds"
+    folders = Rounds(settings).of_project(1)
     for number in range(1, size.rounds + 1):
         _stored_round(store, number, size)
         folder = folders / str(number)
@@ -106,7 +107,7 @@ def build(settings: Settings, store: Store, size: Size) -> None:
             folder.mkdir(parents=True)
             (folder / "query_set.json").hardlink_to(folders / "1" / "query_set.json")
         _marks(folder, size)
-    _last_round(folders / str(size.rounds), settings.model_dir.resolve() / "images", size)
+    _last_round(folders / str(size.rounds), settings.image_folder, size)
 
 
 def _stored_round(store: Store, number: int, size: Size) -> None:
