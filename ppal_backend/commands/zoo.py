@@ -132,7 +132,14 @@ def add(
                 config, weights, settings.own_zoo, name=name, difficulty=not no_difficulty, device=device
             )
         if as_json:
-            print_json({"entry": asdict(added.entry), "tensors": added.tensors, "report": added.report.as_dict()})
+            print_json(
+                {
+                    "entry": asdict(added.entry),
+                    "tensors": added.tensors,
+                    "report": added.report.as_dict(),
+                    "remarks": list(added.remarks),
+                }
+            )
             return
         console.print(_two_columns(added.entry.name, added.report.as_dict()))
         start = "no weights: ask for random ones" if added.tensors is None else f"{added.tensors} tensors fit"
@@ -140,6 +147,8 @@ def add(
             f"added {added.entry.name} ({start}); its schedule is in {settings.own_zoo / 'zoo.toml'}",
             soft_wrap=True, highlight=False,
         )  # fmt: skip
+        for remark in added.remarks:
+            console.print(remark, highlight=False)
         if no_difficulty:
             console.print(f"projects with {added.entry.name} need difficulty: false", highlight=False)
 

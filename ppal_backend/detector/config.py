@@ -10,13 +10,12 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average
 from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 
 __all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo"]
-
-_COMBINING = frozenset({"Mosaic", "MixUp", "CopyPaste"})  # they ask their data set for other images
 
 
 def build_config(
@@ -43,8 +42,9 @@ def build_config(
 
     Returns:
         A Config with ``model``, ``train_pipeline`` and ``test_pipeline``, and for a training
-        ``train_dataloader`` (without the data set, which the caller adds), ``train_cfg``, ``param_scheduler``
-        and ``optim_wrapper``. Images without objects stay in the data (``filter_empty_gt=False``).
+        ``train_dataloader`` (without the data set, which the caller adds), ``train_cfg``, ``param_scheduler``,
+        ``optim_wrapper`` and what the file's hooks mean (see :mod:`recipe`). Images
+        without objects stay in the data (``filter_empty_gt=False``).
 
     Raises:
         DetectorError: No classes, repeated classes, or the file has no model or pipeline.
@@ -62,17 +62,21 @@ def build_config(
     strip_pretrained(model)
     if not trained_backbone:
         unfreeze(model)
+    recipe = read_recipe(base)
+    if not recipe.steps:
+        raise DetectorError(f"expected a 'train_pipeline' in {entry.config}, found none; add one")
     parts: dict[str, Any] = {
         "default_scope": "mmdet",
         "model": model,
         "classes": labels,
-        "train_pipeline": _pipeline(base, "train", entry),
-        "test_pipeline": _pipeline(base, "test", entry),
+        "train_pipeline": recipe.steps,
+        "test_pipeline": _test_pipeline(base, entry),
         "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
     }
     if train_images is not None:
         parts.update(semi_parts(base))
         parts.update(_training_part(base, entry.schedule, train_images, max_iterations, workers, batch_size))
+        parts.update(_recipe_part(base, recipe, parts["train_cfg"]["max_iters"]))
     return Config(parts)
 
 
@@ -192,21 +196,30 @@ def _read(path: Path) -> Config:
         raise DetectorError(f"the detector configuration {path} cannot be read: {error}") from error
 
 
-def _pipeline(base: Config, part: str, entry: ZooEntry) -> list[dict[str, Any]]:
-    steps = base.get(f"{part}_pipeline")
+def _recipe_part(base: Config, recipe: Recipe, total: int) -> dict[str, Any]:
+    """The hooks of the file as they stand, and what they mean in a training of ``total`` steps."""
+    parts: dict[str, Any] = {}
+    if base.get("custom_hooks"):
+        parts["custom_hooks"] = [hook.to_dict() for hook in base["custom_hooks"]]
+        parts["max_epochs"] = base.get("train_cfg", {}).get("max_epochs") or base.get("max_epochs")
+    if recipe.late_steps is not None:
+        parts["late_train_pipeline"] = recipe.late_steps
+        parts["late_from_step"] = late_step(recipe, total)
+        parts["late_l1"] = recipe.late_l1
+    if recipe.average is not None:
+        parts["weight_average"] = scaled_average(recipe.average, total)
+    return parts
+
+
+def _test_pipeline(base: Config, entry: ZooEntry) -> list[dict[str, Any]]:
+    steps = base.get("test_pipeline")
     if steps is None:
-        dataset = base.get(f"{part}_dataloader", {}).get("dataset", {})
+        dataset = base.get("test_dataloader", {}).get("dataset", {})
         while dataset and "pipeline" not in dataset and "dataset" in dataset:
             dataset = dataset["dataset"]
         steps = dataset.get("pipeline") if dataset else None
     if not steps:
-        raise DetectorError(f"expected a '{part}_pipeline' in {entry.config}, found none; add one")
-    if combining := [str(step["type"]) for step in steps if str(step["type"]) in _COMBINING]:
-        raise DetectorError(
-            f"expected a '{part}_pipeline' that makes a sample of one image, got steps that combine several "
-            f"({', '.join(combining)}; its first step is {steps[0]['type']}); take them out and begin with "
-            f"LoadImageFromFile and LoadAnnotations"
-        )
+        raise DetectorError(f"expected a 'test_pipeline' in {entry.config}, found none; add one")
     return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps]
 
 

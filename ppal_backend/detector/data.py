@@ -8,6 +8,7 @@ too get them in the same stream.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import random
@@ -26,7 +27,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset, Sampler
 
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.errors import ImageError
+from ppal_backend.errors import DetectorError, ImageError
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,76 @@ def data_info(record: ImageRecord) -> dict[str, Any]:
     }
 
 
-def build_pipeline(steps: Sequence[dict[str, Any]]) -> Compose:
-    """Build a data pipeline; call it inside :func:`runtime.isolated`."""
-    return Compose([TRANSFORMS.build(dict(step)) for step in steps])
+def build_pipeline(steps: Sequence[dict[str, Any]], records: Sequence[ImageRecord] = ()) -> Compose:
+    """Build a data pipeline; call it inside :func:`runtime.isolated`.
+
+    Args:
+        steps: Its steps.
+        records: Images that steps which combine several may take.
+    """
+    pipeline = Compose([TRANSFORMS.build(dict(step)) for step in steps])
+    for step in pipeline.transforms:
+        if isinstance(step, CombineImages):
+            step.draw_from(records)
+    return pipeline
+
+
+@TRANSFORMS.register_module()
+class CombineImages:
+    """Gives a step such as ``Mosaic`` or ``MixUp`` the other images that it combines with the one at hand.
+
+    mmdetection's data sets keep a cache of earlier images for that, or read any of theirs. Here other images are drawn
+    and augmented anew, with the random numbers of the item, so that an item depends on seed and position alone.
+
+    Args:
+        step: Step of mmdetection that asks for other images by ``get_indexes`` and takes them as ``mix_results``.
+        source: Steps that read and prepare each other image.
+        prob: How often the step is taken, in [0, 1].
+    """
+
+    def __init__(self, step: dict[str, Any], source: Sequence[dict[str, Any]], prob: float = 1.0) -> None:
+        self._step, self._source, self._prob = TRANSFORMS.build(dict(step)), build_pipeline(source), prob
+        self._records: tuple[ImageRecord, ...] = ()
+        self._drawn: dict[int, dict[str, Any]] = {}
+
+    def draw_from(self, records: Sequence[ImageRecord]) -> None:
+        """Set the images to draw from, for the source's own steps too."""
+        self._records = tuple(records)
+        for step in self._source.transforms:
+            if isinstance(step, CombineImages):
+                step.draw_from(records)
+
+    def __len__(self) -> int:
+        """Images to draw from."""
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One of them, prepared; the same for the same index while one item is made."""
+        if index not in self._drawn:
+            self._drawn[index] = run_pipeline(self._source, data_info(self._records[index]))
+        return self._drawn[index]
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Combine.
+
+        Raises:
+            ImageError: Another image cannot be read.
+            DetectorError: There are no images to draw from.
+        """
+        if not self._records:
+            raise DetectorError(
+                f"expected images for {type(self._step).__name__} to draw from, got none; train with it"
+            )
+        if np.random.uniform() >= self._prob:
+            return results
+        self._drawn.clear()
+        chosen = self._step.get_indexes(self)
+        indexes = chosen if isinstance(chosen, Sequence) else [chosen]
+        others = [copy.deepcopy(self[int(index)]) for index in indexes]
+        self._drawn.clear()
+        combined: dict[str, Any] = self._step({**results, "mix_results": others})
+        combined.pop("mix_results", None)
+        return combined
 
 
 def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +200,19 @@ class TrainingData(Dataset[dict[str, Any]]):
         pipeline: mmdet's training pipeline, built.
         classes: Labels in the order of the class indices.
         seed: Seed of order and augmentation.
+        late: Position from which another pipeline is used, and that pipeline; None for the same to the end.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], pipeline: Compose, classes: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        pipeline: Compose,
+        classes: Sequence[str],
+        seed: int,
+        late: tuple[int, Compose] | None = None,
+    ) -> None:
         self._records = tuple(records)
-        self._pipeline = pipeline
+        self._pipeline, self._late = pipeline, late
         self._seed = seed
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         self.metainfo = {"classes": tuple(classes)}
@@ -159,10 +235,13 @@ class TrainingData(Dataset[dict[str, Any]]):
         try:
             np.random.seed(item_seed)
             random.seed(item_seed)
-            return run_pipeline(self._pipeline, info)
+            return run_pipeline(self._pipeline_at(position), info)
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+    def _pipeline_at(self, position: int) -> Compose:
+        return self._pipeline if self._late is None or position < self._late[0] else self._late[1]
 
 
 class StreamSampler(Sampler[int]):
@@ -249,7 +328,11 @@ def training_stream(
         A mixed stream for a semi-supervised detector with unlabelled images, else the labelled ones alone.
     """
     if "unlabelled_pipeline" not in config:
-        return TrainingData(records, build_pipeline(config.train_pipeline), classes, seed)
+        late = None
+        if "late_train_pipeline" in config:
+            first = config.late_from_step * config.train_dataloader.batch_size
+            late = (first, build_pipeline(config.late_train_pipeline, records))
+        return TrainingData(records, build_pipeline(config.train_pipeline, records), classes, seed, late)
     if not unlabelled:
         steps = [_one_branch(step) for step in config.train_pipeline]
         return TrainingData(records, build_pipeline(steps), classes, seed)

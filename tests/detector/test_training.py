@@ -248,7 +248,7 @@ def test_unusable_data_is_told_apart(request_: TrainRequest, tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="got none"):
         train(replace(request_, train_json=tmp_path / "absent.json"))
     none = tmp_path / "none.json"
-    none.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    none.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": CLASSES[0]}]}))
     with pytest.raises(DetectorError, match="annotate images first"):
         train(replace(request_, train_json=none))
     gone = write_set(tmp_path / "gone", 4)

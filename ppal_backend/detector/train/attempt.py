@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 import uuid
@@ -21,8 +22,17 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import ImageRecord, build_pipeline, read_coco, training_stream
 from ppal_backend.detector.infer.evaluation import evaluate_loaded
 from ppal_backend.detector.models import LoadedDetector, build_model
+from ppal_backend.detector.recipe import one_device_optimizer
 from ppal_backend.detector.runtime import deterministic, isolated
-from ppal_backend.detector.train.hooks import DifficultyHook, LossGuard, PlainCheckpoints, ProgressHook
+from ppal_backend.detector.train.hooks import (
+    DifficultyHook,
+    LateL1Loss,
+    LossGuard,
+    PlainCheckpoints,
+    ProgressHook,
+    RepeatableSteps,
+    averaged_weights,
+)
 from ppal_backend.detector.train.image_cache import FOLDER, with_image_cache
 from ppal_backend.detector.train.request import TrainRequest
 from ppal_backend.detector.train.runner import (
@@ -41,7 +51,10 @@ from ppal_backend.errors import OutOfMemory
 from ppal_backend.files import write_json
 from ppal_backend.structures.progress import OnProgress
 
+logger = logging.getLogger(__name__)
+
 CONFIG_NAME = "config.json"
+_AFTER_THE_STEP = 49  # as in mmdetection: the average moves before anything looks at it
 ShouldStop = Callable[[], bool]
 
 
@@ -105,7 +118,11 @@ class _Training:
         progress = ProgressHook(
             self._guard, on_progress, should_stop, lambda: None if validation is None else validation.latest
         )
-        hooks = [self._difficulty, *teaching, self._guard, validation, progress, PlainCheckpoints()]
+        steps = RepeatableSteps(self._request.seed)
+        late = [LateL1Loss(config.late_from_step)] if config.get("late_l1") else []
+        hooks = [steps, self._difficulty, *teaching, *late, self._guard, validation, progress, PlainCheckpoints()]
+        if "weight_average" in config:
+            runner.register_hook(dict(config.weight_average), priority=_AFTER_THE_STEP)
         for hook in hooks:
             if hook is not None:
                 runner.register_hook(hook)
@@ -115,12 +132,14 @@ class _Training:
             runner.visualizer.close()  # mmengine does so at the end of a training only
             raise
         finally:
+            steps.detach()
             if self._difficulty is not None:
                 self._difficulty.detach()
             if is_main_process():
                 remove_if_empty(Path(runner.log_dir))
         if is_main_process():
-            self._save(model, validation, runner.iter, time.monotonic() - started)
+            with averaged_weights(runner):
+                self._save(model, validation, runner.iter, time.monotonic() - started)
 
     def _config(self) -> Config:
         workers = self._request.workers
@@ -135,6 +154,10 @@ class _Training:
             workers=workers,
             batch_size=self._attempt.batch_size,
         )
+        wrapper = dict(config.optim_wrapper)
+        config.optim_wrapper = one_device_optimizer(wrapper, self._attempt.device.type)
+        if config.optim_wrapper.type != wrapper["type"]:
+            logger.info("mixed precision is left out: it needs a GPU, and this is %s", self._attempt.device)
         config.train_pipeline = with_image_cache(config.train_pipeline, self._records, self._folder / FOLDER)
         return config
 

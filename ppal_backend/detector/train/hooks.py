@@ -5,22 +5,113 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.dist import all_reduce, barrier, is_distributed
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce, barrier, get_rank, is_distributed
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 
 from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficulty
-from ppal_backend.detector.heads import Positives, read_training
-from ppal_backend.detector.heads.base import Restore
+from ppal_backend.detector.heads import Positives, detection_head, read_training
+from ppal_backend.detector.heads.base import Restore, override
 from ppal_backend.errors import CheckpointError, DetectorError, RoundCancelled
 from ppal_backend.structures.progress import OnProgress, Progress
 
 _REPORT_EVERY_S = 0.5
+
+
+class RepeatableSteps(Hook):
+    """Makes what a step draws at random depend on seed and step alone, so that a resumed training draws the same.
+
+    That is torch's generator (dropout, samplers of proposals, noise of denoising queries) and the input size of
+    mmdetection's ``BatchSyncRandomResize``, which otherwise remembers its size outside of checkpoints.
+
+    Args:
+        seed: Seed of the training.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._restores = seed, list[Restore]()
+
+    def before_train(self, runner: Any) -> None:
+        """Take over the random sizes."""
+        self.detach()
+        for module in runner.model.modules():
+            if type(module).__name__ == "BatchSyncRandomResize":
+                self._restores.append(self._take_over(runner, module))
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the step; processes draw different numbers."""
+        del batch_idx, data_batch
+        torch.manual_seed(self._number(5, runner.iter, get_rank()))
+
+    def after_train(self, runner: Any) -> None:
+        """Give them back."""
+        del runner
+        self.detach()
+
+    def detach(self) -> None:
+        """Leave the model as it was; harmless when nothing was taken over."""
+        while self._restores:
+            self._restores.pop()()
+
+    def _number(self, *parts: int) -> int:
+        return int(np.random.SeedSequence((self._seed, *parts)).generate_state(1)[0])
+
+    def _take_over(self, runner: Any, resize: Any) -> Restore:
+        forward = resize.forward
+
+        def resizing(inputs: torch.Tensor, samples: Any) -> Any:
+            height, width = inputs.shape[-2:]
+            block = runner.iter // resize._interval
+            low, high = resize._random_size_range
+            size = low + self._number(4, block) % (high - low + 1)
+            sides = (resize._size_divisor * size, resize._size_divisor * int(width / height * size))
+            resize._input_size = sides if block else (height, width)
+            return forward(inputs, samples)
+
+        def unchanged(aspect_ratio: float, device: torch.device) -> Any:
+            del aspect_ratio, device
+            return resize._input_size
+
+        return override(resize, forward=resizing, _get_random_size=unchanged)
+
+
+class LateL1Loss(Hook):
+    """Adds YOLOX's L1 loss from a step on, as its recipe does when mosaics end.
+
+    Args:
+        first: The step.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Switch the loss; the head says nothing of it in checkpoints."""
+        del batch_idx, data_batch
+        head: Any = detection_head(runner.model)
+        head.use_l1 = runner.iter >= self._first
+
+
+@contextmanager
+def averaged_weights(runner: Any) -> Iterator[None]:
+    """The model with the average of its weights where a hook keeps one, as it was with its own afterwards."""
+    averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in averages:
+        hook._swap_ema_parameters()
+    try:
+        yield
+    finally:
+        for hook in averages:
+            hook._swap_ema_parameters()
 
 
 class LossGuard(Hook):

@@ -12,6 +12,7 @@ import torch
 from mmengine.dist import broadcast, is_distributed, is_main_process
 from mmengine.hooks import Hook
 
+from ppal_backend.detector.train.hooks import averaged_weights
 from ppal_backend.detector.train.semi import predicting_part
 from ppal_backend.detector.weights.checkpoints import load_final, save_final
 from ppal_backend.errors import CheckpointError
@@ -115,15 +116,16 @@ class ValidationHook(Hook):
 
     def _look(self, runner: Any, step: int) -> float:
         model = predicting_part(runner.model)
-        model.eval()
-        try:
-            found = self._evaluate(model)
-        finally:
-            runner.model.train()
-        runner.visualizer.add_scalar("held_out/map", found, step)
-        if self._is_best(found):
-            facts = {"detector": self._detector, "classes": list(self._classes), "step": step, "map": found}
-            save_final(self._path, model.state_dict(), facts)
+        with averaged_weights(runner):
+            model.eval()
+            try:
+                found = self._evaluate(model)
+            finally:
+                runner.model.train()
+            runner.visualizer.add_scalar("held_out/map", found, step)
+            if self._is_best(found):
+                facts = {"detector": self._detector, "classes": list(self._classes), "step": step, "map": found}
+                save_final(self._path, model.state_dict(), facts)
         return found
 
     def _is_best(self, found: float) -> bool:

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.heads import detection_head, inference_family, training_family
 from ppal_backend.detector.models import build_model
+from ppal_backend.detector.recipe import read_recipe
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.semi import is_semi, predicting_part
 from ppal_backend.detector.weights import apply_weights, load_any, load_checkpoint, state_dict_of
@@ -47,11 +48,13 @@ class Added:
         entry: What the zoo now says of it.
         tensors: Tensors of the checkpoint that fit the detector, or None without a checkpoint.
         report: What the trial showed.
+        remarks: What of the config file is not followed, for people.
     """
 
     entry: ZooEntry
     tensors: int | None
     report: CheckReport
+    remarks: tuple[str, ...] = ()
 
 
 def add(
@@ -93,7 +96,7 @@ def add(
         (Path(folder) / ZOO_FILE).write_text(table, encoding="utf-8")
         report = _trial(name, device, Path(folder), difficulty)
         _install(staged, own_zoo, table)
-    return Added(find_entry(name, own_zoo), tensors, report)
+    return Added(find_entry(name, own_zoo), tensors, report, _remarks(flat, report.device))
 
 
 def _free_name(wanted: str, own_zoo: Path) -> str:
@@ -123,6 +126,15 @@ def _flat(path: Path) -> Config:
     if is_semi(flat.model) and "unlabelled_pipeline" not in flat:
         _rename_semi_parts(flat, path)
     return flat
+
+
+def _remarks(flat: Config, device: str) -> tuple[str, ...]:
+    """What the file asks for and a training here does otherwise."""
+    remarks = [f"its hook {name} is left out" for name in read_recipe(flat).left_out]
+    kind = str(flat.optim_wrapper.get("type", "")).rsplit(".", 1)[-1]
+    if kind == "AmpOptimWrapper" and not device.startswith("cuda"):
+        remarks.append("mixed precision is used on a GPU only")
+    return tuple(remarks)
 
 
 def _rename_semi_parts(flat: Config, path: Path) -> None:

@@ -30,7 +30,7 @@ _STEPS = 2
 _SIDE = 256
 _BATCH = 2
 _LARGE = 1000  # inputs with a longer side are halved in a trial
-_SIZES = ("scale", "scales", "crop_size", "size", "img_scale")
+_SIZES = ("scale", "scales", "crop_size", "size", "img_scale", "border")
 _COLOURS = ((40, 40, 220), (60, 180, 40), (220, 80, 50))  # in OpenCV's order: red, green, blue
 
 
@@ -152,7 +152,9 @@ def _trial_zoo(entry: ZooEntry, root: Path, images: int) -> Path:
     config = build_config(entry, CLASSES, train_images=images, trained_backbone=False)
     factor = 0.5 if max(entry.input_size) > _LARGE else 1.0
     parts = config.to_dict()
-    kept = {key: parts[key] for key in ("model", "optim_wrapper", "unlabelled_ratio") if key in parts}
+    kept = {key: parts[key] for key in ("model", "optim_wrapper", "unlabelled_ratio", "max_epochs") if key in parts}
+    if "custom_hooks" in parts:
+        kept["custom_hooks"] = _resized(parts["custom_hooks"], factor)
     pipelines = {key: _resized(value, factor) for key, value in parts.items() if key.endswith("_pipeline")}
     root.mkdir()
     Config({**kept, **pipelines}).dump(str(root / "config.py"))
