@@ -265,6 +265,32 @@ def test_a_recipe_resumes_to_the_bit(request_: TrainRequest, tmp_path: Path) -> 
     assert resumed.difficulty == whole.difficulty
 
 
+@pytest.mark.parametrize("detector", ["faster_rcnn_tiny", "dino_tiny"])
+def test_detectors_that_draw_while_they_train_resume_to_the_bit(detector: str, tmp_path: Path) -> None:
+    """Samplers of proposals and noise of denoising queries take torch's random numbers."""
+    images = write_set(tmp_path / "images", 4)
+    whole = TrainRequest(detector, CLASSES, images, None, tmp_path / "whole", 3, "cpu", "random", max_iterations=3)
+    cut = replace(whole, work_dir=tmp_path / "cut")
+    polls = iter(range(100))
+    with pytest.raises(RoundCancelled, match="step 2 of 3"):
+        train(cut, should_stop=lambda: next(polls) >= 1)
+    one, other = (load_checkpoint(train(request).checkpoint)["state_dict"] for request in (whole, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gradients_that_add_up_are_not_cut_off(request_: TrainRequest, tmp_path: Path) -> None:
+    """A checkpoint holds no half gradient: a training stops, and saves, between updates only."""
+    assert request_.zoo_root is not None
+    file = request_.zoo_root / "yolox.py"
+    file.write_text(file.read_text().replace('loss_scale="dynamic"', 'loss_scale="dynamic", accumulative_counts=2'))
+    whole = train(replace(request_, work_dir=tmp_path / "whole"))
+    polls = iter(range(100))
+    with pytest.raises(RoundCancelled, match="step 4 of 6"):
+        train(request_, should_stop=lambda: next(polls) >= 1)
+    one, other = (load_checkpoint(r.checkpoint)["state_dict"] for r in (whole, train(request_)))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_average_is_what_a_training_leaves(request_: TrainRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen, it is what the first step made of the weights: later steps do not move it."""
     first = train(replace(request_, max_iterations=1, work_dir=request_.work_dir / "one"))

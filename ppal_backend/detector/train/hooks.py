@@ -182,7 +182,7 @@ class ProgressHook(Hook):
         self._began = (runner.iter, time.monotonic())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Report at most twice a second, and poll ``should_stop`` every step.
+        """Report at most twice a second, and poll ``should_stop`` after every update of the weights.
 
         Raises:
             RoundCancelled: ``should_stop`` said so; the checkpoint of this step is on disk.
@@ -193,7 +193,8 @@ class ProgressHook(Hook):
         if self._on_progress is not None and (done == total or now - self._reported >= _REPORT_EVERY_S):
             self._reported = now
             self._on_progress(Progress("train", done, total, self._remark(done, total, now)))
-        if done < total and self._is_to_stop():
+        between_updates = done % int(runner.optim_wrapper._accumulative_counts) == 0
+        if done < total and between_updates and self._is_to_stop():
             if not (Path(runner.work_dir) / f"iter_{done}.pth").is_file():
                 runner.save_checkpoint(runner.work_dir, f"iter_{done}.pth", by_epoch=False)
             barrier()  # the first process writes: none may tell the caller before it has

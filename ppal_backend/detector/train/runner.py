@@ -141,7 +141,7 @@ def build_runner(
         train_cfg=dict(config.train_cfg),
         optim_wrapper=config.optim_wrapper,
         param_scheduler=config.param_scheduler.copy() or None,
-        default_hooks=_default_hooks(config.train_cfg.max_iters),
+        default_hooks=_default_hooks(config.train_cfg.max_iters, config.optim_wrapper.get("accumulative_counts", 1)),
         log_processor={"type": "LogProcessor", "by_epoch": False, "window_size": 20},
         visualizer=visualizer,
         load_from=None if resume_from is None else str(resume_from),
@@ -153,8 +153,10 @@ def build_runner(
     )
 
 
-def _default_hooks(total: int) -> dict[str, Any]:
+def _default_hooks(total: int, accumulated: int) -> dict[str, Any]:
+    """Checkpoints fall between updates of the weights: they hold no gradients that are still adding up."""
     interval = max(_FEWEST_STEPS_BETWEEN, total // _CHECKPOINTS_PER_TRAINING)
+    interval = -(-interval // accumulated) * accumulated
     return {
         "logger": {"type": "LoggerHook", "interval": 50, "log_metric_by_epoch": False},
         # mmengine deletes the oldest file before it writes the newest: two, so that one is always whole
