@@ -131,7 +131,7 @@ def training(folder: Path) -> Iterator[None]:
 
 def train_until_killed(folder: Path) -> None:
     """Train retinanet_tiny on generated images, as niced as a round; prints "training" when the first step is done."""
-    from ppal_backend.engines.cpu import yield_while_waiting
+    from ppal_backend.engines.local import yield_while_waiting
 
     yield_while_waiting()
     os.nice(5)  # as a round's process

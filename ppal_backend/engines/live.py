@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ppal_backend.engines.cpu import yield_while_waiting
+from ppal_backend.engines.local import yield_while_waiting
 from ppal_backend.errors import DetectorError, ImageError, PPALError
 from ppal_backend.structures.detections import Detections
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READ_COUNTS = ("pal", "ppal+pal")  # strategies that read how many boxes before suppression a detection stands for
+
+
+def yield_while_waiting() -> None:
+    """Let idle OpenMP threads sleep instead of spinning; call before torch is imported.
+
+    Spinning threads of several processes on few cores take each other's time: with two cores and other work on
+    them, a small training step took three to four times as long. The operator's own OMP_WAIT_POLICY wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class LocalEngine:

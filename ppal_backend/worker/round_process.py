@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppal_backend.engines.cpu import yield_while_waiting
-from ppal_backend.engines.local import LocalEngine
+from ppal_backend.engines.local import LocalEngine, yield_while_waiting
 from ppal_backend.engines.ray_engine import RayEngine
 from ppal_backend.errors import (
     ArtifactsUnavailable,
