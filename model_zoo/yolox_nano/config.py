@@ -1,25 +1,9 @@
-# YOLOX's head, losses and assignment on the backbone, pyramid, pipelines and optimiser of retinanet_tiny.
-_base_ = ["../retinanet_tiny/config.py"]
+# YOLOX-nano at 416 px: YOLOX-tiny with a narrower backbone of depthwise convolutions (0.9 M parameters), as mmdetection
+# defines it.
+_base_ = ["../yolox_tiny/config.py"]
 
 model = dict(
-    type="YOLOX",
-    bbox_head=dict(
-        _delete_=True,
-        type="YOLOXHead",
-        num_classes=80,
-        in_channels=48,
-        feat_channels=48,
-        stacked_convs=2,
-        strides=(8, 16, 32),
-        norm_cfg=dict(type="GN", num_groups=8, requires_grad=True),
-        act_cfg=dict(type="Swish"),
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum", loss_weight=1.0),
-        loss_bbox=dict(type="IoULoss", mode="square", eps=1e-16, reduction="sum", loss_weight=5.0),
-        loss_obj=dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="sum", loss_weight=1.0),
-        loss_l1=dict(type="L1Loss", reduction="sum", loss_weight=1.0),
-    ),
-    train_cfg=dict(_delete_=True, assigner=dict(type="SimOTAAssigner", center_radius=2.5)),
-    test_cfg=dict(
-        _delete_=True, score_thr=0.01, nms=dict(type="nms", iou_threshold=0.65, max_num=100)
-    ),
+    backbone=dict(deepen_factor=0.33, widen_factor=0.25, use_depthwise=True),
+    neck=dict(in_channels=[64, 128, 256], out_channels=64, num_csp_blocks=1, use_depthwise=True),
+    bbox_head=dict(in_channels=64, feat_channels=64, use_depthwise=True),
 )

@@ -63,19 +63,27 @@ def show(name: Name, as_json: AsJson = False) -> None:
 def fetch(
     name: Name,
     to: Annotated[Path | None, typer.Option(help="folder for the file; the usual one without it")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="a file that you have, instead of a download")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a detector's initial weights and check them; a download that was cut off goes on.
 
+    Where there is no network or no address, --from checks a file that you have and puts a copy in place.
+
     Example: ppal zoo fetch retinanet_r50_fpn
     """
-    from ppal_backend.detector.weights.fetch import weights_file
+    from ppal_backend.detector.weights.fetch import place_weights, weights_file
     from ppal_backend.detector.zoo import find_entry
 
     with errors_in_one_line(as_json):
         entry = find_entry(name, settings_and_logging().model_zoo)
-        with progress_bar(entry.name) as told:
-            path = weights_file(entry, to, told)
+        if source is not None:
+            path = place_weights(entry, source, to)
+        else:
+            with progress_bar(entry.name) as told:
+                path = weights_file(entry, to, told)
         if as_json:
             print_json({"detector": entry.name, "weights": str(path)})
             return

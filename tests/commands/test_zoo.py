@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -52,6 +53,36 @@ def test_fetch_without_a_network_says_address_and_place(tmp_path: Path, monkeypa
 def test_fetch_of_shipped_weights_finds_them():
     done = runner.invoke(zoo, ["fetch", "retinanet_tiny"])
     assert done.exit_code == 0 and "initial.pth" in done.stdout
+
+
+def test_fetch_from_a_file_follows_the_advice_for_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Through an own zoo, since real weights do not come with the tests."""
+    content = b"weights"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "one.py").write_text("")
+    (own / "zoo.toml").write_text(
+        "[one]\ntitle = 'One'\npaper = 'p'\nconfig = 'one.py'\nhead_family = 'anchor'\ninput_size = [64, 64]\n"
+        "[one.weights]\nkind = 'detector'\nfile = 'net.pth'\nlicence = 'MIT'\nsource = 'a drawer'\n"
+        f"sha256 = '{hashlib.sha256(content).hexdigest()}'\n"
+        "[one.schedule]\nepochs = 1\nmin_iterations = 1\nmax_iterations = 1\nbatch_size = 1\nlr = 0.1\n"
+    )
+    monkeypatch.setenv("PPAL_MODEL_ZOO", str(own))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    missing = runner.invoke(zoo, ["fetch", "one"])
+    assert missing.exit_code == 1 and "ppal zoo fetch one --from FILE" in missing.stderr.replace("\n", " ")
+    given = tmp_path / "given.pth"
+    given.write_bytes(b"something else")
+    wrong = runner.invoke(zoo, ["fetch", "one", "--from", str(given), "--json"])
+    assert wrong.exit_code == 1 and "sha256" in wrong.output and "Traceback" not in wrong.output
+    given.write_bytes(content)
+    done = runner.invoke(zoo, ["fetch", "one", "--from", str(given), "--json"])
+    place = tmp_path / "home" / ".cache" / "ppal" / "weights" / "net.pth"
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"detector": "one", "weights": str(place)}
+    assert place.read_bytes() == content
+    assert runner.invoke(zoo, ["fetch", "one"]).exit_code == 0
+    assert [path.name for path in place.parent.iterdir()] == ["net.pth"]
 
 
 def test_check_reports_what_it_saw():

@@ -16,7 +16,7 @@ from tests.detector.shapes import write_set
 
 ZOO = load_zoo()
 QUICK = (
-    *("retinanet_tiny", "fcos_tiny", "atss_tiny", "gfl_tiny", "ddod_tiny", "rtmdet_nano", "yolox_nano"),
+    *("retinanet_tiny", "fcos_tiny", "atss_tiny", "gfl_tiny", "ddod_tiny", "rtmdet_toy", "yolox_toy"),
     *("faster_rcnn_tiny", "soft_teacher_tiny", "ssd_tiny", "dino_tiny"),
 )
 EMBEDDING = {"ssd_tiny": 0, "dino_tiny": 64}  # the others have 48 channels

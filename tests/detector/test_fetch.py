@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ppal_backend.detector.weights.fetch import weights_file, weights_target
+from ppal_backend.detector.weights.fetch import place_weights, weights_file, weights_target
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.errors import WeightsUnavailable
 from ppal_backend.structures.progress import Progress
@@ -155,3 +156,87 @@ def test_an_address_that_answers_nothing_leaves_nothing_behind(server: Server, t
 
 def test_where_a_file_lies(server: Server, tmp_path: Path) -> None:
     assert weights_target(entry(server), tmp_path) == tmp_path / "net.pth"
+
+
+def of_a_file(digest: str = DIGEST) -> ZooEntry:
+    """An entry whose weights have a name and a digest, but no address."""
+    weights = Weights("detector", None, None, digest, "MIT", "a drawer", file="net.pth")
+    return ZooEntry("toy", "t", "p", Path("c.py"), "anchor", (64, 64), weights, Schedule(1, 1, 1, 1, 0.1))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    file = tmp_path / "given" / "any name.bin"
+    file.parent.mkdir()
+    file.write_bytes(CONTENT)
+    return file
+
+
+def test_a_file_is_put_in_place_and_used(given: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "weights"
+    assert place_weights(of_a_file(), given, folder) == folder / "net.pth"
+    assert weights_file(of_a_file(), folder).read_bytes() == CONTENT
+    assert [path.name for path in folder.iterdir()] == ["net.pth"]
+    assert given.read_bytes() == CONTENT
+    again = place_weights(of_a_file(), folder / "net.pth", folder)  # the very file that lies there
+    assert again.read_bytes() == CONTENT
+
+
+def test_a_file_takes_the_place_of_a_download(server: Server, given: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.pth.part").write_bytes(b"x" * 100)
+    place_weights(entry(server), given, tmp_path)
+    assert weights_file(entry(server), tmp_path).read_bytes() == CONTENT and server.asked == []
+
+
+def test_a_file_restores_shipped_weights(given: Path, tmp_path: Path) -> None:
+    weights = Weights("detector", tmp_path / "zoo" / "initial.pth", None, DIGEST, "MIT", "a script")
+    shipped = ZooEntry("toy", "t", "p", Path("c.py"), "anchor", (64, 64), weights, Schedule(1, 1, 1, 1, 0.1))
+    with pytest.raises(WeightsUnavailable, match="ppal zoo fetch toy --from FILE"):
+        weights_file(shipped)
+    place_weights(shipped, given)
+    assert weights_file(shipped).read_bytes() == CONTENT
+
+
+def test_a_file_of_another_digest_is_refused_and_nothing_lost(given: Path, tmp_path: Path) -> None:
+    place_weights(of_a_file(), given, tmp_path / "weights")
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"something else")
+    with pytest.raises(WeightsUnavailable) as caught:
+        place_weights(of_a_file(), wrong, tmp_path / "weights")
+    told = str(caught.value)
+    assert DIGEST in told and hashlib.sha256(b"something else").hexdigest() in told
+    assert str(wrong) in told and "nothing was changed, give the file" in told and "net.pth, a drawer" in told
+    assert wrong.read_bytes() == b"something else"
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["net.pth"]
+    assert weights_file(of_a_file(), tmp_path / "weights").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for source in (tmp_path / "none.pth", tmp_path):  # a folder is no file either
+        with pytest.raises(WeightsUnavailable, match=re.escape(f"from {source} to ")):
+            place_weights(of_a_file(), source, tmp_path / "weights")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(given: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"a file")
+    with pytest.raises(WeightsUnavailable, match="a folder that can be written") as caught:
+        place_weights(of_a_file(), given, tmp_path / "taken")
+    assert str(tmp_path / "taken" / "net.pth") in str(caught.value)
+    assert (tmp_path / "taken").read_bytes() == b"a file"
+
+
+def test_an_entry_without_weights_takes_no_file(given: Path, tmp_path: Path) -> None:
+    bare = ZooEntry("toy", "t", "p", Path("c.py"), "anchor", (64, 64), None, Schedule(1, 1, 1, 1, 0.1))
+    with pytest.raises(WeightsUnavailable, match="no initial weights in the zoo"):
+        place_weights(bare, given, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_missing_weights_without_an_address_name_file_digest_and_command(given: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights_file(of_a_file(), folder)
+    told = str(caught.value)
+    assert str(folder / "net.pth") in told and "net.pth (a drawer; sha256 " + DIGEST in told
+    assert f"ppal zoo fetch toy --from FILE --to {folder}" in told and "random" in told

@@ -108,7 +108,7 @@ def yolox() -> Any:
     model.neck.update(in_channels=[32, 64, 128], out_channels=32)
     model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=3)
     model.data_preprocessor.pop("batch_augments")
-    return Config({"model": model, "test_pipeline": build_config(find_entry("yolox_nano"), OLD).test_pipeline})
+    return Config({"model": model, "test_pipeline": build_config(find_entry("yolox_toy"), OLD).test_pipeline})
 
 
 def statistics(model: torch.nn.Module, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

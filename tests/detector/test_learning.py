@@ -22,8 +22,8 @@ STEPS = {
     "fcos_tiny": 250,
     "ssd_tiny": 250,
     "faster_rcnn_tiny": 250,
-    "rtmdet_nano": 250,
-    "yolox_nano": 250,
+    "rtmdet_toy": 250,
+    "yolox_toy": 250,
     "dino_tiny": 300,
 }
 

@@ -14,8 +14,8 @@ NAMES = {
     *("retinanet_r50_fpn", "retinanet_r101", "retinanet_mobilenetv2", "retinanet_swin_t", "faster_rcnn_r50"),
     *("fcos_r50", "atss_r50", "ddod_r50", "ssd300_vgg16", "rtmdet_tiny", "rtmdet_s", "yolox_s", "dino_r50"),
     *("retinanet_tiny", "fcos_tiny", "atss_tiny", "faster_rcnn_tiny", "ssd_tiny"),
-    *("soft_teacher_r50", "soft_teacher_tiny"),
-    *("gfl_tiny", "ddod_tiny", "rtmdet_nano", "yolox_nano", "dino_tiny"),
+    *("soft_teacher_r50", "soft_teacher_tiny", "yolox_nano", "yolox_tiny"),
+    *("gfl_tiny", "ddod_tiny", "rtmdet_toy", "yolox_toy", "dino_tiny"),
 }
 ENTRY = """
 [one]
@@ -40,7 +40,7 @@ def test_the_packaged_zoo_is_complete() -> None:
         assert entry.name == name
         assert entry.config.is_file()
         if entry.weights is None:
-            assert entry.from_scratch == name.endswith(("_tiny", "_nano")) or name == "retinanet_swin_t"
+            assert entry.from_scratch == name.endswith(("_tiny", "_toy")) or name == "retinanet_swin_t"
         else:
             assert entry.weights.licence and entry.weights.source and len(entry.weights.sha256) >= 8
             if entry.weights.kind == "detector" and entry.weights.url is not None:
@@ -153,6 +153,26 @@ def test_weights_have_one_origin() -> None:
     with pytest.raises(ValueError, match="exactly one"):
         Weights("detector", Path("a.pth"), "https://example.org/a.pth", "", "MIT")
     assert Weights("backbone", None, "https://example.org/x/b.pth", "", "MIT").file_name == "b.pth"
+    with pytest.raises(ValueError, match="exactly one"):
+        Weights("detector", None, "https://example.org/a.pth", "0" * 64, "MIT", file="a.pth")
+
+
+def test_weights_without_an_address_have_a_plain_name_and_a_whole_digest() -> None:
+    assert Weights("detector", None, None, "0" * 64, "MIT", file="a.pth").file_name == "a.pth"
+    for file, digest in (("a.pth", "0" * 8), ("../a.pth", "0" * 64), ("", "0" * 64)):
+        with pytest.raises(ValueError, match="bare file name"):
+            Weights("detector", None, None, digest, "MIT", file=file)
+
+
+def test_the_published_yolox_detectors_are_not_the_toys() -> None:
+    zoo = load_zoo()
+    nano, tiny = zoo["yolox_nano"], zoo["yolox_tiny"]
+    assert nano.weights is not None and (nano.weights.file, nano.weights.url) == ("yolox_nano_coco.pth", None)
+    assert tiny.weights is not None and tiny.coco_ap == 32.0
+    for entry in (nano, tiny):
+        assert entry.input_size == (416, 416) and entry.schedule.batch_size == 8
+        assert [entry.schedule.iterations(images) for images in (8, 80, 1000)] == [250, 500, 700]
+    assert zoo["yolox_toy"].from_scratch and zoo["rtmdet_toy"].from_scratch
 
 
 def test_listing_the_zoo_imports_nothing_heavy() -> None:

@@ -1,11 +1,13 @@
-"""Downloading initial weights: resumable, one process at a time, kept only when the checksum is right.
+"""Initial weights on disk: downloaded, or put in place from a file, and kept only when the checksum is right.
 
-A download that was cut off stays beside its target as ``NAME.part`` and goes on from there next time.
+Downloads are made by one process at a time. One that was cut off stays beside its target as ``NAME.part`` and goes on
+from there next time.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import http.client
 import logging
 import os
@@ -18,7 +20,7 @@ from typing import IO, Any
 
 from ppal_backend.detector.zoo import Weights, ZooEntry
 from ppal_backend.errors import WeightsUnavailable
-from ppal_backend.files import sha256_of
+from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.structures.progress import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
@@ -70,14 +72,60 @@ def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: 
     weights, target = _weights_of(entry), weights_target(entry, weights_dir)
     if target.is_file():
         _verify(weights, target, entry.name)
+    elif weights.file is not None:
+        raise WeightsUnavailable(
+            f"initial weights of {entry.name} are missing: expected {target}, which no address is known for; get "
+            f"{weights.file} ({weights.source}; sha256 {weights.sha256}) and run {_by_hand(entry.name, weights_dir)}, "
+            f"or {RANDOM}"
+        )
     elif weights.url is None:
         raise WeightsUnavailable(
             f"initial weights of {entry.name} are missing: expected {target}; "
-            f"restore the file or make it again ({weights.source})"
+            f"restore the file with {_by_hand(entry.name)} or make it again ({weights.source})"
         )
     else:
-        _download(weights, target, entry.name, on_progress)
+        _download(weights, target, _by_hand(entry.name, weights_dir), entry.name, on_progress)
     return target
+
+
+def place_weights(entry: ZooEntry, source: Path, weights_dir: Path | None = None) -> Path:
+    """Put a copy of a file where an entry's initial weights belong, once its checksum is right.
+
+    The copy is checked while it is made and appears whole or not at all; what lay there before stays until then.
+
+    Args:
+        entry: Zoo entry with weights.
+        source: The file, which stays where it is.
+        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
+
+    Returns:
+        Where the weights lie now.
+
+    Raises:
+        WeightsUnavailable: The entry has no weights, the file cannot be read or is another one, or the copy cannot be
+            written.
+    """
+    weights, target = _weights_of(entry), weights_target(entry, weights_dir)
+    try:
+        with source.open("rb") as stream, atomic_file(target) as copy:
+            digest = hashlib.sha256()
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                copy.write(chunk)
+            wanted = weights.url or f"{weights.file_name}, {weights.source}"
+            remedy = f"nothing was changed, give the file that the zoo means ({wanted})"
+            _compare(weights, digest.hexdigest(), source, entry.name, remedy)
+    except OSError as error:
+        raise WeightsUnavailable(
+            f"the initial weights of {entry.name} could not be copied from {source} to {target} ({error}); expected a "
+            f"file that can be read and a folder that can be written: name others, or set their permissions"
+        ) from error
+    return target
+
+
+def _by_hand(name: str, weights_dir: Path | None = None) -> str:
+    """The command that puts a file in place."""
+    return f"ppal zoo fetch {name} --from FILE" + (f" --to {weights_dir}" if weights_dir is not None else "")
 
 
 def _weights_of(entry: ZooEntry) -> Weights:
@@ -89,14 +137,18 @@ def _weights_of(entry: ZooEntry) -> Weights:
 
 
 def _verify(weights: Weights, path: Path, name: str) -> None:
-    if weights.sha256 and not (actual := sha256_of(path)).startswith(weights.sha256):
-        remedy = f"download {weights.url} again" if weights.url else "restore the file"
+    remedy = f"download {weights.url} again" if weights.url else f"restore the file with {_by_hand(name)}"
+    _compare(weights, sha256_of(path) if weights.sha256 else "", path, name, remedy)
+
+
+def _compare(weights: Weights, actual: str, path: Path, name: str, remedy: str) -> None:
+    if not actual.startswith(weights.sha256):
         raise WeightsUnavailable(
             f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
         )
 
 
-def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress | None) -> None:
+def _download(weights: Weights, target: Path, by_hand: str, name: str, on_progress: OnProgress | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     logger.info("downloading the initial weights of %s from %s", name, weights.url)
@@ -115,7 +167,8 @@ def _download(weights: Weights, target: Path, name: str, on_progress: OnProgress
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise WeightsUnavailable(
             f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); try again, or "
-            f"download that file where there is a network and put it at {target}, or {RANDOM}"
+            f"download that file where there is a network and put it at {target}, as {by_hand} does, or "
+            f"{RANDOM}"
         ) from error
 
 

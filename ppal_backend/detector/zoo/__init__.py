@@ -16,6 +16,7 @@ from ppal_backend.errors import DetectorError, UnknownDetector
 ZOO_FILE = "zoo.toml"
 _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone")
+_DIGEST_DIGITS = 64
 _RECIPES = "recipe"  # the table that holds named schedules
 _INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
 
@@ -26,11 +27,12 @@ class Weights:
 
     Args:
         kind: ``detector`` for a whole detector, ``backbone`` for its backbone only.
-        path: File in the zoo, or None when the weights have to be downloaded.
-        url: Address to download from, or None when the zoo ships the file.
+        path: File in the zoo, or None when it does not ship the weights.
+        url: Address to download from, or None when there is none.
         sha256: Hex digest of the file, or its first 8 or more digits; empty means unchecked.
         licence: Licence of the weights.
         source: What they were trained on, or by which script.
+        file: Name of a file without an address, which people put in place themselves; it needs a whole digest.
     """
 
     kind: str
@@ -39,17 +41,24 @@ class Weights:
     sha256: str
     licence: str
     source: str = ""
+    file: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _WEIGHT_KINDS:
             raise ValueError(f"expected weights kind to be one of {_WEIGHT_KINDS}, got {self.kind!r}")
-        if (self.path is None) == (self.url is None):
-            raise ValueError("expected weights with either a path or a url; give exactly one")
+        if sum(origin is not None for origin in (self.path, self.url, self.file)) != 1:
+            raise ValueError("expected weights with a path, a url or a file; give exactly one")
+        if self.file is not None and (
+            not self.file or Path(self.file).name != self.file or len(self.sha256) != _DIGEST_DIGITS
+        ):
+            raise ValueError(f"expected a bare file name and a sha256 of {_DIGEST_DIGITS} digits, got {self.file!r}")
 
     @property
     def file_name(self) -> str:
         """Name of the file on disk."""
-        return self.path.name if self.path is not None else str(self.url).rsplit("/", 1)[-1]
+        if self.path is not None:
+            return self.path.name
+        return self.file if self.file is not None else str(self.url).rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -275,4 +284,5 @@ def _weights(folder: Path, table: Mapping[str, Any] | None) -> Weights | None:
         sha256=table.get("sha256", ""),
         licence=table["licence"],
         source=table.get("source", ""),
+        file=table.get("file"),
     )
