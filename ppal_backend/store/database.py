@@ -4,6 +4,7 @@ that readers never wait for a writer."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,7 +36,10 @@ _TOO_NEW = (
 )
 _MIGRATION_LOCK = 7_705_361  # names our advisory lock in PostgreSQL; any number that nobody else uses there
 _FORBIDDEN = ("readonly database", "unable to open database file")
-_ALLOW = "let this user write to the file and to its folder, or run as the user whose backend it is"
+_ALLOW = (
+    f"let this user write to the file and to its folder (one mounted into a container: chown -R {os.geteuid()} it, on "
+    "the host), or run as the user whose backend it is"
+)
 _WAIT = "it is tried again, check that it is up and that its disk is not full"
 
 
