@@ -26,10 +26,12 @@ RUN apt-get update \
     && { command -v python3 >/dev/null || apt-get install -y --no-install-recommends python3-dev python3-venv; } \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/ppal
-COPY pyproject.toml setup.py README.md LICENSE requirements.txt requirements-ray.txt requirements-s3.txt ./
+COPY pyproject.toml setup.py LICENSE requirements.txt requirements-ray.txt requirements-s3.txt ./
 COPY scripts/setup.sh scripts/versions.env scripts/
 COPY ppal_backend/__init__.py ppal_backend/__init__.py
-RUN scripts/setup.sh backend \
+# README's text is left out: it changes often, and the packages would be installed again each time.
+RUN touch README.md \
+    && scripts/setup.sh backend \
     && if [ "${RAY}" = 1 ]; then scripts/setup.sh ray; fi \
     && if [ "${S3}" = 1 ]; then scripts/setup.sh s3; fi \
     && rm -rf /tmp/ppal-cache build

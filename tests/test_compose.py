@@ -142,6 +142,8 @@ def test_everything_that_is_copied_into_the_image_reaches_its_build():
     assert {path.split("/")[1] for path in left_out} == {"demo", "rig"}, "they need a checkout"
     for name in re.findall(r"requirements[\w-]*\.txt", (ROOT / SETUP).read_text()):
         assert name in copied() or name in ("requirements-dev.txt", "requirements-label-studio.txt")
+    # A change of them must not install the packages again.
+    assert is_ignored(Path("README.md")) and is_ignored(Path("docs"))
     assert all(is_ignored(Path(name)) for name in (".env", ".git", "ppal.toml", "tests", "demo-run"))
 
 
