@@ -13,5 +13,8 @@ credentials() {
 }
 
 curl --fail-with-body --silent --show-error "$url/health"
-credentials | curl --config - --fail-with-body --silent --show-error --json \
-    "{\"action\": \"START_TRAINING\", \"project\": {\"id\": $project}}" "$url/webhook"
+answer=$(credentials | curl --config - --fail-with-body --silent --show-error --json \
+    "{\"action\": \"START_TRAINING\", \"project\": {\"id\": $project}}" "$url/webhook")
+printf '%s\n' "$answer"
+# What does not prove where it comes from is answered with 200 and "ignored", so that Label Studio keeps its webhook.
+case $answer in *'"stored"'*) ;; *) echo "the training was not asked for" >&2; exit 1 ;; esac

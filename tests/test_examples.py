@@ -49,7 +49,8 @@ def test_start_training(tmp_path, monkeypatch):
         assert '"status":"UP"' in done.stdout and '"stored"' in done.stdout
         assert [event.action for event in store.events.pending(7)] == ["START_TRAINING"]
         refused = run("start_training.sh", url, 7)
-        assert refused.returncode != 0 and "401" in refused.stderr
+        assert refused.returncode != 0 and "the training was not asked for" in refused.stderr
+        assert '"ignored"' in refused.stdout and "credentials are missing or wrong" in refused.stdout
         assert len(store.events.pending(7)) == 1
     finally:
         service.terminate()

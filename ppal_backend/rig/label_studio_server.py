@@ -28,6 +28,8 @@ from ppal_backend.rig.session import LabelStudioSession, decode, send
 
 logger = logging.getLogger(__name__)
 
+KILL_WAIT_S = 5.0
+
 UPLOAD_BATCH = 100
 """Files in one upload; Label Studio refuses more by default."""
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "SYSTEMROOT")
@@ -167,6 +169,9 @@ class LabelStudioServer:
             except subprocess.TimeoutExpired:
                 logger.warning("Label Studio did not end within %s s", grace_s)
         process.wait()
+        deadline = time.monotonic() + KILL_WAIT_S  # what it started was killed with it, and ends a moment later
+        while _group_alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def create_project(self, title: str, label_config: str, **fields: Any) -> int:
         """Create a project and return its id; ``fields`` as in Label Studio's project API."""
