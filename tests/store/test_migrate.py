@@ -1,5 +1,6 @@
 """The schema: made by steps, the same as the tables in code, also for databases from before the steps."""
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 import ppal_backend.store
 from ppal_backend.errors import StateError
 from ppal_backend.store import Database, Store
-from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION
+from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION, _use_write_ahead_log
 from ppal_backend.store.tables import Base
 
 ADDED_SINCE_THE_FIRST_RELEASE = {
@@ -154,6 +155,31 @@ def test_processes_that_start_together_make_one_database(tmp_path):
     errors = [child.communicate()[1].decode()[-300:] for child in children]
     assert [child.returncode for child in children] == [0] * 4, errors
     assert revision(url) == SCHEMA_VERSION
+
+
+class Cursor:
+    """Refuses a statement a few times, as SQLite does while another process switches the same database over."""
+
+    def __init__(self, refusals, text="database is locked"):
+        self.refusals, self.text, self.tried = refusals, text, 0
+
+    def execute(self, statement):
+        self.tried += 1
+        if self.tried <= self.refusals:
+            raise sqlite3.OperationalError(self.text)
+
+
+def test_a_switch_to_the_write_ahead_log_that_is_refused_is_tried_again(monkeypatch):
+    """SQLite does not wait for it: of processes that started together one now and then died (1 of 72)."""
+    cursor = Cursor(refusals=3)
+    _use_write_ahead_log(cursor)
+    assert cursor.tried == 4
+    with pytest.raises(sqlite3.OperationalError, match="disk"):
+        _use_write_ahead_log(broken := Cursor(refusals=1, text="disk I/O error"))
+    assert broken.tried == 1
+    monkeypatch.setattr("ppal_backend.store.database.BUSY_TIMEOUT_S", 0.05)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        _use_write_ahead_log(Cursor(refusals=1000))
 
 
 def test_sqlite_keeps_a_write_ahead_log(tmp_path):
