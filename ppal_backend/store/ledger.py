@@ -116,6 +116,12 @@ class AnnotationLedger:
     def used_by(self, project_id: int, round_number: int, annotation_ids: Iterable[int]) -> None:
         """Note that a round exported these annotations: they no longer count as new."""
         ids = list(annotation_ids)
+        try:
+            self._use(project_id, round_number, ids)
+        except IntegrityError:  # a worker saw one of them first: now they are all known
+            self._use(project_id, round_number, ids)
+
+    def _use(self, project_id: int, round_number: int, ids: list[int]) -> None:
         with self._database.transaction() as session:
             for chunk in _chunks(ids, 500):
                 known = select(AnnotationRow.annotation_id).where(

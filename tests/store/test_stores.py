@@ -253,3 +253,20 @@ def test_whether_the_database_answers_is_asked_without_counting_anything(store, 
     event.listen(store.database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
     store.database.check()
     assert [text for text in asked if "events" in text or "count" in text.lower()] == [] and asked
+
+
+def test_an_annotation_that_is_seen_while_a_round_uses_it_breaks_nothing(store, project, monkeypatch):
+    """On PostgreSQL a webhook's transaction may insert the row between the round's look and its own insertion."""
+    use, calls = store.ledger._use, []
+
+    def beaten(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            store.ledger.see(project, [SeenAnnotation(1, 10)])
+            raise IntegrityError("INSERT", {}, Exception("duplicate key"))
+        use(*arguments)
+
+    monkeypatch.setattr(store.ledger, "_use", beaten)
+    store.ledger.used_by(project, 3, [1, 2])
+    assert len(calls) == 2 and store.ledger.new_count(project) == 0
+    assert store.ledger.usable(project) == {1: 10, 2: None}
