@@ -84,13 +84,18 @@ def late_step(recipe: Recipe, total: int) -> int:
     return min(max(1, round(recipe.late_from * total)), max(1, total - 1))
 
 
-def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
-    """mmengine's ``EMAHook`` with a memory that suits a training of ``total`` steps.
+def average_momentum(published: float, total: int) -> float:
+    """Weight of the newest step in a moving average of weights, for a training of ``total`` steps.
 
     Published momenta remember thousands of steps. A short training would end with an average that is still mostly the
     initial weights, so its memory is at most a twentieth of the training.
     """
-    momentum = max(float(average.get("momentum", 0.0002)), min(_FASTEST_AVERAGE, _HORIZONS / total))
+    return max(published, min(_FASTEST_AVERAGE, _HORIZONS / total))
+
+
+def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
+    """mmengine's ``EMAHook`` with a memory that suits a training of ``total`` steps."""
+    momentum = average_momentum(float(average.get("momentum", 0.0002)), total)
     scaled = {**average, "momentum": momentum}
     if _kind({"type": average.get("ema_type", "")}) == "ExpMomentumEMA":
         scaled["gamma"] = max(1, min(int(average.get("gamma", 2000)), total // _HORIZONS))

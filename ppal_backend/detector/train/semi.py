@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
+from ppal_backend.detector.recipe import average_momentum
 from ppal_backend.detector.runtime import quiet_stdout
 from ppal_backend.errors import DetectorError
 
@@ -23,8 +24,6 @@ with quiet_stdout():  # mmdetection tells which data sets it cannot import
 logger = logging.getLogger(__name__)
 
 SLOWEST = 0.001  # mmdetection's momentum, made for 180,000 steps
-_FASTEST = 0.5
-_HORIZONS = 20  # a training is at least so many times as long as the teacher's memory
 _PARTS = ("unlabelled_pipeline", "unlabelled_ratio")
 
 
@@ -96,12 +95,8 @@ def _learn_from_labelled_only(model: Any) -> None:
 
 
 def teacher_momentum(total: int) -> float:
-    """Weight of the student in the teacher's moving average, for a training of ``total`` steps.
-
-    mmdetection's 0.001 remembers a thousand steps. A short training would end with a teacher that is still mostly
-    the initial weights, so its memory is at most a twentieth of the training.
-    """
-    return min(_FASTEST, max(SLOWEST, _HORIZONS / total))
+    """Weight of the student in the teacher's moving average, for a training of ``total`` steps."""
+    return average_momentum(SLOWEST, total)
 
 
 class TeacherHook(MeanTeacherHook):
