@@ -229,6 +229,11 @@ class Settings(ProjectDefaults, BaseSettings):
         return self.own_zoo if self.zoo_dir is not None or (self.own_zoo / "zoo.toml").is_file() else None
 
     @property
+    def weights_dir(self) -> Path | None:
+        """Folder for downloaded weights where the operator chose one; None for the default one of whoever trains."""
+        return self.cache_dir.resolve() / "weights" if "cache_dir" in self.model_fields_set else None
+
+    @property
     def image_folder(self) -> Path:
         """Where fetched images are kept."""
         return self.model_dir.resolve() / "images"

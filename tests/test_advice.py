@@ -12,9 +12,9 @@ from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.cli import app
 from ppal_backend.detector.heads import training_family
 from ppal_backend.detector.train.request import TrainRequest
-from ppal_backend.detector.weights.fetch import weights_file, weights_target
 from ppal_backend.detector.weights.initial import starts_random
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
+from ppal_backend.detector.zoo.fetch import weights_file, weights_target
 from ppal_backend.engines.local import _start
 from ppal_backend.errors import PPALError
 from ppal_backend.rounds.folder import need_space

@@ -74,11 +74,12 @@ def fetch(
 
     Example: ppal zoo fetch retinanet_r50_fpn
     """
-    from ppal_backend.detector.weights.fetch import place_weights, weights_file
     from ppal_backend.detector.zoo import find_entry
+    from ppal_backend.detector.zoo.fetch import place_weights, weights_file
 
     with errors_in_one_line(as_json):
-        entry = find_entry(name, settings_and_logging().model_zoo)
+        settings = settings_and_logging()
+        entry, to = find_entry(name, settings.model_zoo), to or settings.weights_dir
         if source is not None:
             path = place_weights(entry, source, to)
         else:
@@ -107,9 +108,12 @@ def check(
     from ppal_backend.detector.zoo.check import check as run_check
 
     with errors_in_one_line(as_json):
-        root = settings_and_logging().model_zoo
+        settings = settings_and_logging()
         with waiting(f"trying {name}"):
-            report = run_check(name, device, root, difficulty=not no_difficulty, full=full)
+            report = run_check(
+                name, device, settings.model_zoo, difficulty=not no_difficulty, full=full,
+                weights_dir=settings.weights_dir,
+            )  # fmt: skip
         if as_json:
             print_json(report.as_dict())
             return

@@ -39,6 +39,7 @@ class LocalEngine:
         threads: CPU threads; None leaves torch's choice.
         processes: Processes that train one detector together, each with a GPU of its own.
         tracking: ``tensorboard`` or ``mlflow`` for curves of the trainings; None for neither.
+        weights_dir: folder for downloaded weights; None for the default one of this user.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class LocalEngine:
         threads: int | None = None,
         processes: int = 1,
         tracking: str | None = None,
+        weights_dir: Path | None = None,
     ) -> None:
         self._zoo_root, self._processes, self._tracking = zoo_root, processes, tracking
+        self._weights_dir = weights_dir
         if threads is not None:
             import torch
 
@@ -77,6 +80,7 @@ class LocalEngine:
             processes=self._processes,
             deterministic=spec.deterministic,
             tracking=self._tracking,
+            weights_dir=self._weights_dir,
             **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)
@@ -90,7 +94,7 @@ class LocalEngine:
         from ppal_backend.detector.weights.initial import save_untrained
 
         path = folder / "untrained.pth"
-        if not save_untrained(spec.detector, labels, path, spec.device, self._zoo_root):
+        if not save_untrained(spec.detector, labels, path, spec.device, self._zoo_root, self._weights_dir):
             return None
         return ModelRef(spec.detector, str(path), labels)
 

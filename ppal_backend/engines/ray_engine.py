@@ -37,6 +37,7 @@ class RayEngine:
         threads: CPU cores of each process; None for one.
         processes: Processes that train one detector together on one node, each with a GPU of its own.
         tracking: ``tensorboard`` or ``mlflow`` for curves of the trainings; None for neither.
+        weights_dir: Folder for downloaded weights, the same on all nodes; None for the default one of each node's user.
 
     Raises:
         SettingsError: Ray is not installed, or the address cannot be used.
@@ -49,9 +50,10 @@ class RayEngine:
         threads: int | None = None,
         processes: int = 1,
         tracking: str | None = None,
+        weights_dir: Path | None = None,
     ) -> None:
         self._cluster = RayCluster(address)
-        self._options = LocalOptions(zoo_root, threads or 1, processes, tracking)
+        self._options = LocalOptions(zoo_root, threads or 1, processes, tracking, weights_dir)
         self._steps = StepRunner(self._cluster, self._options)
 
     def train(

@@ -27,6 +27,7 @@ class LocalOptions:
     threads: int = 1
     processes: int = 1
     tracking: str | None = None
+    weights_dir: Path | None = None
 
     def engine(self) -> LocalEngine:
         """The engine.
@@ -39,7 +40,7 @@ class LocalOptions:
                 f"expected the operator's detectors in {self.zoo_root} on every node of the Ray cluster, got a node "
                 "without that folder; share it with the nodes"
             )
-        return LocalEngine(self.zoo_root, self.threads, self.processes, self.tracking)
+        return LocalEngine(self.zoo_root, self.threads, self.processes, self.tracking, self.weights_dir)
 
 
 @dataclass(frozen=True)

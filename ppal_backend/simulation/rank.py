@@ -109,7 +109,7 @@ def rank(
             "model": sha256_of(Path(options.checkpoint)),
         },
     )
-    engine = engine_of(zoo) if engine_of else LocalEngine(zoo, settings.threads)
+    engine = engine_of(zoo) if engine_of else LocalEngine(zoo, settings.threads, weights_dir=settings.weights_dir)
     folder = RoundFolder(work)
     run_round(spec, folder, Ports(source, engine, Discard(), _Silent(on_progress)))
     _write(folder, source.pool, model.labels, out)

@@ -171,7 +171,8 @@ def detector_fingerprint(entry: ZooEntry) -> str:
 
 def local_engine(plan: Plan) -> LocalEngine:
     """The detector in this process."""
-    return LocalEngine(load_settings().model_zoo, plan.threads)
+    settings = load_settings()
+    return LocalEngine(settings.model_zoo, plan.threads, weights_dir=settings.weights_dir)
 
 
 def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:

@@ -242,7 +242,7 @@ def label_studio_ports(
 
 def _engine(settings: Settings) -> Engine:
     """Where the detector runs, as the operator chose."""
-    options = (settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None)
+    options = (settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None, settings.weights_dir)
     return RayEngine(settings.ray_address, *options) if settings.engine == "ray" else LocalEngine(*options)
 
 

@@ -7,7 +7,9 @@ from typer.testing import CliRunner
 
 from ppal_backend.commands.zoo import zoo
 from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.engines.local import LocalEngine
 from ppal_backend.settings import load_settings
+from ppal_backend.worker.round_process import _engine
 
 runner = CliRunner()
 
@@ -53,6 +55,24 @@ def test_fetch_without_a_network_says_address_and_place(tmp_path: Path, monkeypa
 def test_fetch_of_shipped_weights_finds_them():
     done = runner.invoke(zoo, ["fetch", "retinanet_tiny"])
     assert done.exit_code == 0 and "initial.pth" in done.stdout
+
+
+def test_weights_are_kept_in_the_cache_folder_that_the_operator_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They were kept in the home folder of whoever ran: in a container's, where no other container found them."""
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load_settings().weights_dir is None, "whoever trains has a default of his own"
+    monkeypatch.setenv("PPAL_CACHE", str(tmp_path / "cache"))
+    chosen = load_settings().weights_dir
+    assert chosen == tmp_path / "cache" / "weights"
+    said = runner.invoke(zoo, ["fetch", "atss_r50"]).stderr.replace("\n", "")
+    assert f"--to {chosen}" in said and str(tmp_path / "home") not in said
+    engine = _engine(load_settings())
+    assert isinstance(engine, LocalEngine) and engine._weights_dir == chosen
 
 
 def test_fetch_from_a_file_follows_the_advice_for_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

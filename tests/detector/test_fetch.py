@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ppal_backend.detector.weights.fetch import place_weights, weights_file, weights_target
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
+from ppal_backend.detector.zoo.fetch import place_weights, weights_file, weights_target
 from ppal_backend.errors import WeightsUnavailable
 from ppal_backend.structures.progress import Progress
 

@@ -12,8 +12,8 @@ from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.weights import load_any, load_checkpoint, state_dict_of
-from ppal_backend.detector.weights.fetch import place_weights
 from ppal_backend.detector.zoo import default_zoo_root, find_entry
+from ppal_backend.detector.zoo.fetch import place_weights
 from tests.detector.shapes import CLASSES
 
 GIVEN = Path(__file__).resolve().parents[3] / "shared" / "weights" / "yolox_nano_coco.pth"

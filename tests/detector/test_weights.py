@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
-from ppal_backend.detector.weights.fetch import weights_file
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
+from ppal_backend.detector.zoo.fetch import weights_file
 from ppal_backend.errors import CheckpointError, WeightsUnavailable
 
 SCHEDULE = Schedule(1, 1, 1, 1, 0.1)

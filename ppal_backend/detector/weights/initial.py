@@ -20,8 +20,8 @@ from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.train.semi import trained_part
 from ppal_backend.detector.weights import apply_weights, has_folded_statistics, load_any, state_dict_of
 from ppal_backend.detector.weights.checkpoints import save_final
-from ppal_backend.detector.weights.fetch import weights_file, weights_target
 from ppal_backend.detector.zoo import ZooEntry, find_entry
+from ppal_backend.detector.zoo.fetch import weights_file, weights_target
 
 if TYPE_CHECKING:
     from ppal_backend.detector.train.request import TrainRequest

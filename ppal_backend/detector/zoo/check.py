@@ -20,8 +20,8 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.runtime import pick_device
 from ppal_backend.detector.train.training import TrainRequest, train
-from ppal_backend.detector.weights.fetch import weights_target
 from ppal_backend.detector.zoo import ZooEntry, find_entry
+from ppal_backend.detector.zoo.fetch import weights_target
 from ppal_backend.errors import DetectorError, WeightsUnavailable
 from ppal_backend.structures.detections import Detections
 
@@ -79,6 +79,7 @@ def check(
     images: int = 4,
     difficulty: bool = True,
     full: bool = False,
+    weights_dir: Path | None = None,
 ) -> CheckReport:
     """Build a detector, train it for two steps on generated images, and run it over them as a pool.
 
@@ -90,6 +91,7 @@ def check(
         difficulty: Whether to follow class difficulty; without it, heads that no family covers can be tried too.
         full: Whether to use the detector's own batch size and input size. Otherwise two images make a batch and
             large inputs are halved, so that the trial takes a minute at most on a CPU.
+        weights_dir: Folder for downloaded weights, to tell whether they are there; None for the default one.
 
     Returns:
         The report. Nothing is left on disk and nothing is downloaded.
@@ -135,7 +137,7 @@ def check(
         detector=entry.name,
         device=str(chosen),
         parameters=sum(item.numel() for item in engine.model.parameters()),
-        weights=_weights_remark(entry),
+        weights=_weights_remark(entry, weights_dir),
         steps=result.iterations,
         difficulty=result.difficulty,
         detections=tuple(len(item) for item in found),
@@ -201,9 +203,9 @@ def _joint_shape(parts: Sequence[Any]) -> tuple[int, int]:
     return int(joined.shape[0]), int(joined.shape[1])
 
 
-def _weights_remark(entry: ZooEntry) -> str:
+def _weights_remark(entry: ZooEntry, weights_dir: Path | None) -> str:
     try:
-        target = weights_target(entry)
+        target = weights_target(entry, weights_dir)
     except WeightsUnavailable:
         return "none: it trains from scratch" if entry.from_scratch else "none in the zoo"
     return f"{target}" if target.is_file() else f"to be fetched into {target}"
