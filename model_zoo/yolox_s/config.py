@@ -1,28 +1,12 @@
-# YOLOX-s, from mmdetection's own file, with two changes: images are padded in the batch and not in the pipeline, so
-# that padding is known as such; and mosaics, mix-ups and random sizes of whole batches, which would make a resumed
-# training differ, give way to zooms and shifts.
+# YOLOX-s, from mmdetection's own file with its recipe (mosaics, mix-ups, an average of the weights), with two changes:
+# images are padded in the batch and not in the pipeline, so that padding is known as such, and random sizes of whole
+# batches are left out.
 _base_ = ["mmdet::yolox/yolox_s_8xb8-300e_coco.py"]
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32, pad_value=114, batch_augments=None),
     test_cfg=dict(nms=dict(max_num=100)),
 )
-train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=None),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(640, 640), keep_ratio=True),
-    dict(
-        type="RandomAffine",
-        max_rotate_degree=0.0,
-        max_translate_ratio=0.1,
-        scaling_ratio_range=(0.5, 1.5),
-        max_shear_degree=0.0,
-        border_val=(114, 114, 114),
-    ),
-    dict(type="YOLOXHSVRandomAug"),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
-]
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=None),
     dict(type="Resize", scale=(640, 640), keep_ratio=True),

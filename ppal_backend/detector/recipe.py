@@ -26,7 +26,8 @@ _NOT_NEEDED = {
     "SyncBuffersHook": "GPUs share their batch statistics",
 }
 _FASTEST_AVERAGE = 0.5
-_HORIZONS = 20  # a training is at least so many times as long as the memory of averaged weights
+_HORIZONS = 5  # a training is at least so many times as long as the memory of averaged weights
+_RAMPS = 20  # and so many times as long as the time in which that memory grows
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,13 @@ def late_step(recipe: Recipe, total: int) -> int:
     return min(max(1, round(recipe.late_from * total)), max(1, total - 1))
 
 
-def average_momentum(published: float, total: int) -> float:
+def average_momentum(published: float, total: int, horizons: int = _HORIZONS) -> float:
     """Weight of the newest step in a moving average of weights, for a training of ``total`` steps.
 
     Published momenta remember thousands of steps. A short training would end with an average that is still mostly the
-    initial weights, so its memory is at most a twentieth of the training.
+    initial weights, so its memory is at most ``1 / horizons`` of the training.
     """
-    return max(published, min(_FASTEST_AVERAGE, _HORIZONS / total))
+    return max(published, min(_FASTEST_AVERAGE, horizons / total))
 
 
 def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
     momentum = average_momentum(float(average.get("momentum", 0.0002)), total)
     scaled = {**average, "momentum": momentum}
     if _kind({"type": average.get("ema_type", "")}) == "ExpMomentumEMA":
-        scaled["gamma"] = max(1, min(int(average.get("gamma", 2000)), total // _HORIZONS))
+        scaled["gamma"] = max(1, min(int(average.get("gamma", 2000)), total // _RAMPS))
     return scaled
 
 

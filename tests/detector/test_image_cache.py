@@ -1,4 +1,4 @@
-"""Shrunk copies of large photos: the same pixels and boxes to the bit, and only where that can be."""
+"""Resized copies of photos: the same pixels and boxes to the bit, and only where that can be."""
 
 from __future__ import annotations
 
@@ -90,6 +90,8 @@ def record(width: int, height: int) -> ImageRecord:
         ("retinanet_tiny", 4000, True),
         ("retinanet_tiny", 160, False),
         ("retinanet_r50_fpn", 4000, True),
+        ("retinanet_r50_fpn", 640, False),
+        ("yolox_nano", 200, False),
         ("rtmdet_tiny", 4000, False),
         ("ssd300_vgg16", 4000, False),
     ],
@@ -97,8 +99,19 @@ def record(width: int, height: int) -> ImageRecord:
 def test_copies_are_made_where_a_fixed_resize_comes_first(detector: str, width: int, is_cached: bool) -> None:
     steps = build_config(find_entry(detector), CLASSES).train_pipeline
     found = with_image_cache(steps, [record(width, width * 3 // 4)], Path("cache"))
-    assert (found[0]["type"] == "LoadShrunkImage") == is_cached
+    assert (found[0]["type"] == "LoadResizedImage") == is_cached
     assert found[1:] == [dict(step) for step in steps][1:]
+
+
+@pytest.mark.parametrize("width", [400, 4000])
+def test_images_to_combine_are_read_once_too(width: int) -> None:
+    config = build_config(find_entry("yolox_nano"), CLASSES, train_images=1)
+    for steps in (config.train_pipeline, config.late_train_pipeline):
+        found = with_image_cache(steps, [record(width, width * 3 // 4)], Path("cache"))
+        assert found[0]["type"] == "LoadResizedImage"
+        sources = [step["source"] for step in found if step["type"] == "CombineImages"]
+        assert [source[0]["type"] for source in sources] == ["LoadResizedImage"] * len(sources)
+        assert len(sources) == (steps is config.train_pipeline)
 
 
 def test_nothing_is_kept_without_room(

@@ -121,12 +121,13 @@ def test_what_happens_late_happens_in_a_short_training_too() -> None:
     assert [late_step(recipe, total) for total in (1, 2, 10, 300, 1000)] == [1, 1, 9, 285, 950]
     config = build_config(_entry(YOLOX), CLASSES, train_images=8, max_iterations=40)
     assert (config.late_from_step, config.late_l1) == (38, True)
-    assert config.weight_average.momentum == 0.5 and config.weight_average.gamma == 2
+    assert config.weight_average.momentum == 0.125 and config.weight_average.gamma == 2
 
 
-def test_an_average_never_remembers_more_than_a_twentieth_of_a_training() -> None:
+def test_an_average_never_remembers_more_than_a_fifth_of_a_training() -> None:
     given = {"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": 0.0001}
-    assert scaled_average(given, 100)["momentum"] == pytest.approx(0.2)
+    assert scaled_average(given, 100)["momentum"] == pytest.approx(0.05)
+    assert scaled_average(given, 4)["momentum"] == 0.5
     assert scaled_average(given, 1_000_000) == {**given, "gamma": 2000}
     assert "gamma" not in scaled_average({"type": "EMAHook"}, 100)
 

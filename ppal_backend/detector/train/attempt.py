@@ -158,7 +158,9 @@ class _Training:
         config.optim_wrapper = one_device_optimizer(wrapper, self._attempt.device.type)
         if config.optim_wrapper.type != wrapper["type"]:
             logger.info("mixed precision is left out: it needs a GPU, and this is %s", self._attempt.device)
-        config.train_pipeline = with_image_cache(config.train_pipeline, self._records, self._folder / FOLDER)
+        for name in ("train_pipeline", "late_train_pipeline"):
+            if name in config:
+                config[name] = with_image_cache(config[name], self._records, self._folder / FOLDER)
         return config
 
     def _runner(self, config: Config) -> tuple[TrainingRunner, list[Any]]:

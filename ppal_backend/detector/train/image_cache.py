@@ -1,4 +1,4 @@
-"""Large photos are decoded once a training and not at every step: what the pipeline shrinks them to is kept on disk."""
+"""Photos are decoded once a training and not at every step: what the pipeline resizes them to is kept on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
 from ppal_backend.detector.data import ImageRecord
+from ppal_backend.detector.recipe import COMBINE
 from ppal_backend.files import atomic_file
 
 FOLDER = "images"
-_WORTH_IT = 4  # times as many pixels as the pipeline keeps
+_FEWEST_PIXELS = 100_000  # a millisecond of decoding
+_LEAST_SHARE = 0.5  # of the pixels that the pipeline makes of them
 _MOST_BYTES = 4 * 2**30
 _LEAVE_FREE = 2 * 2**30
 
@@ -26,37 +28,45 @@ _LEAVE_FREE = 2 * 2**30
 def with_image_cache(
     steps: Sequence[dict[str, Any]], records: Sequence[ImageRecord], folder: Path
 ) -> list[dict[str, Any]]:
-    """A training pipeline whose reader keeps shrunk copies of large photos, where that changes nothing else.
+    """A training pipeline whose readers keep resized copies of photos, where that changes nothing else.
 
     That is so when the first thing done to an image is a resize to a fixed scale: the copy is what this resize
     makes, so that every later step sees the same pixels and boxes, to the bit. Other pipelines (random scales and
     crops, several branches) need the photo itself and are returned as they are, and so is one for small images.
+    The images that a step combines with the one at hand are read in the same way.
 
     Args:
         steps: Steps of the pipeline.
         records: Images of the training.
         folder: Where copies go, as long as there is room: at most 4 GiB, and never the last 2 GiB of the disk.
     """
-    plain = [dict(step) for step in steps]
+    plain = [_with_cached_source(dict(step), records, folder) for step in steps]
     kinds = [step["type"] for step in plain[:3]]
     if kinds != ["LoadImageFromFile", "LoadAnnotations", "Resize"]:
         return plain
     scale = plain[2].get("scale")
     if set(plain[2]) != {"type", "scale", "keep_ratio"} or not plain[2]["keep_ratio"] or scale is None:
         return plain
-    if not any(_is_large(record.width, record.height, scale) for record in records):
+    if not any(_is_worth_it(record.width, record.height, scale) for record in records):
         return plain
-    reader = {**plain[0], "type": "LoadShrunkImage", "scale": tuple(scale), "folder": str(folder)}
+    reader = {**plain[0], "type": "LoadResizedImage", "scale": tuple(scale), "folder": str(folder)}
     return [reader, *plain[1:]]
 
 
-def _is_large(width: int, height: int, scale: Sequence[int]) -> bool:
-    return width * height >= _WORTH_IT * scale[0] * scale[1]
+def _with_cached_source(step: dict[str, Any], records: Sequence[ImageRecord], folder: Path) -> dict[str, Any]:
+    if step["type"] == COMBINE:
+        step["source"] = with_image_cache(step["source"], records, folder)
+    return step
+
+
+def _is_worth_it(width: int, height: int, scale: Sequence[int]) -> bool:
+    """Whether decoding takes longer than reading the copy, which is not compressed."""
+    return width * height >= max(_FEWEST_PIXELS, _LEAST_SHARE * scale[0] * scale[1])
 
 
 @TRANSFORMS.register_module()
-class LoadShrunkImage(LoadImageFromFile):
-    """Reads an image, or the copy of it that an earlier call has shrunk; boxes are scaled along with it.
+class LoadResizedImage(LoadImageFromFile):
+    """Reads an image, or the copy of it that an earlier call has resized; boxes are scaled along with it.
 
     Args:
         scale: Scale of the ``Resize`` that follows.
@@ -71,7 +81,7 @@ class LoadShrunkImage(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Read one image."""
         width, height = results["width"], results["height"]
-        if not _is_large(width, height, self._scale):
+        if not _is_worth_it(width, height, self._scale):
             return super().transform(results)
         copy = self._folder / f"{hashlib.sha256(str(results['img_path']).encode()).hexdigest()}.bmp"
         if copy.is_file():

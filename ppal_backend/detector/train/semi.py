@@ -96,7 +96,7 @@ def _learn_from_labelled_only(model: Any) -> None:
 
 def teacher_momentum(total: int) -> float:
     """Weight of the student in the teacher's moving average, for a training of ``total`` steps."""
-    return average_momentum(SLOWEST, total)
+    return average_momentum(SLOWEST, total, horizons=20)
 
 
 class TeacherHook(MeanTeacherHook):

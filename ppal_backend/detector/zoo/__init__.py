@@ -68,12 +68,13 @@ class Schedule:
     Args:
         epochs: Passes over the data set that are aimed at.
         min_iterations: Fewest optimiser steps, however small the data set.
-        max_iterations: Most optimiser steps, however large the data set.
+        max_iterations: Most optimiser steps, unless ``min_epochs`` asks for more.
         batch_size: Images a step.
         lr: Learning rate at this batch size.
         warmup_iterations: Steps of linear warm-up (never more than a fifth of the training).
         decay: ``cosine``, ``step`` (times 0.1 at ``step_at``) or ``constant``.
         step_at: Fraction of the training, in (0, 1), at which ``step`` lowers the learning rate.
+        min_epochs: Fewest passes over the data set, however large it is.
     """
 
     epochs: float
@@ -84,14 +85,17 @@ class Schedule:
     warmup_iterations: int = 0
     decay: str = "cosine"
     step_at: float = 0.77
+    min_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_iterations <= self.max_iterations:
             raise ValueError(
                 f"expected 1 <= min_iterations <= max_iterations, got {self.min_iterations} and {self.max_iterations}"
             )
-        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0 or self.warmup_iterations < 0:
-            raise ValueError("expected positive epochs, batch_size and lr, and warmup_iterations >= 0")
+        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError("expected positive epochs, batch_size and lr")
+        if self.warmup_iterations < 0 or not 0 <= self.min_epochs <= self.epochs:
+            raise ValueError("expected warmup_iterations >= 0 and min_epochs from 0 to epochs")
         if self.decay not in _DECAYS or not 0 < self.step_at < 1:
             raise ValueError(f"expected decay to be one of {_DECAYS} and step_at in (0, 1), got {self.decay!r}")
 
@@ -111,7 +115,8 @@ class Schedule:
         if images < 1 or (cap is not None and cap < 1):
             raise ValueError(f"expected images >= 1 and cap >= 1, got {images} and {cap}")
         wanted = round(self.epochs * images / self.batch_size)
-        total = min(max(wanted, self.min_iterations), self.max_iterations)
+        fewest = round(self.min_epochs * images / self.batch_size)
+        total = max(min(max(wanted, self.min_iterations), self.max_iterations), fewest)
         return total if cap is None else min(total, cap)
 
 
