@@ -2,7 +2,8 @@
 
     python -m benchmarks [all|acquisition|service|detector|dashboard|load|gpu|photographs] [--json] [--quick]
 
-Without a name all of them run that need neither a GPU nor data. Further options go to the benchmark; ``NAME --help`` lists them.
+Without a name all of them run that need neither a GPU nor data. Further options go to the benchmark, and
+``NAME --help`` lists them.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ import torch
 from ppal_backend.detector.infer.evaluation import evaluate
 from ppal_backend.detector.train.request import TrainRequest
 from ppal_backend.detector.train.training import train
-from ppal_backend.detector.weights.fetch import place_weights
 from ppal_backend.detector.zoo import find_entry
+from ppal_backend.detector.zoo.fetch import place_weights
 from ppal_backend.files import read_json, write_json
 
 
