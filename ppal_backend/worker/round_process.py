@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppal_backend.engines.local import LocalEngine, yield_while_waiting
-from ppal_backend.engines.ray_engine import RayEngine
 from ppal_backend.errors import (
     ArtifactsUnavailable,
     EngineUnavailable,
@@ -236,14 +235,18 @@ def label_studio_ports(
         engine=engine,
         publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
         observer=observer,
-        similarity=engine.similarity if isinstance(engine, RayEngine) else None,
+        similarity=getattr(engine, "similarity", None),  # a cluster has one
     )
 
 
 def _engine(settings: Settings) -> Engine:
     """Where the detector runs, as the operator chose."""
     options = (settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None, settings.weights_dir)
-    return RayEngine(settings.ray_address, *options) if settings.engine == "ray" else LocalEngine(*options)
+    if settings.engine == "local":
+        return LocalEngine(*options)
+    from ppal_backend.engines.ray import RayEngine
+
+    return RayEngine(settings.ray_address, *options)
 
 
 def main(arguments: Sequence[str]) -> int:

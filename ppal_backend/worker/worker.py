@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 
-from ppal_backend.engines.ray_cluster import need_ray
 from ppal_backend.errors import ArtifactsUnavailable, QueueUnavailable, StoreUnavailable
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
@@ -40,6 +39,8 @@ def run_worker(
     """
     stop = stop or threading.Event()
     if settings.engine == "ray":
+        from ppal_backend.engines.ray.cluster import need_ray
+
         need_ray()
     _check_bucket(settings)
     store = open_store(settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ppal_backend.engines.ray_work import LocalOptions
+from ppal_backend.engines.ray.node import LocalOptions
 from ppal_backend.errors import DatasetError, RoundCancelled
 from ppal_backend.structures.progress import Progress
 

@@ -1,12 +1,13 @@
 """The engine where Ray is not installed or not used as intended: clear words, before any work."""
 
+import subprocess
 import sys
 
 import pytest
 
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.engines.ray_cluster import need_ray
-from ppal_backend.engines.ray_engine import RayEngine
+from ppal_backend.engines.ray import RayEngine
+from ppal_backend.engines.ray.cluster import need_ray
 from ppal_backend.errors import SettingsError
 from ppal_backend.settings import load_settings
 from ppal_backend.worker.round_process import _engine
@@ -54,6 +55,17 @@ def test_the_setting_chooses_the_engine(some_ray, monkeypatch, tmp_path):
 def test_an_address_of_ray_client_is_refused(some_ray):
     with pytest.raises(SettingsError, match=r"expected RAY_ADDRESS as host:port, got 'ray://10.0.0.1:10001'"):
         RayEngine("ray://10.0.0.1:10001")
+
+
+def test_the_rooms_of_a_worker_load_nothing_of_this_engine_nor_torch():
+    """Without PPAL_ENGINE=ray no line of it is read; and how idle threads wait is set before torch is there."""
+    code = (
+        "import sys, ppal_backend.worker.worker, ppal_backend.worker.round_process\n"
+        "unwanted = ('torch', 'ray', 'ppal_backend.engines.ray')\n"
+        "print([name for name in sys.modules if name in unwanted])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_ray_is_not_imported_before_it_is_used(some_ray):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.engines.ray_engine import RayEngine
-from ppal_backend.engines.ray_files import FileStamp
+from ppal_backend.engines.ray import RayEngine
+from ppal_backend.engines.ray.node import FileStamp
 from ppal_backend.errors import CheckpointError, EngineUnavailable, RoundCancelled
 from ppal_backend.rounds.ports import TrainingFiles
 from tests.detector.shapes import CLASSES, write_set
@@ -76,7 +76,7 @@ def test_nodes_read_what_they_share(engine, model, pool, wanted, monkeypatch):
     def refuse(paths):
         raise AssertionError("sent as bytes")
 
-    monkeypatch.setattr("ppal_backend.engines.ray_engine.read_files", refuse)
+    monkeypatch.setattr("ppal_backend.engines.ray.read_files", refuse)
     assert_same(infer(engine, model, pool[:12]), wanted[:11])
 
 

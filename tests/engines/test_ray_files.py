@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from ppal_backend.engines import ray_files
-from ppal_backend.engines.ray_files import FileStamp, bring, read_files
+from ppal_backend.engines.ray import node
+from ppal_backend.engines.ray.node import FileStamp, bring, read_files
 
 
 def stamped(path, content):
@@ -56,7 +56,7 @@ def test_a_file_that_is_nowhere_keeps_its_path(tmp_path):
 
 
 def test_files_travel_in_groups_of_a_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_files, "_BYTES_AT_ONCE", 5)
+    monkeypatch.setattr(node, "_BYTES_AT_ONCE", 5)
     stamps = [FileStamp(f"/far/{n}", size, 0) for n, size in enumerate((2, 3, 1, 9, 1))]
     groups = []
 

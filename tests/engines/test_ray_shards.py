@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ppal_backend.engines import ray_shards
-from ppal_backend.engines.ray_shards import RETRIES, ShardRun, cut
+from ppal_backend.engines.ray import tasks
+from ppal_backend.engines.ray.tasks import RETRIES, ShardRun, cut
 from ppal_backend.errors import CheckpointError, DetectorError, RoundCancelled
 
 
@@ -154,7 +154,7 @@ def test_results_left_behind_end_the_processes_too():
 
 
 def test_a_slow_shard_does_not_let_results_pile_up(monkeypatch):
-    monkeypatch.setattr(ray_shards, "_AHEAD", 2)
+    monkeypatch.setattr(tasks, "_AHEAD", 2)
     slow = []
 
     def pick(answers):

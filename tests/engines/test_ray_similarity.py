@@ -9,7 +9,7 @@ import pytest
 from ppal_backend.acquisition.ccms import LazySimilarity
 from ppal_backend.acquisition.ccms.objects import pack_objects
 from ppal_backend.acquisition.strategies import get_strategy
-from ppal_backend.engines.ray_similarity import RaySimilarity
+from ppal_backend.engines.ray.similarity import RaySimilarity
 from ppal_backend.errors import DetectorError
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Ports

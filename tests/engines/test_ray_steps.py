@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from ppal_backend.engines.ray_cluster import Needs, RayCluster
-from ppal_backend.engines.ray_steps import StepRunner
+from ppal_backend.engines.ray.cluster import Needs, RayCluster
+from ppal_backend.engines.ray.tasks import StepRunner
 from ppal_backend.errors import DatasetError, DetectorError, EngineUnavailable, RoundCancelled
 from tests.engines.ray_nodes import CountingOptions, add_node, ray_cluster
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ppal_backend.engines import ray_work
-from ppal_backend.engines.ray_files import FileStamp
-from ppal_backend.engines.ray_work import Line, LocalOptions, Mailbox, Shard, run_step
+from ppal_backend.engines.ray import node
+from ppal_backend.engines.ray.node import FileStamp, Line, LocalOptions, Mailbox, Shard, run_step
 from ppal_backend.errors import CheckpointError, DetectorError, ImageError
 from ppal_backend.rounds.ports import PoolEntry
 from ppal_backend.structures.progress import Progress
@@ -27,7 +26,7 @@ class PlayedEngine:
 
 @pytest.fixture
 def options(monkeypatch):
-    monkeypatch.setattr(ray_work, "LocalEngine", PlayedEngine)
+    monkeypatch.setattr(node, "LocalEngine", PlayedEngine)
     return LocalOptions()
 
 
@@ -52,13 +51,13 @@ def test_a_node_without_the_operators_detectors_says_so(tmp_path):
 
 
 def test_the_engine_on_a_node_has_the_operators_options(monkeypatch, tmp_path):
-    monkeypatch.setattr(ray_work, "LocalEngine", PlayedEngine)
+    monkeypatch.setattr(node, "LocalEngine", PlayedEngine)
     assert LocalOptions(tmp_path, 3, 2, "mlflow").engine().made_with == (tmp_path, 3, 2, "mlflow")
 
 
 def test_a_wish_to_stop_is_heard_within_half_a_second_and_asked_for_no_oftener(monkeypatch):
     clock, mailbox, asked = [100.0], Mailbox(), []
-    monkeypatch.setattr(ray_work.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(node.time, "monotonic", lambda: clock[0])
     line = Line(mailbox.post, lambda: asked.append(clock[0]) or mailbox.is_stopped())
     answers = []
     for step in range(20):

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from ppal_backend.engines import ray_shards
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.engines.ray_cluster import Needs, RayCluster
-from ppal_backend.engines.ray_engine import RayEngine
-from ppal_backend.engines.ray_steps import StepRunner
+from ppal_backend.engines.ray import RayEngine, tasks
+from ppal_backend.engines.ray.cluster import Needs, RayCluster
+from ppal_backend.engines.ray.tasks import StepRunner
 from ppal_backend.rounds.ports import TrainingFiles
 from tests.detector.shapes import CLASSES, write_set
 from tests.engines.ray_nodes import CountingOptions, add_node, is_at, kill, ray_cluster
@@ -41,7 +40,7 @@ def test_a_node_killed_while_a_pool_is_looked_at(cluster, zoo, model, tmp_path, 
     pool = make_pool(tmp_path / "pool", 240)
     wanted = list(LocalEngine(zoo, 1).infer(SMALL_SPEC, model, pool, lambda _: None, lambda: False))
     nodes, killed = [add_node(cluster), add_node(cluster)], []
-    monkeypatch.setattr(ray_shards, "_POLL_S", 0.05)
+    monkeypatch.setattr(tasks, "_POLL_S", 0.05)
 
     def kill_one_at_work():
         at_work = [] if killed else [node for node in nodes if is_at(node, "ShardWorker.work")]

@@ -11,8 +11,8 @@ import torch
 from ppal_backend.acquisition.arrays import as_tensor
 from ppal_backend.acquisition.ccms import LazySimilarity
 from ppal_backend.acquisition.ccms.objects import PackedObjects
-from ppal_backend.engines.ray_cluster import told_errors
-from ppal_backend.engines.ray_shards import RETRIES
+from ppal_backend.engines.ray.cluster import translate_errors
+from ppal_backend.engines.ray.tasks import RETRIES
 from ppal_backend.errors import DetectorError
 
 
@@ -71,7 +71,7 @@ class RaySimilarity:
         there = self._ray.put(others)
         answers = [worker.against.remote(there) for worker in self._workers]
         try:
-            with told_errors(self._ray):
+            with translate_errors(self._ray):
                 return torch.cat(self._ray.get(answers), 1)
         except self._ray.exceptions.RayTaskError:
             raise

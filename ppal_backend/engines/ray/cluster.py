@@ -148,7 +148,7 @@ def on_node(node_id: str) -> Any:
 
 
 @contextmanager
-def told_errors(ray: Any) -> Iterator[None]:
+def translate_errors(ray: Any) -> Iterator[None]:
     """Errors that the other side raised on purpose arrive as they were raised there."""
     try:
         yield

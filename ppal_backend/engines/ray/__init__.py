@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.local import log_unreadable
-from ppal_backend.engines.ray_cluster import Needs, RayCluster, on_node
-from ppal_backend.engines.ray_files import FileStamp, read_files
-from ppal_backend.engines.ray_shards import ShardRun, cut
-from ppal_backend.engines.ray_steps import StepRunner
-from ppal_backend.engines.ray_work import LocalOptions, Shard, ShardResult, ShardWorker
+from ppal_backend.engines.ray.cluster import Needs, RayCluster, on_node
+from ppal_backend.engines.ray.node import FileStamp, LocalOptions, Shard, ShardResult, ShardWorker, read_files
+from ppal_backend.engines.ray.tasks import ShardRun, StepRunner, cut
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
 from ppal_backend.structures.progress import OnProgress, Progress
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
 if TYPE_CHECKING:
-    from ppal_backend.engines.ray_similarity import RaySimilarity
+    from ppal_backend.engines.ray.similarity import RaySimilarity
     from ppal_backend.structures.detections import Detections
 
 
@@ -116,7 +114,7 @@ class RayEngine:
         Takes the arguments of :class:`~ppal_backend.acquisition.ccms.LazySimilarity`.
         """
         from ppal_backend.acquisition.ccms.objects import pack_objects
-        from ppal_backend.engines.ray_similarity import RaySimilarity
+        from ppal_backend.engines.ray.similarity import RaySimilarity
 
         ray, kind = self._cluster.ray, self._cluster.kind_of(device or "auto")
         needs = Needs(self._options.threads, int(kind == "cuda"))
