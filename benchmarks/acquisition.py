@@ -28,9 +28,8 @@ from ppal_backend.acquisition.budget import Budget
 from ppal_backend.acquisition.ccms import similarity_matrix
 from ppal_backend.acquisition.ccms.objects import pack_objects
 from ppal_backend.acquisition.ccms.tiles import class_rows
-from ppal_backend.acquisition.clustering import k_center_greedy
+from ppal_backend.acquisition.clustering import METHODS, k_center_greedy, refine_centers
 from ppal_backend.acquisition.distances import DenseDistances
-from ppal_backend.acquisition.refinement import METHODS, refine_centers
 from ppal_backend.acquisition.selection import Comparison, DiverseSelector
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.structures import CandidatePool, Detections, QueryContext

@@ -42,7 +42,7 @@ from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.infer.prediction import batch_size_for, predict_packed, read_batches, readable
 from ppal_backend.detector.models import LoadedDetector
 from ppal_backend.detector.runtime import isolated, pick_device
-from ppal_backend.detector.weights.checkpoints import save_final
+from ppal_backend.detector.weights import save_final
 from ppal_backend.detector.zoo import ZooEntry
 
 HOOK_TARGET = 1.02

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ppal_backend.commands import demo, doctor, export, operations, rounds, running, simulation
+from ppal_backend.commands import doctor, export, operations, running, simulation
 from ppal_backend.commands.shared import EXIT_CODES
 from ppal_backend.commands.zoo import zoo
 
@@ -15,16 +15,14 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (
-    *demo.COMMANDS,
     *running.COMMANDS,
     *doctor.COMMANDS,
-    *rounds.COMMANDS,
     *operations.COMMANDS,
     *export.COMMANDS,
     *simulation.COMMANDS,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
-app.command("round")(rounds.start_round)
+app.command("round")(operations.start_round)
 app.add_typer(zoo, name="zoo")
 
 

@@ -23,7 +23,7 @@ import torch
 
 from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.weights import load_checkpoint, state_dict_of
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from ppal_backend.synthetic.scenes import generate
 
 ROOT = Path(__file__).resolve().parents[1]

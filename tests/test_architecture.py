@@ -32,7 +32,7 @@ ALLOWED = {
         "detector.zoo",
         "acquisition",
         "operations",
-        "rounds.boxes",
+        "rounds.detections_store",
         "rounds.folder",
     },
     "demo": GROUND | {"store", "datasets", "rounds", "synthetic", "rig"},

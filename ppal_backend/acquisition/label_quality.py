@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from ppal_backend.structures.boxes import pairwise_iou
+from ppal_backend.structures.detections import pairwise_iou
 
 AGREE_IOU = 0.5
 TOUCH_IOU = 0.1

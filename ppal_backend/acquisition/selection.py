@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ppal_backend.acquisition.budget import Budget
-from ppal_backend.acquisition.clustering import Clusters, farthest_first, k_center_greedy
+from ppal_backend.acquisition.clustering import METHODS, Clusters, farthest_first, k_center_greedy, refine_centers
 from ppal_backend.acquisition.distances import Anchors, DenseDistances, Distances, SubsetDistances
-from ppal_backend.acquisition.refinement import METHODS, refine_centers
 from ppal_backend.structures import QueryContext
 
 logger = logging.getLogger(__name__)

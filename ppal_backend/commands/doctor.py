@@ -20,7 +20,7 @@ from ppal_backend.commands.shared import (
     state_of,
     waiting,
 )
-from ppal_backend.doctor.finding import Finding
+from ppal_backend.doctor import Finding
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, config_file, load_settings

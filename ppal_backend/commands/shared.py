@@ -23,7 +23,7 @@ from ppal_backend.errors import PPALError, RoundCancelled, StateError
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Store, find_store, hint_of_another
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 console = Console()
 aside = Console(stderr=True)

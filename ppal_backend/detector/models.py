@@ -15,7 +15,7 @@ from mmengine.config import Config
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import build_pipeline
-from ppal_backend.detector.weights.checkpoints import FinalCheckpoint, load_final
+from ppal_backend.detector.weights import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ppal_backend.doctor.finding import Finding, failed, from_problem, ok, warning
+from ppal_backend.doctor import Finding, failed, from_problem, ok, warning
 from ppal_backend.errors import (
     ArtifactsUnavailable,
     DetectorError,

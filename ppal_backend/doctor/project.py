@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ppal_backend.doctor.finding import Finding, failed, from_problem, ok, warning
+from ppal_backend.doctor import Finding, failed, from_problem, ok, warning
 from ppal_backend.doctor.installation import SWITCHES, usable_host
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio.client import LabelStudioClient

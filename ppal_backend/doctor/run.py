@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ppal_backend.doctor import installation
-from ppal_backend.doctor.finding import Finding, failed, from_problem
+from ppal_backend.doctor import Finding, failed, from_problem, installation
 from ppal_backend.doctor.project import project
 from ppal_backend.errors import LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient

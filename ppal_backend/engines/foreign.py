@@ -42,8 +42,7 @@ def adopt_checkpoint(
         CheckpointError: The file cannot be loaded safely, or says too little.
         UnknownDetector: The zoo has no such detector, or none was named.
     """
-    from ppal_backend.detector.weights import load_any, state_dict_of
-    from ppal_backend.detector.weights.checkpoints import save_final
+    from ppal_backend.detector.weights import load_any, save_final, state_dict_of
     from ppal_backend.detector.zoo import find_entry
 
     checkpoint = Path(checkpoint).resolve()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
-from ppal_backend.structures.progress import OnProgress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, OnProgress, RoundSpec
 
 if TYPE_CHECKING:
     from ppal_backend.detector.infer.inference import PoolInference

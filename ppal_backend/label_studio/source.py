@@ -24,7 +24,7 @@ from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import CONFIG_FILE, Settings
 from ppal_backend.store import Store, database_file, open_store
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,27 @@
-"""What people tell a project's rounds, by a command or a button: cancel, pause, resume.
+"""What people tell a project, by a command or a button: cancel, pause, resume, and back to an earlier version.
 
-They write a wish into the store; the worker fulfils it.
+The first three write a wish into the store, which the worker fulfils.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass, replace
+
 from ppal_backend.errors import StateError
-from ppal_backend.store import RoundRecord, Store
+from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.publish import LabelStudioPublisher, activate_version
+from ppal_backend.rounds.detections_store import read_queue
+from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact
+from ppal_backend.settings import Settings
+from ppal_backend.store import ModelVersion, RoundRecord, Store
+from ppal_backend.structures.round import ModelRef, RoundSpec
+
+log = logging.getLogger(__name__)
 
 PAUSED = "its rounds are paused; Resume on the dashboard or `ppal resume {}` lets them go on"
+NEEDED = ("spec.json", "query_set.json", "dataset/pool.json", "detections")
+STATE = "rollback.json"
 
 
 def cancel(store: Store, project_id: int) -> list[RoundRecord]:
@@ -51,3 +64,70 @@ def resume(store: Store, project_id: int) -> bool:
     changed = store.projects.set_paused(project_id, False)
     store.projects.set_problem(project_id, "pause", "")
     return changed
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The version now in force; another name than asked for when its queue had to be published again."""
+
+    version: str
+    predictions: int
+    published_again: bool
+
+
+def has_artifacts(settings: Settings, version: ModelVersion) -> bool:
+    """Whether a version's queue could be published again from what is on disk."""
+    folder = Rounds(settings).path(version.project_id, version.round_number)
+    return all((folder / name).exists() for name in NEEDED)
+
+
+def roll_back(settings: Settings, store: Store, client: LabelStudioClient, project_id: int, name: str) -> RolledBack:
+    """Make an earlier version the one in force again; doing it twice changes nothing.
+
+    While Label Studio holds the version's predictions this is one request, else its queue is published again from the
+    round's files. Tasks imported since then come after the ranked ones.
+
+    Raises:
+        StateError: no such project or version, its files are gone or damaged, or a round is publishing right now.
+        LabelStudioError: Label Studio did not take it; the queue is as it was.
+    """
+    key = store.projects.get(project_id).key
+    version = store.versions.get(project_id, name)
+    rounds = Rounds(settings)
+    if version.checkpoint:
+        need_intact(rounds.fetch_checkpoint(key, version.checkpoint), name)
+    running = store.rounds.running(project_id)
+    if running is not None and running.step == "publish":
+        raise StateError(f"round {running.number} of project {project_id} is publishing right now; try again soon")
+    stored = client.model_version_counts(project_id).get(name, 0)
+    if stored:
+        activate_version(client, project_id, name)
+        store.versions.activate(version)
+        return RolledBack(name, stored, published_again=False)
+    rounds.fetch(key, project_id, version.round_number, ("dataset", "infer", "query"))
+    return _publish_again(settings, store, client, version)
+
+
+def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, version: ModelVersion) -> RolledBack:
+    path = Rounds(settings).path(version.project_id, version.round_number)
+    if not has_artifacts(settings, version):
+        raise StateError(
+            f"expected version {version.version} in Label Studio or its files in {path}, got "
+            "neither: they were removed (PPAL_KEEP_VERSIONS, PPAL_KEEP_ARTIFACTS); choose a newer version"
+        )
+    folder = RoundFolder(path)
+    queue = read_queue(folder)
+    if not queue:
+        raise StateError(f"version {version.version} ranked no task, so there is no queue to go back to")
+    spec = RoundSpec.from_dict(folder.read("spec.json"))
+    model = None
+    if version.checkpoint:
+        checkpoint = str(settings.model_dir.resolve() / version.checkpoint)
+        model = ModelRef(version.detector, checkpoint, version.labels, version.difficulty)
+    state = folder.read(STATE) if (folder / STATE).is_file() else None
+    again = LabelStudioPublisher(client, settings.keep_versions).publish(
+        spec, model, queue, state, lambda new: folder.write(STATE, new)
+    )
+    store.versions.activate(replace(version, version=again))
+    (folder / STATE).unlink()
+    return RolledBack(again, len(queue), published_again=True)

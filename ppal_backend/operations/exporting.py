@@ -16,11 +16,11 @@ from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
-from ppal_backend.rounds.boxes import Box, read_boxes
+from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, Store
-from ppal_backend.structures.progress import OnProgress
+from ppal_backend.structures.round import OnProgress
 
 
 def annotations_of(

@@ -6,15 +6,15 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
 from ppal_backend.datasets import images
 from ppal_backend.errors import ArtifactsUnavailable
 from ppal_backend.files import read_json
-from ppal_backend.rounds.folder import Rounds
-from ppal_backend.rounds.retention import Pruned, prune_rounds
+from ppal_backend.rounds.folder import HEAVY, Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
 
@@ -113,3 +113,57 @@ def _models_of(root: Path, rounds: list[RoundRecord]) -> Iterator[Path]:
             continue
         if model:
             yield Path(model["checkpoint"])
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was removed, or would be, of one round."""
+
+    round_number: int
+    size_bytes: int
+
+
+def prune_rounds(
+    rounds: Path, keep: Collection[int], before: int, checkpoints: Collection[Path], dry_run: bool = False
+) -> list[Pruned]:
+    """Remove the heavy files of old rounds.
+
+    Args:
+        rounds: The folder with one folder per round.
+        keep: Numbers of rounds to leave whole.
+        before: Only rounds with a lower number are touched.
+        checkpoints: Files that stay wherever they lie.
+        dry_run: Remove nothing.
+
+    Returns:
+        The rounds of which something is removed, oldest first. What cannot be removed is logged and left.
+    """
+    numbers = sorted(int(p.name) for p in rounds.glob("*") if p.is_dir() and p.name.isdigit())
+    pruned = []
+    for number in numbers:
+        if number in keep or number >= before:
+            continue
+        doomed = [
+            path
+            for path in (rounds / str(number) / name for name in HEAVY)
+            if path.exists() and not any(checkpoint.is_relative_to(path) for checkpoint in checkpoints)
+        ]
+        size = sum(f.stat().st_size for path in doomed for f in _files(path))
+        if not doomed:
+            continue
+        pruned.append(Pruned(number, size))
+        if not dry_run:
+            for path in doomed:
+                _remove(path)
+    return pruned
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        log.warning("%s stays for now: %s", path, error)

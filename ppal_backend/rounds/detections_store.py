@@ -1,16 +1,22 @@
-"""Detections of a whole pool on disk: one uncompressed .npz for a few hundred images, read back in order."""
+"""Detections of a whole pool on disk: one uncompressed .npz for a few hundred images.
+
+Read back in order, or the boxes of a few images alone, or joined with the ranking as the queue to publish.
+"""
 
 from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppal_backend.files import atomic_file
+from ppal_backend.rounds.folder import RoundFolder
+from ppal_backend.rounds.ports import PoolEntry, QueueEntry
 from ppal_backend.structures.detections import Detections
 
 log = logging.getLogger(__name__)
@@ -104,3 +110,56 @@ def _stack_rows(values: list[np.ndarray]) -> np.ndarray:
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.npz")) if folder.is_dir() else []
+
+
+@dataclass(frozen=True)
+class Box:
+    """One predicted box: corners in pixels of the image as displayed, class index, detector confidence in [0, 1]."""
+
+    box_xyxy: tuple[float, float, float, float]
+    class_index: int
+    score: float
+
+
+def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box, ...]]:
+    """Boxes by image id; rows as in the image's ``Detections``.
+
+    Args:
+        folder: Where :class:`DetectionsWriter` left its shards.
+        image_ids: Images to read.
+
+    Returns:
+        One entry for every image that the folder holds; empty without a folder.
+    """
+    wanted = set(image_ids)
+    found: dict[int, tuple[Box, ...]] = {}
+    for path in sorted(folder.glob("shard-*.npz")):
+        if wanted <= found.keys():
+            break
+        with np.load(path, allow_pickle=False) as data:  # an array is read when it is asked for, not before
+            ids, ends = data["image_ids"], np.cumsum(data["counts"])
+            rows = [row for row, image_id in enumerate(ids.tolist()) if image_id in wanted]
+            if not rows:
+                continue
+            boxes, classes, scores = data["boxes_xyxy"], data["class_indices"], data["scores"]
+            for row in rows:
+                part = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+                found[int(ids[row])] = tuple(
+                    Box((x1, y1, x2, y2), class_index, score)
+                    for (x1, y1, x2, y2), class_index, score in zip(
+                        boxes[part].tolist(), classes[part].tolist(), scores[part].tolist(), strict=True
+                    )
+                )
+    return found
+
+
+def read_queue(folder: RoundFolder) -> list[QueueEntry]:
+    """Every ranked task, the one to label first in front, with what was detected on its image, without embeddings."""
+    sizes = {entry["image_id"]: PoolEntry(**entry) for entry in folder.read("dataset/pool.json")}
+    detections = {d.image_id: d for d, _ in read_detections(folder / "detections", only_boxes=True)}
+    queue = []
+    for task_id in folder.read("query_set.json")["queue"]:
+        entry = sizes.get(task_id)
+        width, height = (entry.width, entry.height) if entry else (0, 0)
+        queue.append(QueueEntry(task_id, detections.get(task_id), width, height))
+    return queue

@@ -24,7 +24,6 @@ from urllib.parse import quote
 from ppal_backend.errors import ArtifactsUnavailable, DamagedArtifact, OutOfSpace, StateError
 from ppal_backend.files import atomic_file, read_json, sha256_of, write_json
 from ppal_backend.rounds.bucket import Bucket
-from ppal_backend.rounds.retention import HEAVY
 from ppal_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,6 +49,9 @@ NEEDED_AFTER_PUBLISHING = ("train", "evaluate", "query")
 
 SHOWN = ("metrics.json", "query_set.json", "map.json", "dataset/pool.json", "dataset/quality.json")
 """What pages show of a round, beside its marks."""
+
+HEAVY = ("export", "dataset", "train", "detections", "labelled_detections", "candidates.json")
+"""What is removed of a round. Its spec, marks, metrics and query set stay: they are small and tell its story."""
 
 
 class Rounds:
@@ -163,7 +165,7 @@ class Rounds:
             return self.path(project_id, number)
 
     def prune_copies(self, key: str, kept: Collection[int], before: int, checkpoints: Collection[str]) -> list[int]:
-        """Delete the copies of old rounds' heavy files, as :func:`~ppal_backend.rounds.retention.prune_rounds` does.
+        """Delete the copies of old rounds' heavy files, as ``operations/pruning.py`` does here.
 
         Args:
             key: The project's key.

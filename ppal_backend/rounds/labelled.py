@@ -15,8 +15,7 @@ import numpy as np
 
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.rounds.ports import PoolEntry
-from ppal_backend.structures.boxes import pairwise_iou
-from ppal_backend.structures.detections import Detections, to_numpy
+from ppal_backend.structures.detections import Detections, pairwise_iou, to_numpy
 
 FEWEST_TO_HOLD_OUT = 10
 

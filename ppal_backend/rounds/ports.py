@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from ppal_backend.datasets.coco import CocoDataset
     from ppal_backend.structures.detections import Detections
-    from ppal_backend.structures.progress import OnProgress
-    from ppal_backend.structures.round import ModelRef, RoundSpec
+    from ppal_backend.structures.round import ModelRef, OnProgress, RoundSpec
 
 
 @dataclass(frozen=True)

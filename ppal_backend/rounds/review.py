@@ -17,7 +17,7 @@ import numpy as np
 from ppal_backend.acquisition.label_quality import Compared, Dispute, disputes_of, sure_from
 from ppal_backend.datasets.coco import CocoDataset, CocoImage
 from ppal_backend.files import read_json
-from ppal_backend.rounds.boxes import Box, read_boxes
+from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.labelled import Truth, truth_by_image
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,11 @@ from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
-from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections, read_queue
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.labelled import holdout_ids, labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of
 from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles
-from ppal_backend.rounds.queue import read_queue
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.query import CandidatePool, QueryContext

@@ -13,8 +13,7 @@ from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.ports import PoolEntry, PreparedData, QueueEntry
 from ppal_backend.simulation.data import Benchmark
 from ppal_backend.simulation.folder import RoundPlace
-from ppal_backend.structures.progress import OnProgress, Progress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, OnProgress, Progress, RoundSpec
 
 PROGRESS = "progress.json"
 REPORT_EVERY_S = 0.5

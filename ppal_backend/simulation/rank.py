@@ -23,8 +23,7 @@ from ppal_backend.settings import load_settings
 from ppal_backend.simulation.oracle import Discard
 from ppal_backend.simulation.plan import SCORE_THRESHOLD
 from ppal_backend.simulation.variants import Variant, parse_variants
-from ppal_backend.structures.progress import OnProgress, Progress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, OnProgress, Progress, RoundSpec
 
 CSV, JSON = "ranking.csv", "ranking.json"
 _COLUMNS = ("rank", "image_id", "file_name", "chosen", "utility", "utility_rank", "classes", "cluster_size",

@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database, IntegrityError
-from ppal_backend.store.lease import Lease
 from ppal_backend.store.tables import ProjectRow, RoundRow, now
+from ppal_backend.store.workers import Lease
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,11 @@ from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
 from ppal_backend.store.database import Database
 from ppal_backend.store.events import EventStore
-from ppal_backend.store.lease import Lease
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
 from ppal_backend.store.rounds import RoundStore
 from ppal_backend.store.versions import VersionStore
-from ppal_backend.store.workers import ALIVE_WITHIN_S, WorkerStore
+from ppal_backend.store.workers import ALIVE_WITHIN_S, Lease, WorkerStore
 
 log = logging.getLogger(__name__)
 

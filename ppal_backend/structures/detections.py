@@ -1,4 +1,4 @@
-"""Predicted boxes of one image as a validated value object."""
+"""Predicted boxes of one image as a validated value object, and the overlap of boxes."""
 
 from __future__ import annotations
 
@@ -242,3 +242,20 @@ class Detections:
     def __repr__(self) -> str:
         given = [f.name for f in fields(self) if f.name in _PER_BOX and getattr(self, f.name) is not None]
         return f"Detections(image_id={self.image_id}, n={len(self)}, fields={given})"
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box with every other.
+
+    Args:
+        a: ``[n, 4]`` corners x1, y1, x2, y2, in any one unit.
+        b: ``[m, 4]`` likewise.
+
+    Returns:
+        ``[n, m]`` in [0, 1]; 0 for boxes without area.
+    """
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inner = np.clip(high - low, 0.0, None).prod(2)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None).prod(1) for boxes in (a, b)]
+    return np.asarray(inner / np.maximum(areas[0][:, None] + areas[1][None, :] - inner, 1e-12))

@@ -1,8 +1,8 @@
-"""What a round is to do, fixed when it starts, so that a resumed round does the same."""
+"""What a round is to do, fixed when it starts, so that a resumed round does the same; and how far its step has come."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -91,3 +91,20 @@ class RoundSpec:
                 None if difficulty is None else tuple(difficulty),
             )
         return cls(**{**value, "model": model})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` units of ``step``; ``detail`` is a short remark for people."""
+
+    step: str
+    done: int
+    total: int
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.total < 0 or self.done < 0:
+            raise ValueError(f"expected 0 <= done and 0 <= total, got done={self.done}, total={self.total}")
+
+
+OnProgress = Callable[[Progress], None]

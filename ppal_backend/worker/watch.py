@@ -12,7 +12,7 @@ from types import FrameType
 
 from ppal_backend.errors import LeaseLost, StoreUnavailable
 from ppal_backend.store import LEASE_S, Lease, RoundRecord, Store
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,10 @@ from ppal_backend.acquisition import clustering
 from ppal_backend.acquisition.clustering import (
     cluster_medoids,
     farthest_first,
+    fasterpam,
     k_center_greedy,
     k_medoids,
+    refine_centers,
 )
 from ppal_backend.acquisition.distances import (
     Anchors,
@@ -23,7 +25,6 @@ from ppal_backend.acquisition.distances import (
     SubsetDistances,
     nearest_anchors,
 )
-from ppal_backend.acquisition.refinement import fasterpam, refine_centers
 from tests.reference import clustering as reference
 
 

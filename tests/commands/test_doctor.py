@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ppal_backend.cli import app
+from ppal_backend.doctor import failed, ok, warning
 from ppal_backend.doctor.connecting import Step
-from ppal_backend.doctor.finding import failed, ok, warning
 from ppal_backend.errors import LabelStudioError
 
 WELL = [ok("disk", "has room"), warning("token", "legacy token", "make another")]

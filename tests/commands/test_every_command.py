@@ -15,7 +15,7 @@ from ppal_backend.errors import RoundCancelled, StateError
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, ModelVersion, open_store
 from ppal_backend.store.database import SCHEMA_VERSION
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 
 ROOT = typer.main.get_command(app)
 NO_FACTS = {"up", "serve", "worker"}  # they run until they are stopped

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ppal_backend.cli import app
-from ppal_backend.rounds.boxes import read_boxes
+from ppal_backend.rounds.detections_store import read_boxes
 from ppal_backend.store import ModelVersion
 from tests.operations.conftest import Place
 

@@ -16,7 +16,7 @@ from ppal_backend.detector.train.distributed import check_processes
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, OutOfMemory, RoundCancelled
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from tests.detector.conftest import REPOSITORY
 from tests.detector.shapes import CLASSES, write_set
 

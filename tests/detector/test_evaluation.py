@@ -12,7 +12,7 @@ from mmdet.evaluation import CocoMetric
 from ppal_backend.detector.data import ImageRecord, Instance, read_coco
 from ppal_backend.detector.infer.evaluation import Metrics, coco_metrics, evaluate
 from ppal_backend.detector.train.training import TrainResult
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from tests.detector.shapes import CLASSES, write_set
 
 

@@ -15,7 +15,7 @@ import pytest
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.detector.zoo.fetch import place_weights, weights_file, weights_target
 from ppal_backend.errors import WeightsUnavailable
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 
 CONTENT = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

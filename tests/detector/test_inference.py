@@ -25,7 +25,7 @@ from ppal_backend.detector.infer.prediction import mixed_precision, read_batches
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from ppal_backend.errors import CheckpointError, ImageError
 from ppal_backend.structures import QueryContext
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from tests.detector.families import build
 from tests.detector.shapes import CLASSES, write_set
 from tests.reference import ccms as reference

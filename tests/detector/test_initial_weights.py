@@ -16,8 +16,7 @@ from ppal_backend.detector.config import build_config, find_entry
 from ppal_backend.detector.data import build_pipeline, data_info, read_coco, run_pipeline
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.weights import has_folded_statistics
-from ppal_backend.detector.weights.checkpoints import save_final
+from ppal_backend.detector.weights import has_folded_statistics, save_final
 from ppal_backend.detector.weights.initial import InitialWeights, carry_classes, initialiser, measure_statistics
 from tests.detector.shapes import CLASSES, write_set
 

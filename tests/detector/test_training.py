@@ -15,8 +15,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, evaluate, train
-from ppal_backend.detector.weights import load_checkpoint
-from ppal_backend.detector.weights.checkpoints import load_final, newest_loadable, training_checkpoints
+from ppal_backend.detector.weights import load_checkpoint, load_final, newest_loadable, training_checkpoints
 from ppal_backend.errors import (
     CheckpointError,
     DatasetError,
@@ -26,7 +25,7 @@ from ppal_backend.errors import (
     UnknownDetector,
     WeightsUnavailable,
 )
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from tests.detector.shapes import CLASSES, write_set
 
 

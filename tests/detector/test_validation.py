@@ -18,7 +18,7 @@ from ppal_backend.detector.train.training import TrainRequest, TrainResult, eval
 from ppal_backend.detector.train.validation import validation_steps
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import RoundCancelled
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from tests.detector.shapes import CLASSES, write_set
 
 State = dict[str, torch.Tensor]

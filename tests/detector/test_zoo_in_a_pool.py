@@ -13,7 +13,7 @@ from ppal_backend.detector.heads import detection_head
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.weights.checkpoints import save_final
+from ppal_backend.detector.weights import save_final
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.structures.detections import Detections
 from tests.detector.shapes import CLASSES, write_set

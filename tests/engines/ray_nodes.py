@@ -13,7 +13,7 @@ import pytest
 
 from ppal_backend.engines.ray.node import LocalOptions
 from ppal_backend.errors import DatasetError, RoundCancelled
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 
 OBJECT_STORE = 100 * 2**20
 

@@ -189,7 +189,7 @@ def untrained(tmp_path):
     from ppal_backend.detector.config import build_config, find_entry
     from ppal_backend.detector.models import build_model
     from ppal_backend.detector.runtime import isolated
-    from ppal_backend.detector.weights.checkpoints import save_final
+    from ppal_backend.detector.weights import save_final
 
     with isolated("untrained"):
         model = build_model(build_config(find_entry("retinanet_tiny"), ("Cat", "Dog")))

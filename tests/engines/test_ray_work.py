@@ -9,7 +9,7 @@ from ppal_backend.engines.ray import node
 from ppal_backend.engines.ray.node import FileStamp, Line, LocalOptions, Mailbox, Shard, run_step
 from ppal_backend.errors import CheckpointError, DetectorError, ImageError
 from ppal_backend.rounds.ports import PoolEntry
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 
 
 class PlayedEngine:

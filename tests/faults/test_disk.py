@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ppal_backend.errors import StoreUnavailable
-from ppal_backend.operations.rollback import roll_back
+from ppal_backend.operations.control import roll_back
 from tests.operations.conftest import Place
 from tests.rounds.fakes import FakeWorld
 from tests.rounds.test_folder import flip_a_byte

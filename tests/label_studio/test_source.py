@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.datasets.images import ImageInfo
-from ppal_backend.doctor.finding import from_problem
+from ppal_backend.doctor import from_problem
 from ppal_backend.errors import ImageError
 from ppal_backend.label_studio.source import LabelStudioSource
 from tests.label_studio.fake import FakeLabelStudio

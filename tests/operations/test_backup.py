@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from ppal_backend.errors import StateError
 from ppal_backend.operations.backup import back_up, restore
-from ppal_backend.operations.rollback import roll_back
+from ppal_backend.operations.control import roll_back
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, SeenAnnotation, open_store
 

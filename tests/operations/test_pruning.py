@@ -7,8 +7,8 @@ import time
 import pytest
 
 from ppal_backend.datasets.images import Evicted
+from ppal_backend.operations.control import roll_back
 from ppal_backend.operations.pruning import prune_images, prune_project
-from ppal_backend.operations.rollback import roll_back
 from ppal_backend.store import Lease
 
 

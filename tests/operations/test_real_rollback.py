@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ppal_backend.label_studio.publish import LabelStudioPublisher
-from ppal_backend.operations.rollback import roll_back
+from ppal_backend.operations.control import roll_back
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store

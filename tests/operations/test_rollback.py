@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ppal_backend.errors import StateError
-from ppal_backend.operations.rollback import has_artifacts, roll_back
+from ppal_backend.operations.control import has_artifacts, roll_back
 
 
 def back(place, version):

@@ -8,8 +8,7 @@ from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ppal_backend.errors import LeaseLost
 from ppal_backend.rounds.ports import Inferred, PoolEntry, PreparedData, Trained
 from ppal_backend.structures.detections import Detections
-from ppal_backend.structures.progress import Progress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, Progress, RoundSpec
 
 SPEC = RoundSpec(
     project_id=1,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ppal_backend.rounds.boxes import read_boxes
-from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.detections_store import DetectionsWriter, read_boxes, read_detections
 from tests.rounds.fakes import detections_of
 
 

@@ -14,8 +14,7 @@ from ppal_backend.simulation.folder import PLAN
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.variants import parse_variants
 from ppal_backend.structures.detections import Detections
-from ppal_backend.structures.progress import Progress
-from ppal_backend.structures.round import ModelRef
+from ppal_backend.structures.round import ModelRef, Progress
 
 LABELS = ("cat", "dog", "wolf")
 

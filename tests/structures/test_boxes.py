@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppal_backend.structures.boxes import pairwise_iou
+from ppal_backend.structures.detections import pairwise_iou
 
 
 def test_overlaps_equal_counted_pixels():

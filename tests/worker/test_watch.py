@@ -7,7 +7,7 @@ import pytest
 from ppal_backend.errors import LeaseLost, OutOfSpace, StoreUnavailable
 from ppal_backend.store import LEASE_S, Database, Lease, SeenAnnotation, Store
 from ppal_backend.store.tables import now
-from ppal_backend.structures.progress import Progress
+from ppal_backend.structures.round import Progress
 from ppal_backend.worker import watch as module
 from ppal_backend.worker.watch import Watch
 from tests.servers import wait_for

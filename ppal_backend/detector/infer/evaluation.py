@@ -21,7 +21,7 @@ from ppal_backend.detector.data import ImageRecord, read_coco
 from ppal_backend.detector.infer.prediction import batch_size_for, predict_batch
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 _IOU_50 = 0
 _ALL_AREAS = 0

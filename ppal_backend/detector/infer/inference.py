@@ -27,7 +27,7 @@ from ppal_backend.detector.infer.prediction import (
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.structures.detections import Detections
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 Embedding = Literal["query", "sampled"]
 Levels = Literal["provenance", "scale"]

@@ -44,12 +44,12 @@ from ppal_backend.detector.train.runner import (
 )
 from ppal_backend.detector.train.semi import predicting_part, prepare_teacher
 from ppal_backend.detector.train.validation import BEST_NAME, ValidationHook, validation_steps
-from ppal_backend.detector.weights.checkpoints import FINAL_NAME, FinalCheckpoint, save_final
+from ppal_backend.detector.weights import FINAL_NAME, FinalCheckpoint, save_final
 from ppal_backend.detector.weights.initial import InitialWeights, initialiser, starts_random
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import OutOfMemory
 from ppal_backend.files import write_json
-from ppal_backend.structures.progress import OnProgress
+from ppal_backend.structures.round import OnProgress
 
 logger = logging.getLogger(__name__)
 

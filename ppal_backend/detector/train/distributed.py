@@ -21,7 +21,7 @@ from torch import distributed
 
 from ppal_backend.detector.train.attempt import Attempt, ShouldStop, run_attempt
 from ppal_backend.errors import DetectorError, PPALError
-from ppal_backend.structures.progress import OnProgress
+from ppal_backend.structures.round import OnProgress
 
 logger = logging.getLogger(__name__)
 

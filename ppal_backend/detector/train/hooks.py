@@ -20,7 +20,7 @@ from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficul
 from ppal_backend.detector.heads import Positives, detection_head, read_training
 from ppal_backend.detector.heads.base import Restore, override
 from ppal_backend.errors import CheckpointError, DetectorError, RoundCancelled
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 _REPORT_EVERY_S = 0.5
 

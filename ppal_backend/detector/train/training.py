@@ -16,7 +16,7 @@ from ppal_backend.detector.train.image_cache import FOLDER
 from ppal_backend.detector.train.request import TrainRequest, TrainResult
 from ppal_backend.detector.train.runner import require_tracker
 from ppal_backend.detector.train.validation import BEST_NAME
-from ppal_backend.detector.weights.checkpoints import (
+from ppal_backend.detector.weights import (
     FINAL_NAME,
     load_final,
     newest_loadable,
@@ -27,7 +27,7 @@ from ppal_backend.detector.weights.initial import find_weights
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError, OutOfMemory
 from ppal_backend.files import read_json, write_json
-from ppal_backend.structures.progress import OnProgress
+from ppal_backend.structures.round import OnProgress
 
 __all__ = ["Metrics", "TrainRequest", "TrainResult", "evaluate", "train"]
 

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 
 from ppal_backend.detector.train.hooks import averaged_weights
 from ppal_backend.detector.train.semi import predicting_part
-from ppal_backend.detector.weights.checkpoints import load_final, save_final
+from ppal_backend.detector.weights import load_final, save_final
 from ppal_backend.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from ppal_backend.detector.data import ImageRecord, build_pipeline, data_info, r
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.train.semi import trained_part
-from ppal_backend.detector.weights import apply_weights, has_folded_statistics, load_any, state_dict_of
-from ppal_backend.detector.weights.checkpoints import save_final
+from ppal_backend.detector.weights import apply_weights, has_folded_statistics, load_any, save_final, state_dict_of
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.detector.zoo.fetch import weights_file, weights_target
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 from ppal_backend.detector.zoo import Weights, ZooEntry
 from ppal_backend.errors import WeightsUnavailable
 from ppal_backend.files import atomic_file, sha256_of
-from ppal_backend.structures.progress import OnProgress, Progress
+from ppal_backend.structures.round import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 

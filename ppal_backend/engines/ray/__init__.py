@@ -14,8 +14,7 @@ from ppal_backend.engines.ray.cluster import Needs, RayCluster, on_node
 from ppal_backend.engines.ray.node import FileStamp, LocalOptions, Shard, ShardResult, ShardWorker, read_files
 from ppal_backend.engines.ray.tasks import ShardRun, StepRunner, cut
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
-from ppal_backend.structures.progress import OnProgress, Progress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, OnProgress, Progress, RoundSpec
 
 if TYPE_CHECKING:
     from ppal_backend.engines.ray.similarity import RaySimilarity

@@ -15,8 +15,7 @@ from typing import Any
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import DetectorError, ImageError
 from ppal_backend.rounds.ports import Inferred, PoolEntry
-from ppal_backend.structures.progress import Progress
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import ModelRef, Progress, RoundSpec
 
 _ASK_EVERY_S = 0.5
 _BYTES_AT_ONCE = 32 * 2**20

@@ -17,7 +17,7 @@ from typing import Any
 from ppal_backend.engines.ray.cluster import Needs, Node, RayCluster, on_node, translate_errors
 from ppal_backend.engines.ray.node import Line, LocalOptions, Mailbox, run_step
 from ppal_backend.errors import DetectorError, RoundCancelled
-from ppal_backend.structures.progress import OnProgress
+from ppal_backend.structures.round import OnProgress
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import StateError
-from ppal_backend.rounds.boxes import Box, read_boxes
+from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
 
 PAGE = 12

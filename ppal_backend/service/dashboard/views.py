@@ -130,25 +130,21 @@ class Actions:
 
     def roll_back(self, project_id: int, version: str) -> str:
         """Make an earlier version the one in force again."""
-        from ppal_backend.operations.rollback import roll_back
-
         project = self.runtime.store.projects.get(project_id)
         with self.connect_to(self.runtime.settings, project.url) as client:
-            done = roll_back(self.runtime.settings, self.runtime.store, client, project_id, version)
+            done = control.roll_back(self.runtime.settings, self.runtime.store, client, project_id, version)
         log.info("project %d: went back to %s, as %s", project_id, version, done.version)
         again = f", published again as {done.version}" if done.published_again else ""
         return f"Version {version} is in force again{again}: {done.predictions} tasks."
 
     def earlier_versions(self, project_id: int) -> list[ModelVersion]:
         """Versions that can be gone back to, newest first."""
-        from ppal_backend.operations.rollback import has_artifacts
-
         versions = reversed(self.runtime.store.versions.of_project(project_id))
         recent = self.runtime.settings.keep_versions
         return [
             v
             for i, v in enumerate(versions)
-            if not v.active and (i < recent or has_artifacts(self.runtime.settings, v))
+            if not v.active and (i < recent or control.has_artifacts(self.runtime.settings, v))
         ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.rounds.boxes import Box
+from ppal_backend.rounds.detections_store import Box
 from ppal_backend.service.dashboard.project import PoolImage, Query
 from ppal_backend.service.dashboard.queue import ids_on, items_on, pages_of, parts_of, reason_of
 
