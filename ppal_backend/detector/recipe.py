@@ -103,9 +103,17 @@ def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
     return scaled
 
 
-def one_device_optimizer(optimizer: Mapping[str, Any], device_type: str) -> dict[str, Any]:
-    """An optimiser wrapper for this kind of device: mixed precision is CUDA's, elsewhere it is left out."""
+def device_optimizer(optimizer: Mapping[str, Any], device_type: str, half: str | None = None) -> dict[str, Any]:
+    """An optimiser wrapper for this kind of device.
+
+    Args:
+        optimizer: As the config file has it. Mixed precision of its own is left alone on CUDA, and left out elsewhere.
+        device_type: ``cuda``, ``cpu`` or another.
+        half: ``bfloat16`` or ``float16`` to train in on CUDA where the file says nothing; None for full precision.
+    """
     plain = dict(optimizer)
+    if device_type == "cuda" and half is not None and _kind(plain) in ("", "OptimWrapper"):
+        return {**plain, "type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": half}
     if device_type != "cuda" and _kind(plain) == "AmpOptimWrapper":
         plain["type"] = "OptimWrapper"
         for option in ("loss_scale", "dtype", "use_fsdp"):

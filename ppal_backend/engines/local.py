@@ -78,6 +78,7 @@ class LocalEngine:
             patience=spec.patience,
             processes=self._processes,
             deterministic=spec.deterministic,
+            mixed_precision=spec.mixed_precision,
             tracking=self._tracking,
             weights_dir=self._weights_dir,
             **spec.difficulty_options,

@@ -33,7 +33,8 @@ class RoundSpec:
     images to what the strategy sees. Without ``difficulty`` no class difficulty is followed and every class weighs 1.
     ``init_weights`` is ``zoo``, ``random`` or ``last``: with ``last`` a training starts from ``model``, where that is
     of the same detector, and from the zoo's weights otherwise. ``patience`` ends a training after so many evaluations
-    on held-out images that brought nothing; ``deterministic`` asks for the same bits on every run on a GPU too.
+    on held-out images that brought nothing; ``deterministic`` asks for the same bits on every run on a GPU too;
+    ``mixed_precision`` allows half precision in training there.
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
@@ -61,6 +62,7 @@ class RoundSpec:
     difficulty: bool = True
     patience: int | None = None
     deterministic: bool = False
+    mixed_precision: bool = True
     embedding: Literal["query", "sampled"] = "query"
     levels: Literal["provenance", "scale"] = "provenance"
     cold_start: Literal["typical", "random"] = "random"

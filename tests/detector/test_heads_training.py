@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ppal_backend.acquisition.difficulty import DifficultyEMA
 from ppal_backend.detector.heads import Positives, covered_families, detection_head, training_family
 from ppal_backend.detector.heads.base import aligned_iou
+from ppal_backend.detector.train.hooks import DifficultyHook
 from ppal_backend.errors import UnsupportedHead
 from tests.detector.families import CLASSES, DETR_LIKE, FILES, REFUSED, TWO_STAGE, batch, build
 
@@ -374,6 +377,23 @@ def test_a_batch_without_instances_reports_none(name: str) -> None:
     training_family(head).read_training(head, seen.append)
     loss_step(model, batch(images=1))
     assert [len(item.ious) for item in seen] == [0]
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "atss", "gfl"])
+def test_mixed_precision_says_nearly_the_same(name: str) -> None:
+    """The families without mmcv's operators, whose positives do not depend on what is predicted."""
+    hooks = []
+    for half in (False, True):
+        model = build(name)
+        hook = DifficultyHook(DifficultyEMA(CLASSES, momentum=0.5), XI)
+        hook.before_train(SimpleNamespace(model=model))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss_step(model, batch())
+        hook.after_train_iter(None, 0)
+        hooks.append(hook)
+    full, mixed = (hook.ema.difficulty for hook in hooks)
+    assert torch.equal(hooks[0].ema.momentum, hooks[1].ema.momentum) and not torch.equal(full, mixed)
+    assert torch.allclose(full, mixed, atol=0.01)
 
 
 @pytest.mark.parametrize("name", list(REFUSED))

@@ -15,13 +15,15 @@ from mmengine.config import Config
 
 from ppal_backend.detector.config import build_config, find_entry
 from ppal_backend.detector.data import ImageRecord, TrainingData, build_pipeline, read_coco
-from ppal_backend.detector.recipe import late_step, one_device_optimizer, read_recipe, scaled_average
+from ppal_backend.detector.recipe import device_optimizer, late_step, read_recipe, scaled_average
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.hooks import RepeatableSteps
+from ppal_backend.detector.train.runner import half_precision
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.detector.zoo.check import check
 from ppal_backend.errors import DetectorError, ImageError, RoundCancelled
+from tests.detector.families import build
 from tests.detector.shapes import CLASSES, write_set
 
 PUBLISHED = Path(mmdet.__file__).parent / ".mim" / "configs"
@@ -135,10 +137,26 @@ def test_an_average_never_remembers_more_than_a_fifth_of_a_training() -> None:
 def test_mixed_precision_is_for_gpus() -> None:
     amp = {"type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": "float16", "optimizer": {"type": "SGD"},
            "paramwise_cfg": {"norm_decay_mult": 0.0}}  # fmt: skip
-    assert one_device_optimizer(amp, "cuda") == amp
-    assert one_device_optimizer(amp, "cpu") == {
-        "type": "OptimWrapper", "optimizer": {"type": "SGD"}, "paramwise_cfg": {"norm_decay_mult": 0.0},
-    }  # fmt: skip
+    plain = {"type": "OptimWrapper", "optimizer": {"type": "SGD"}, "paramwise_cfg": {"norm_decay_mult": 0.0}}
+    assert device_optimizer(amp, "cuda") == device_optimizer(amp, "cuda", "bfloat16") == amp
+    assert device_optimizer(amp, "cpu") == device_optimizer(amp, "cpu", "float16") == plain
+    assert device_optimizer(plain, "cuda") == device_optimizer(plain, "cpu", "float16") == plain
+    assert device_optimizer(plain, "cuda", "float16") == amp
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "expected"),
+    [("retinanet", "anchor", "bfloat16"), ("faster_rcnn", "roi", "float16"), ("dino", "detr", None)],
+)
+def test_half_precision_is_what_detector_and_gpu_bear(
+    name: str, family: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(name)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert half_precision(model, family, torch.device("cuda")) == expected
+    assert half_precision(model, family, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert half_precision(model, family, torch.device("cuda")) == (expected and "float16")
 
 
 def _entry(name: str) -> Any:

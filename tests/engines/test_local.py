@@ -55,14 +55,16 @@ def test_a_training_starts_where_the_round_says(asked, spec, start):
 
 
 def test_the_options_of_a_round_and_a_machine_reach_the_training(asked):
-    spec = replace(SPEC, difficulty=False, patience=3, deterministic=True, difficulty_options={"xi": 0.4})
+    spec = replace(
+        SPEC, difficulty=False, patience=3, deterministic=True, mixed_precision=False, difficulty_options={"xi": 0.4}
+    )
     files = TrainingFiles(Path("train.json"), Path("held_out.json"), ["/pool/1.jpg"])
     request, trained = request_of(
         asked, spec, LocalEngine(processes=2, tracking="mlflow", weights_dir=Path("w")), files
     )
     assert (request.difficulty, request.patience, request.deterministic, request.xi) == (False, 3, True, 0.4)
     assert (request.processes, request.tracking, request.unlabelled) == (2, "mlflow", ("/pool/1.jpg",))
-    assert request.weights_dir == Path("w")
+    assert request.weights_dir == Path("w") and not request.mixed_precision
     assert (request.train_json, request.val_json) == (Path("train.json"), Path("held_out.json"))
     assert trained.facts == {"iterations": 7, "loss": 0.5, "best_step": 5}
     plain = request_of(asked, SPEC)[0]

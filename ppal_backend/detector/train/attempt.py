@@ -22,7 +22,7 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import ImageRecord, build_pipeline, read_coco, training_stream
 from ppal_backend.detector.infer.evaluation import evaluate_loaded
 from ppal_backend.detector.models import LoadedDetector, build_model
-from ppal_backend.detector.recipe import one_device_optimizer
+from ppal_backend.detector.recipe import device_optimizer
 from ppal_backend.detector.runtime import deterministic, isolated
 from ppal_backend.detector.train.hooks import (
     DifficultyHook,
@@ -39,6 +39,7 @@ from ppal_backend.detector.train.runner import (
     LOG_NAME,
     TrainingRunner,
     build_runner,
+    half_precision,
     remove_if_empty,
     visualizer_config,
 )
@@ -111,9 +112,9 @@ class _Training:
         """Train, and save the result."""
         started = time.monotonic()
         config = self._config()
+        runner, teaching = self._runner(config)
         if is_main_process():
             write_json(self._folder / CONFIG_NAME, config.to_dict())
-        runner, teaching = self._runner(config)
         validation = self._validation(config)
         progress = ProgressHook(
             self._guard, on_progress, should_stop, lambda: None if validation is None else validation.latest
@@ -154,10 +155,6 @@ class _Training:
             workers=workers,
             batch_size=self._attempt.batch_size,
         )
-        wrapper = dict(config.optim_wrapper)
-        config.optim_wrapper = one_device_optimizer(wrapper, self._attempt.device.type)
-        if config.optim_wrapper.type != wrapper["type"]:
-            logger.info("mixed precision is left out: it needs a GPU, and this is %s", self._attempt.device)
         for name in ("train_pipeline", "late_train_pipeline"):
             if name in config:
                 config[name] = with_image_cache(config[name], self._records, self._folder / FOLDER)
@@ -168,6 +165,7 @@ class _Training:
         data = training_stream(config, self._records, request.classes, request.seed, request.unlabelled)
         torch.manual_seed(request.seed)
         model = build_model(config)
+        self._set_precision(config, model)
         teaching = prepare_teacher(model, config.train_cfg.max_iters, unlabelled=bool(request.unlabelled))
         resumes = self._attempt.resume_from is not None
         runner = build_runner(
@@ -184,6 +182,15 @@ class _Training:
         )
         runner.visualizer.add_config(Config({**config.to_dict(), "work_dir": str(self._folder)}))
         return runner, teaching
+
+    def _set_precision(self, config: Config, model: torch.nn.Module) -> None:
+        """Mixed precision where it was allowed, and what the file says about it left out where there is no GPU."""
+        device, wrapper = self._attempt.device, dict(config.optim_wrapper)
+        wanted = self._request.mixed_precision
+        half = half_precision(model, self._entry.head_family, device) if wanted else None
+        config.optim_wrapper = device_optimizer(wrapper, device.type, half)
+        if device.type != "cuda" and config.optim_wrapper.type != wrapper["type"]:
+            logger.info("mixed precision is left out: it needs a GPU, and this is %s", device)
 
     def _validation(self, config: Config) -> ValidationHook | None:
         request = self._request

@@ -322,7 +322,8 @@ class DifficultyHook(Hook):
 
     def _take(self, positives: Positives) -> None:
         usable = positives.probabilities.isfinite() & positives.ious.isfinite()
-        q = training_difficulty(positives.probabilities[usable], positives.ious[usable], self.xi)
+        probabilities, ious = positives.probabilities[usable].float(), positives.ious[usable].float()  # or half
+        q = training_difficulty(probabilities, ious, self.xi)
         sums, counts = self.ema.sums_and_counts(positives.class_indices[usable], q)
         self._sums += sums
         self._counts += counts

@@ -40,6 +40,7 @@ class TrainRequest:
         patience: Evaluations on ``val_json`` without a better mAP after which training ends; None never ends early.
         processes: Processes that share every batch, each with a GPU of its own (or all on the CPU).
         deterministic: Whether a GPU must give the same bits on every run, at some cost in speed.
+        mixed_precision: Whether training may use half precision; only a GPU does, and only with detectors that bear it.
         tracking: ``tensorboard`` or ``mlflow`` to write curves below ``work_dir``; None for neither.
     """
 
@@ -63,6 +64,7 @@ class TrainRequest:
     patience: int | None = None
     processes: int = 1
     deterministic: bool = False
+    mixed_precision: bool = True
     tracking: str | None = None
 
     def __post_init__(self) -> None:

@@ -71,9 +71,26 @@ def in_fastest_layout(model: torch.nn.Module) -> torch.nn.Module:
     Those of mmcv do not: its deformable convolutions refuse this layout, and RoIAlign silently takes it for the usual
     one.
     """
-    if any(kind.__module__.startswith("mmcv.ops") for module in model.modules() for kind in type(module).__mro__):
+    if _has_mmcv_operators(model):
         return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def half_precision(model: torch.nn.Module, head_family: str, device: torch.device) -> str | None:
+    """Name of the half precision to train in: on CUDA only, and not with detectors that match in half precision.
+
+    bfloat16 where the GPU has it, since its range needs no scaled losses; float16 with mmcv's operators, which have no
+    bfloat16. DETR's relatives, whose matching compares costs, and detectors with a teacher stay in full precision.
+    """
+    if device.type != "cuda" or head_family == "detr" or hasattr(model, "teacher"):
+        return None
+    if _has_mmcv_operators(model) or not torch.cuda.is_bf16_supported():
+        return "float16"
+    return "bfloat16"
+
+
+def _has_mmcv_operators(model: torch.nn.Module) -> bool:
+    return any(kind.__module__.startswith("mmcv.ops") for module in model.modules() for kind in type(module).__mro__)
 
 
 def _shared(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
