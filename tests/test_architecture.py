@@ -32,6 +32,7 @@ ALLOWED = {
         "detector.zoo",
         "acquisition",
         "operations",
+        "doctor",
         "rounds.detections_store",
         "rounds.folder",
     },

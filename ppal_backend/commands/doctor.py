@@ -17,15 +17,13 @@ from ppal_backend.commands.shared import (
     errors_in_one_line,
     print_json,
     settings_and_logging,
+    show_finding,
     state_of,
     waiting,
 )
-from ppal_backend.doctor import Finding
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, config_file, load_settings
-
-_MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]failed[/]"}
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -47,7 +45,7 @@ def doctor(as_json: AsJson = False) -> None:
             for finding in diagnose(settings, store):
                 found.append(finding)
                 if not as_json:
-                    _show(finding)
+                    show_finding(finding)
     if as_json:
         print_json([asdict(finding) for finding in found])
     if any(finding.state == "failed" for finding in found):
@@ -120,13 +118,6 @@ def _settings() -> Settings:
     settings = load_settings()
     configure_logging("ERROR", settings.log_format, settings.secrets)
     return settings
-
-
-def _show(finding: Finding) -> None:
-    seen = escape(f"{finding.check}: {finding.seen}")
-    console.print(f"{_MARKS[finding.state]} {seen}", highlight=False, soft_wrap=True)
-    if finding.advice:
-        console.print(f"   -> {finding.advice}", highlight=False, soft_wrap=True, markup=False)
 
 
 COMMANDS = (doctor, connect, settings)

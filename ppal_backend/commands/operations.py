@@ -19,6 +19,7 @@ from ppal_backend.commands.shared import (
     print_json,
     progress_bar,
     settings_and_logging,
+    show_finding,
     waiting,
 )
 
@@ -33,18 +34,21 @@ def status(
 
     Example: ppal status 1 --json
     """
-    from ppal_backend.service import readiness
+    from ppal_backend.doctor.health import health
 
     with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
         if not projects and not as_json:
             console.print(f"no project is connected in {settings.model_dir.resolve()}", highlight=False, soft_wrap=True)
+        found = {p.id: health(settings, store, p) for p in projects}
         if as_json:
             print_json(
                 [
                     {
                         "project": p.id,
+                        "title": p.title,
                         "problems": p.problems,
+                        "health": [asdict(finding) for finding in found[p.id]],
                         "new_annotations": store.ledger.new_count(p.id),
                         "rounds": [asdict(r) for r in store.rounds.of_project(p.id)],
                         "versions": [asdict(v) for v in store.versions.of_project(p.id)],
@@ -53,19 +57,22 @@ def status(
                 ]
             )
             return
+        shared = health(settings, store)
         for p in projects:
-            title = f"project {p.id}: {store.ledger.new_count(p.id)} new annotations"
+            title = f"project {p.id}{f' ({escape(p.title)})' if p.title else ''}: "
+            title += _plural(store.ledger.new_count(p.id), "new annotation")
             table = Table("round", "kind", "state", "step", "mAP", "why", title=title)
             for r in store.rounds.of_project(p.id):
+                state = "waiting" if r.is_waiting else r.state
                 table.add_row(
-                    str(r.number), r.kind, r.state, r.step, figure(r.metrics.get("map")), escape(r.error or r.reason)
+                    str(r.number), r.kind, state, r.step, figure(r.metrics.get("map")), escape(r.error or r.reason)
                 )
             console.print(table)
-            for text in p.problems.values():
-                console.print(f"[bold red]problem:[/] {escape(text)}", highlight=False)
-        silent = readiness.worker(store)
-        if silent:
-            console.print(f"[bold red]problem:[/] {escape(silent)}", highlight=False)
+            for finding in found[p.id]:
+                if finding not in shared:
+                    show_finding(finding)
+        for finding in shared:
+            show_finding(finding)
 
 
 def start_round(
@@ -129,6 +136,10 @@ def resume(project: Project, as_json: AsJson = False) -> None:
 def figure(value: Any) -> str:
     """A score for a table; empty where there is none."""
     return "" if value is None else f"{value:.3f}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _tell(project: int, paused: bool, changed: bool, text: str, as_json: bool) -> None:

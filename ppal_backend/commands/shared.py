@@ -19,6 +19,7 @@ from rich import progress
 from rich.console import Console
 from rich.markup import escape
 
+from ppal_backend.doctor import Finding
 from ppal_backend.errors import PPALError, RoundCancelled, StateError
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings, load_settings
@@ -121,6 +122,20 @@ def state_of(settings: Settings, project: int | None = None) -> Iterator[Store]:
         if hint:
             aside.print(f"[yellow]note:[/] {escape(hint)}", highlight=False, soft_wrap=True)
         yield store
+
+
+_MARKS = {"ok": "[green]ok[/]", "note": "note", "warning": "[yellow]warning[/]", "failed": "[bold red]failed[/]"}
+
+
+def show_finding(finding: Finding) -> None:
+    """A finding in the words of the pages: what, cause, what to do, when the next try is."""
+    from ppal_backend.doctor.health import next_try
+
+    name = finding.title or finding.check
+    console.print(f"{_MARKS[finding.state]} {escape(f'{name}: {finding.seen}')}", highlight=False, soft_wrap=True)
+    advice = " ".join(part for part in (finding.advice, next_try(finding)) if part)
+    if advice:
+        console.print(f"   -> {advice}", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -6,19 +6,27 @@ Every check gives a :class:`Finding`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
-State = Literal["ok", "warning", "failed"]
+State = Literal["ok", "note", "warning", "failed"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what it is about, how it stands, what was seen, and what to do when that is not well."""
+    """One check: what it is about, how it stands, what was seen, and what to do when that is not well.
+
+    ``title`` says it in a few words. ``next_try_at`` (UTC, without a zone) is when the backend tries again by itself,
+    ``can_try_again`` whether it does so at once when asked.
+    """
 
     check: str
     state: State
     seen: str
     advice: str = ""
+    title: str = ""
+    next_try_at: datetime | None = None
+    can_try_again: bool = False
 
 
 def ok(check: str, seen: str) -> Finding:

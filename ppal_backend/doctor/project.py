@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ppal_backend.doctor import Finding, failed, from_problem, ok, warning
+from ppal_backend.doctor.health import project_state
 from ppal_backend.doctor.installation import SWITCHES, usable_host
 from ppal_backend.errors import LabelStudioError
 from ppal_backend.label_studio.client import LabelStudioClient
@@ -35,7 +36,7 @@ def project(settings: Settings, store: Store, client: LabelStudioClient, record:
             _webhook(settings, client, record, name, connections),
             _sampling(name, described),
             _model_version(store, record, name, described, connections),
-            *_state(store, record, name),
+            *_state(settings, store, record, name),
         ]
     except NotFound:
         return [failed(name, "Label Studio has no such project (or this token may not see it)", "connect it again")]
@@ -127,15 +128,7 @@ def _model_version(
     return from_problem(check, problem) if problem else ok(check, active.version)
 
 
-def _state(store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
-    for topic, text in record.problems.items():
-        if topic not in ("webhook", "queue"):  # looked at above, as they are now
-            found = from_problem(f"{name}: {topic}", text)
-            yield replace(found, state="warning") if topic == "annotations" else found  # all others are learned from
-    rounds = store.rounds.of_project(record.id)
-    if rounds and rounds[-1].state == "failed":
-        yield failed(
-            f"{name}: round {rounds[-1].number}",
-            rounds[-1].error,
-            "correct what it says, then ppal round starts another",
-        )
+def _state(settings: Settings, store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
+    for finding in project_state(settings, store, record):
+        if finding.check not in ("webhook", "queue"):  # looked at above, as they are now
+            yield replace(finding, check=f"{name}: {finding.check}")

@@ -131,6 +131,18 @@ class LabelStudioClient:
         answer = self.transport.get("/api/version")
         return str(answer.get("release", "")) if isinstance(answer, dict) else ""
 
+    def projects(self) -> list[dict[str, Any]]:
+        """Return projects that the token may see, ``id``, ``title`` and ``tasks`` of each: one page of them, which is
+        at most 100."""
+        answer = self.transport.get("/api/projects/", {"page_size": 100, "include": "task_number"})
+        rows = answer.get("results") if isinstance(answer, dict) else None
+        if not isinstance(rows, list):
+            raise LabelStudioError(f"expected a list of projects, got {type(answer).__name__}")
+        return [
+            {"id": int(row["id"]), "title": str(row.get("title") or ""), "tasks": int(row.get("task_number") or 0)}
+            for row in rows
+        ]
+
     def project(self, project_id: int) -> dict[str, Any]:
         """Return a project as Label Studio describes it (``label_config``, ``model_version``, ``sampling``, …)."""
         answer = self.transport.get(f"/api/projects/{project_id}/")

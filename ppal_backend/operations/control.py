@@ -1,6 +1,6 @@
-"""What people tell a project, by a command or a button: cancel, pause, resume, and back to an earlier version.
+"""What people tell a project, by a command or a button: cancel, pause, resume, try again, and back to a version.
 
-The first three write a wish into the store, which the worker fulfils.
+The first four write a wish into the store, which the worker fulfils.
 """
 
 from __future__ import annotations
@@ -53,6 +53,24 @@ def pause(store: Store, project_id: int) -> bool:
     changed = store.projects.set_paused(project_id, True)
     store.projects.set_problem(project_id, "pause", PAUSED.format(project_id))
     return changed
+
+
+def try_again(store: Store, project_id: int) -> str:
+    """Try at once what waits or has failed: the round, and the poll of the project. What was done, in a sentence.
+
+    Raises:
+        StateError: the project is not connected.
+    """
+    store.projects.get(project_id)
+    store.projects.ask_poll(project_id)
+    waiting = store.rounds.try_now(project_id)
+    if waiting is not None:
+        return f"Round {waiting.number} goes on now."
+    last = store.rounds.last(project_id)
+    if last is not None and last.state == "failed":
+        record = store.rounds.request(project_id, last.kind, f"round {last.number} failed and somebody tried again")
+        return f"Round {record.number} is asked for."
+    return "Label Studio is asked again within seconds."
 
 
 def resume(store: Store, project_id: int) -> bool:

@@ -21,6 +21,7 @@ class ProjectRecord:
 
     ``options`` are the project's own extra parameters; ``repairs`` is what :mod:`ppal_backend.operations.upkeep` has
     set right in Label Studio, so that it does so once and not against a person who changes it again.
+    ``poll_failed`` is ``unavailable``, ``token`` or ``other`` when the last poll failed, else "".
     """
 
     id: int
@@ -37,6 +38,10 @@ class ProjectRecord:
     task_count: int | None = None
     hostname: str = ""
     repairs: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    poll_failed: str = ""
+    next_poll_at: datetime | None = None
+    poll_asked: bool = False
 
 
 class ProjectStore:
@@ -139,6 +144,18 @@ class ProjectStore:
                 row.changes += 1
             return count is not None and known is not None and count > known
 
+    def ask_poll(self, project_id: int) -> None:
+        """Somebody wants the project polled at once."""
+        self._update(project_id, poll_asked=True)
+
+    def polling(self, project_id: int, next_at: datetime) -> None:
+        """A poll begins; when the next one is due (UTC)."""
+        self._update(project_id, poll_asked=False, next_poll_at=next_at)
+
+    def poll_ended(self, project_id: int, failed: str = "", title: str | None = None) -> None:
+        """How a poll went (see :class:`ProjectRecord`), and the project's title if it told one."""
+        self._update(project_id, poll_failed=failed, **({} if title is None else {"title": title}))
+
     def polled(self, project_id: int, until: str) -> None:
         """Remember up to which ``updated_at`` the project's tasks have been read."""
         self._update(project_id, polled_until=until, polled_at=now())
@@ -190,4 +207,8 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.task_count,
         row.hostname or "",
         dict(row.repairs),
+        row.title or "",
+        row.poll_failed or "",
+        row.next_poll_at,
+        row.poll_asked,
     )

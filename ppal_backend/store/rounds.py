@@ -45,6 +45,12 @@ class RoundRecord:
     finished_at: datetime | None
     changes: int = 0
     edits: int = 0
+    next_try_at: datetime | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has begun and waits for what hinders it (``error``) to go away, until ``next_try_at`` (UTC)."""
+        return self.next_try_at is not None and bool(self.error)
 
 
 class RoundStore:
@@ -195,6 +201,15 @@ class RoundStore:
             row.lease_until = self._database.now(session) + timedelta(seconds=retry_after_s)
             return True
 
+    def try_now(self, project_id: int) -> RoundRecord | None:
+        """Let the project's waiting round go on without waiting any longer; None when none waits."""
+        with self._database.transaction() as session:
+            row = session.scalar(_of(project_id, "running").with_for_update())
+            if row is None or row.lease_owner or not row.error:
+                return None
+            row.lease_until = self._database.now(session)
+            return _record(row)
+
     def crashed(self, round_id: int, error: str, limit: int, retry_after_s: float, lease: Lease | None = None) -> bool:
         """The process running the round died. True when the round will be tried again, False when it has
         died ``limit`` times in one step and is given up as failed, or is not running under ``lease``."""
@@ -330,6 +345,7 @@ def _gave_up(row: RoundRow, error: str, limit: int) -> bool:
 
 
 def _record(row: RoundRow) -> RoundRecord:
-    names = RoundRecord.__dataclass_fields__
+    names = set(RoundRecord.__dataclass_fields__) - {"next_try_at"}
     record = RoundRecord(**{name: getattr(row, name) for name in names})
-    return replace(record, progress=dict(record.progress), metrics=dict(record.metrics))
+    next_try_at = row.lease_until if row.state == "running" and not row.lease_owner else None
+    return replace(record, progress=dict(record.progress), metrics=dict(record.metrics), next_try_at=next_try_at)

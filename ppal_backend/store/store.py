@@ -22,7 +22,7 @@ from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
 from ppal_backend.store.rounds import RoundStore
 from ppal_backend.store.versions import VersionStore
-from ppal_backend.store.workers import ALIVE_WITHIN_S, Lease, WorkerStore
+from ppal_backend.store.workers import ALIVE_WITHIN_S, Lease, NoteStore, WorkerStore
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Store:
         self.rounds = RoundStore(database)
         self.versions = VersionStore(database)
         self.workers = WorkerStore(database)
+        self.notes = NoteStore(database)
 
     def close(self) -> None:
         """Give the database connections back."""

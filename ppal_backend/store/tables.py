@@ -37,6 +37,10 @@ class ProjectRow(Base):
     hostname: Mapped[str | None]  # what Label Studio calls itself
     task_count: Mapped[int | None]  # tasks that the last poll saw; None: not known
     repairs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")  # see operations.upkeep
+    title: Mapped[str | None]  # as the last poll saw it
+    poll_failed: Mapped[str | None]  # "" | unavailable | token | other
+    next_poll_at: Mapped[datetime | None]
+    poll_asked: Mapped[bool] = mapped_column(default=False, server_default=false())  # somebody wants one at once
 
 
 class EventRow(Base):
@@ -97,6 +101,13 @@ class WorkerRow(Base):
     __tablename__ = "workers"
     name: Mapped[str] = mapped_column(primary_key=True)  # a Lease: host, process and its start
     beat_at: Mapped[datetime]
+
+
+class NoteRow(Base):
+    __tablename__ = "notes"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[dict[str, Any]]
+    noted_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class VersionRow(Base):

@@ -10,16 +10,17 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 from sqlalchemy import delete, select
 
 from ppal_backend.errors import StoreUnavailable
 from ppal_backend.store.database import Database
-from ppal_backend.store.tables import WorkerRow
+from ppal_backend.store.tables import NoteRow, WorkerRow, now
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +113,14 @@ class WorkerStore:
     def beat(self, name: str) -> None:
         """A worker lives. One that is new here makes those forgotten that have been silent for a day."""
         with self._database.transaction() as session:
-            now = self._database.now(session)
+            time_now = self._database.now(session)
             row = session.get(WorkerRow, name)
             if row is None:
-                silent = now - timedelta(seconds=FORGET_AFTER_S)
+                silent = time_now - timedelta(seconds=FORGET_AFTER_S)
                 session.execute(delete(WorkerRow).where(WorkerRow.beat_at < silent))
                 row = WorkerRow(name=name)
                 session.add(row)
-            row.beat_at = now
+            row.beat_at = time_now
 
     def leave(self, name: str) -> None:
         """A worker ends as it should."""
@@ -133,12 +134,32 @@ class WorkerStore:
         seconds.
         """
         with self._database.reading() as session:
-            now = self._database.now(session)
-            return {row.name: abs((now - row.beat_at).total_seconds()) for row in session.scalars(select(WorkerRow))}
+            time_now = self._database.now(session)
+            return {
+                row.name: abs((time_now - row.beat_at).total_seconds()) for row in session.scalars(select(WorkerRow))
+            }
 
     def age_s(self) -> float | None:
         """Seconds since any worker's last sign of life; None when there is none."""
         return min(self.ages_s().values(), default=None)
+
+
+class NoteStore:
+    """What a worker found out and every page may show, by name."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, name: str, content: dict[str, Any]) -> None:
+        """Keep a note in place of the one before."""
+        with self._database.transaction() as session:
+            session.merge(NoteRow(name=name, content=content, noted_at=now()))
+
+    def get(self, name: str) -> tuple[dict[str, Any], datetime | None]:
+        """A note and when it was made (UTC); empty and None without one."""
+        with self._database.reading() as session:
+            row = session.get(NoteRow, name)
+            return ({}, None) if row is None else (dict(row.content), row.noted_at)
 
 
 class Heartbeat:

@@ -8,9 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
-from ppal_backend.errors import LabelStudioError, QueueUnavailable, SettingsError, StoreUnavailable
+from ppal_backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailable,
+    QueueUnavailable,
+    SettingsError,
+    StoreUnavailable,
+)
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
@@ -24,6 +32,7 @@ log = logging.getLogger(__name__)
 BEFORE_EXPORT_ENDS = ("", "export")
 EVENT_TRIES = 5
 EVENT_BATCH = 100  # events that share a transaction; webhooks wait while it writes
+NOTE = "label_studio"
 POLL_BATCH = 1000  # tasks that a poll holds at a time
 _UNEXPECTED_CONTENT = (KeyError, TypeError, ValueError)
 
@@ -39,11 +48,12 @@ class TaskUpdate:
 
 @dataclass(frozen=True)
 class ProjectState:
-    """What Label Studio says of a project as a whole: its tasks, those with annotations, and its labeling config."""
+    """What Label Studio says of a project as a whole: its tasks, those with annotations, its labeling config, its name."""
 
     tasks: int
     annotated_tasks: int
     label_config: str
+    title: str = ""
 
 
 class RemoteProjects:
@@ -61,7 +71,7 @@ class RemoteProjects:
         """The project as a whole, in one request."""
         found = self._client(project_id).project(project_id)
         tasks, annotated = (int(found.get(name) or 0) for name in ("task_number", "num_tasks_with_annotations"))
-        return ProjectState(tasks, annotated, str(found.get("label_config") or ""))
+        return ProjectState(tasks, annotated, str(found.get("label_config") or ""), str(found.get("title") or ""))
 
     def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
         """Tasks that changed at or after a time ("" = ever), piece by piece, the oldest change first."""
@@ -119,12 +129,16 @@ class Synchroniser:
         self._next_poll[project_id] = time.monotonic() + self._settings.poll_interval_s
         project = self._find(project_id)
         if project is not None:
+            self._store.projects.polling(
+                project_id, datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=self._settings.poll_interval_s)
+            )
             self._decide(project, self._poll(project))
 
-    def poll_in_background(self, project_id: int) -> bool:
-        """Begin a poll when one is due and none of this project is under way; whether one was begun."""
+    def poll_in_background(self, project_id: int, asked: bool = False) -> bool:
+        """Begin a poll when one is due or asked for and none of this project is under way; whether one was begun."""
         under_way = self._polling.get(project_id)
-        if time.monotonic() < self._next_poll.get(project_id, 0.0) or (under_way and under_way.is_alive()):
+        is_due = asked or time.monotonic() >= self._next_poll.get(project_id, 0.0)
+        if not is_due or (under_way and under_way.is_alive()):
             return False
         thread = threading.Thread(target=self._poll_alone, args=(project_id,), name=f"poll-{project_id}", daemon=True)
         self._polling[project_id] = thread
@@ -217,9 +231,11 @@ class Synchroniser:
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)
             projects.set_problem(project.id, "poll", str(error))
+            projects.poll_ended(project.id, failure_of(error))
             return False
         projects.polled(project.id, until)
         projects.set_problem(project.id, "poll", "")
+        projects.poll_ended(project.id, title=state.title)
         projects.set_label_config(project.id, state.label_config)
         self._check_upkeep(project.id)
         return projects.set_task_count(project.id, state.tasks)
@@ -266,6 +282,52 @@ class Synchroniser:
             rounds.request(project.id, "rank", "new tasks were imported")
         elif last is None:
             rounds.request(project.id, "rank", "the project was connected")
+
+
+class LabelStudioLook:
+    """Looks at the one Label Studio of the settings now and then, so that pages need not ask it: whether it answers and
+    takes the token, and which projects it has. The note ``label_studio`` holds ``problem`` (a sentence, "" = none),
+    ``failed`` (as of a poll) and ``projects`` (their ``id``, ``title`` and ``tasks``).
+
+    Args:
+        settings: the operator's settings.
+        store: where the note is kept.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._next = 0.0
+        self._thread: threading.Thread | None = None
+
+    def look_in_background(self) -> None:
+        """Begin a look when one is due and none is under way."""
+        if time.monotonic() < self._next or (self._thread and self._thread.is_alive()):
+            return
+        self._next = time.monotonic() + self._settings.poll_interval_s
+        self._thread = threading.Thread(target=self.look, name="label-studio", daemon=True)
+        self._thread.start()
+
+    def look(self) -> None:
+        """Ask, and keep the note. Without an address in the settings only connected projects tell where it is."""
+        if not self._settings.label_studio_url:
+            return
+        note: dict[str, object] = {"problem": "", "failed": "", "projects": []}
+        try:
+            with open_client(self._settings, tries=1) as client:
+                note["projects"] = client.projects()
+        except (LabelStudioError, SettingsError) as error:
+            kept, _ = self._store.notes.get(NOTE)
+            note |= {"problem": str(error), "failed": failure_of(error), "projects": kept.get("projects", [])}
+        try:
+            self._store.notes.put(NOTE, note)
+        except StoreUnavailable as error:
+            log.warning("what Label Studio says is kept later: %s", error)
+
+
+def failure_of(error: Exception) -> str:
+    """Which kind of failure a request to Label Studio ended in: ``unavailable``, ``token`` or ``other``."""
+    kinds = ((LabelStudioUnavailable, "unavailable"), (LabelStudioAuthError, "token"))
+    return next((name for kind, name in kinds if isinstance(error, kind)), "other")
 
 
 def _failure_text(failed: RoundRecord) -> str:

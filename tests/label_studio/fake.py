@@ -38,6 +38,7 @@ class FakeLabelStudio:
         self.requests: list[httpx.Request] = []
         self.access: list[str] = []
         self.valid_access: set[str] = set()
+        self.others: list[dict[str, Any]] = []  # further projects, as its list shows them
         self.fault: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
         self.after: Callable[[httpx.Request, httpx.Response], httpx.Response] = lambda request, response: response
         self.drop: Callable[[dict[str, Any]], bool] = lambda item: False
@@ -107,6 +108,9 @@ class FakeLabelStudio:
             return httpx.Response(200, json={"id": 7, "email": "a@example.com"})
         if path == "/api/version":
             return httpx.Response(200, json={"release": "1.23.2"})
+        if path == "/api/projects/":
+            shown = {"id": 1, "title": self.project.get("title", ""), "task_number": len(self.tasks)}
+            return httpx.Response(200, json={"count": 1 + len(self.others), "results": [shown, *self.others]})
         if re.fullmatch(r"/api/projects/1/", path):
             return self._project(method, body)
         return httpx.Response(404, json={"detail": "No Project matches the given query."})

@@ -20,11 +20,23 @@ from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION, _use_write
 from ppal_backend.store.tables import Base
 
 ADDED_SINCE_THE_FIRST_RELEASE = {
-    "projects": {"paused", "changes", "edits", "options_digest", "task_count", "hostname", "repairs"},
+    "projects": {
+        "paused",
+        "changes",
+        "edits",
+        "options_digest",
+        "task_count",
+        "hostname",
+        "repairs",
+        "title",
+        "poll_failed",
+        "next_poll_at",
+        "poll_asked",
+    },  # fmt: skip
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }
-NEW_TABLES = {"workers"}
+NEW_TABLES = {"workers", "notes"}
 
 
 def revision(url):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ppal_backend.errors import PPALError
 from ppal_backend.rounds.folder import OUTPUTS
-from ppal_backend.service import readiness
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
 
@@ -30,8 +29,8 @@ IN_WORDS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a round: ``done``, ``running`` or ``waiting``; how far it is; seconds taken or left, None where
-    nobody can tell."""
+    """One step of a round: ``done``, ``running``, ``stopped`` where the round waits or is paused, or ``waiting``; how
+    far it is; seconds taken or left, None where nobody can tell."""
 
     name: str
     text: str
@@ -103,7 +102,6 @@ def overview(projects: Sequence[Project]) -> list[dict[str, Any]]:
 
 def _overview_row(project: Project) -> dict[str, Any]:
     metrics = project.trained.metrics if project.trained else {}
-    problems = list(project.record.problems.values())
     row = {
         "project": project,
         "open": project.opened[0] if project.opened else None,
@@ -111,27 +109,37 @@ def _overview_row(project: Project) -> dict[str, Any]:
         "images": metrics.get("labelled_images"),
         "labels": (),
         "budget": None,
-        "problems": problems,
     }
     try:
         return {**row, "labels": project.labels, "budget": project.options.budget}
-    except PPALError as error:  # the labeling config or an extra parameter is not usable any more
-        return {**row, "problems": [*problems, str(error)]}
+    except PPALError:  # the labeling config or an extra parameter is not usable any more, which is a finding
+        return row
+
+
+def state_of(record: RoundRecord, paused: bool) -> str:
+    """What an open round does, in a word: ``pending``, ``running``, ``waiting``, ``paused`` or ``cancelling``."""
+    if record.cancel_asked:
+        return "cancelling"
+    if record.is_waiting:
+        return "waiting"
+    return "paused" if paused else record.state
 
 
 def now_page(project: Project) -> dict[str, Any]:
     """The round at work, the ones before it, and what hinders."""
     record = project.opened[0] if project.opened else None
     time = datetime.now(UTC).replace(tzinfo=None)
-    shown: dict[str, Any] = {"record": record, "line": [], "left_s": None, "log": []}
+    shown: dict[str, Any] = {"record": record, "state": "", "line": [], "left_s": None, "log": []}
     if record is not None:
         usual = usual_seconds(project.rounds, record.kind)
+        state = state_of(record, project.record.paused)
         line = step_line(record, project.files(record.number).marks(), usual, time)
-        shown.update(line=line, left_s=left_s(line), log=project.log_lines(record.number))
+        if state in ("waiting", "paused"):
+            line = [replace(s, state="stopped", left_s=None) if s.state == "running" else s for s in line]
+        shown.update(state=state, line=line, left_s=left_s(line), log=project.log_lines(record.number))
     return {
         **shown,
         "waiting": project.opened[1:],
         "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
         "missing": max(0, project.options.budget - project.new_annotations),
-        "worker_problem": readiness.worker(project.runtime.store),
     }

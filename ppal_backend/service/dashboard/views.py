@@ -26,6 +26,8 @@ from flask import (
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
+from ppal_backend.doctor import Finding
+from ppal_backend.doctor.health import health, next_try
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.operations import control
@@ -59,6 +61,7 @@ DONE = {
     "cancel": "The open rounds are being cancelled.",
     "pause": "Paused: the running round stops at the next safe point, no other starts.",
     "resume": "The project's rounds go on.",
+    "retry": "It is tried again; a running worker does so within seconds.",
     "rollback": "The earlier version is in force again.",
 }
 """What a page says after a button; told by name, so that no address can put words on a page."""
@@ -128,6 +131,12 @@ class Actions:
         self.runtime.notifier.notify(project_id)
         return "Resumed."
 
+    def retry(self, project_id: int) -> str:
+        """Try at once what waits or has failed."""
+        done = control.try_again(self.runtime.store, project_id)
+        self.runtime.notifier.notify(project_id)
+        return done
+
     def roll_back(self, project_id: int, version: str) -> str:
         """Make an earlier version the one in force again."""
         project = self.runtime.store.projects.get(project_id)
@@ -171,13 +180,20 @@ def _project(project_id: int) -> Project:
 
 
 def _page(name: str, project: Project, **values: Any) -> str:
-    return render_template(f"ppal/{name}.html", project=project, page_name=name, **values)
+    runtime = _dashboard().runtime
+    return render_template(
+        f"ppal/{name}.html",
+        project=project,
+        page_name=name,
+        findings=health(runtime.settings, runtime.store, project.record),
+        token=_dashboard().tokens.make(project.id),
+        **values,
+    )
 
 
 def _with_buttons(project: Project) -> dict[str, Any]:
     return {
         **now_pages.now_page(project),
-        "token": _dashboard().tokens.make(project.id),
         "earlier": _dashboard().actions.earlier_versions(project.id),
         "done": DONE.get(request.args.get("done", "")),
     }
@@ -188,7 +204,16 @@ def overview() -> str:
     """All projects."""
     runtime = _dashboard().runtime
     projects = [Project(runtime, record) for record in runtime.store.projects.all()]
-    return render_template("ppal/overview.html", rows=now_pages.overview(projects))
+    shared = health(runtime.settings, runtime.store)
+    rows = [
+        {
+            **row,
+            "findings": [f for f in health(runtime.settings, runtime.store, row["project"].record) if f not in shared],
+            "token": _dashboard().tokens.make(row["project"].id),
+        }
+        for row in now_pages.overview(projects)
+    ]
+    return render_template("ppal/overview.html", rows=rows, findings=shared)
 
 
 @ui.get(f"{PROJECT}/")
@@ -268,7 +293,7 @@ def thumbnail(project_id: int, number: int, task_id: int) -> Response:
     return response
 
 
-@ui.post(f"{PROJECT}/<any(train, cancel, pause, resume, rollback):action>")
+@ui.post(f"{PROJECT}/<any(train, cancel, pause, resume, retry, rollback):action>")
 def press(project_id: int, action: str) -> AnyResponse:
     """A button."""
     _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
@@ -309,6 +334,18 @@ def with_policy(response: Response) -> Response:
 def as_time(value: datetime | None) -> str:
     """A stored time, which is UTC."""
     return f"{value:%Y-%m-%d %H:%M}" if value is not None else ""
+
+
+@ui.app_template_filter("ppal_sentence")
+def as_sentence(text: str) -> str:
+    """A text with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
+
+
+@ui.app_template_filter("ppal_next_try")
+def as_next_try(finding: Finding) -> str:
+    """When the backend tries again by itself."""
+    return next_try(finding)
 
 
 @ui.app_template_filter("ppal_span")

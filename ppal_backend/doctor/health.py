@@ -1,0 +1,159 @@
+"""What is wrong now, for every page and ``ppal status`` in the same words.
+
+It is read from the state, where the worker keeps what it found out; nothing is asked of Label Studio here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ppal_backend.doctor import Finding, from_problem, warning
+from ppal_backend.errors import PPALError
+from ppal_backend.label_studio.schema import parse_label_config
+from ppal_backend.service import readiness
+from ppal_backend.settings import Settings
+from ppal_backend.store import ProjectRecord, RoundRecord, Store
+
+LABEL_STUDIO_NOTE = "label_studio"
+_TITLES = {
+    "worker": "No worker runs",
+    "disk": "The disk is nearly full",
+    "images": "Images cannot be used",
+    "queue": "Tasks do not come in the order of the queue",
+    "order": "People do not label what the queue puts first",
+    "webhook": "Annotations are noticed late",
+    "annotations": "Some of what was drawn is not learned from",
+    "pause": "Paused",
+    "settings": "The project's settings cannot be used",
+    "events": "Some events could not be used",
+}
+_OF_ROUNDS = ("poll", "round")  # told from the project and its rounds instead
+_AS_WARNING = ("annotations", "events")
+
+
+def health(settings: Settings, store: Store, project: ProjectRecord | None = None) -> list[Finding]:
+    """What is wrong with the installation and, where one is given, with a project; the cause of others comes first.
+
+    Args:
+        settings: the operator's settings.
+        store: the state.
+        project: the project; None for the installation alone.
+    """
+    found = list(_installation(settings, store, project))
+    if project is not None:
+        rounds = store.rounds.of_project(project.id)
+        known = {finding.check for finding in found}
+        found += _project(settings, project, rounds, known)
+        if "worker" in known:  # nobody is there to try
+            found = [replace(finding, next_try_at=None) for finding in found]
+    return sorted(found, key=lambda finding: ("failed", "warning", "note").index(finding.state))
+
+
+def next_try(finding: Finding, time: datetime | None = None) -> str:
+    """When the backend tries again, as a sentence; "" where it does not by itself.
+
+    Args:
+        finding: what was found.
+        time: now (UTC, without a zone).
+    """
+    if finding.next_try_at is None:
+        return ""
+    left_s = (finding.next_try_at - (time or _now())).total_seconds()
+    if left_s < 1:
+        return "Trying again now."
+    return f"Next try in {_span(left_s)}."
+
+
+def project_state(settings: Settings, store: Store, project: ProjectRecord) -> list[Finding]:
+    """The findings of a project that are known from the state alone, for ``ppal doctor``."""
+    return list(_project(settings, project, store.rounds.of_project(project.id), set()))
+
+
+def _installation(settings: Settings, store: Store, project: ProjectRecord | None) -> Iterator[Finding]:
+    for name, problem in (("worker", readiness.worker(store)), ("disk", readiness.disk(settings))):
+        if problem:
+            yield _titled(from_problem(name, problem))
+    note, _ = store.notes.get(LABEL_STUDIO_NOTE)
+    if project is None and note.get("problem"):
+        yield _label_studio(str(note["problem"]), str(note.get("failed")), None)
+    parked = store.events.counts().get("parked", 0)
+    if parked:
+        events = f"{parked} event{'' if parked == 1 else 's'} could not be used and {_was(parked)} put by"
+        yield _titled(warning("events", events, "the worker's log has the reasons"))
+
+
+def _project(
+    settings: Settings, project: ProjectRecord, rounds: Sequence[RoundRecord], known: set[str]
+) -> Iterator[Finding]:
+    waiting = next((r for r in rounds if r.is_waiting), None)
+    poll = project.problems.get("poll")
+    if poll:
+        finding = _label_studio(poll, project.poll_failed, project.next_poll_at)
+        if waiting is not None and project.poll_failed in ("unavailable", "token"):
+            finding = replace(finding, next_try_at=_earlier(finding.next_try_at, waiting.next_try_at))
+            waiting = None
+        yield finding
+    if waiting is not None and "disk" not in known | set(project.problems):
+        yield replace(
+            from_problem(f"round {waiting.number}", waiting.error),
+            state="warning",
+            title=f"Round {waiting.number} waits",
+            next_try_at=None if project.paused else waiting.next_try_at,
+            can_try_again=True,
+        )
+    if rounds and rounds[-1].state == "failed":
+        yield _failed_round(rounds[-1])
+    for topic, text in project.problems.items():
+        if topic not in _OF_ROUNDS and not (topic == "disk" and "disk" in known):
+            finding = _titled(from_problem(topic, text))
+            if topic == "disk" and waiting is not None:
+                finding = replace(finding, next_try_at=waiting.next_try_at, can_try_again=True)
+            yield finding
+    try:
+        parse_label_config(project.label_config, settings.project_options(project.options).from_name)
+    except PPALError as error:
+        yield _titled(from_problem("settings", str(error)))
+
+
+def _label_studio(text: str, kind: str, next_try_at: datetime | None) -> Finding:
+    titles = {"unavailable": "Waiting for Label Studio", "token": "Label Studio refuses the token"}
+    found = from_problem("poll", text)
+    title = titles.get(kind, "Label Studio could not be asked")
+    return replace(found, title=title, next_try_at=next_try_at, can_try_again=next_try_at is not None)
+
+
+def _failed_round(record: RoundRecord) -> Finding:
+    found = from_problem(f"round {record.number}", record.error)
+    again = (
+        "Nothing starts by itself until an annotation, the labeling config or an option changes; Try again or "
+        f"`ppal round {record.project_id}{' --rank' if record.kind == 'rank' else ''}` starts it at once"
+    )
+    advice = f"{_sentence(found.advice)} {again}" if "; " in record.error else again
+    return replace(found, title=f"Round {record.number} failed", advice=advice, can_try_again=True)
+
+
+def _titled(found: Finding) -> Finding:
+    state = {"pause": "note"}.get(found.check, "warning" if found.check in _AS_WARNING else found.state)
+    return replace(found, state=state, title=_TITLES.get(found.check, found.check.capitalize()))  # type: ignore[arg-type]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min((t for t in (one, other) if t is not None), default=None)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
