@@ -48,7 +48,7 @@ class TaskUpdate:
 
 @dataclass(frozen=True)
 class ProjectState:
-    """What Label Studio says of a project as a whole: its tasks, those with annotations, its labeling config, its name."""
+    """What Label Studio says of a project as a whole: tasks, those with annotations, labeling config, name."""
 
     tasks: int
     annotated_tasks: int

@@ -32,7 +32,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
         "poll_failed",
         "next_poll_at",
         "poll_asked",
-    },  # fmt: skip
+    },
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }
