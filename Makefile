@@ -30,7 +30,7 @@ gpu-check: ## figures on a GPU (docs/gpu.md); ends at once where there is none
 	@scripts/gpu_check.sh --out gpu-check.json $(ARGS)
 
 audit: setup-backend ## bill of materials in build/, and known vulnerabilities of every pinned version
-	@scripts/audit.sh
+	@$(PYTHON_BIN) scripts/audit.py $(ARGS)
 
 setup-backend:
 	@scripts/setup.sh backend

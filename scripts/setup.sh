@@ -122,15 +122,16 @@ backend() {
     local files=(requirements.txt pyproject.toml); [ "$dev" = 1 ] && files+=(requirements-dev.txt)
     local want; want=$(stamp "${files[@]}")
     is_done .venv "$want" && return
-    say "backend environment .venv: torch $TORCH_VERSION"
+    say "backend environment .venv: packages"
     make_venv .venv
     local pip=(.venv/bin/python -m pip install -q)
-    "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==$TORCH_VERSION"
-    # After torch: mmcv's build needs pkg_resources, which newer setuptools no longer bring.
-    "${pip[@]}" "setuptools==$SETUPTOOLS_VERSION" wheel ninja numpy
-    install_mmcv
-    say "backend environment .venv: the other packages"
+    # mmcv's build needs pkg_resources, which newer setuptools no longer bring.
+    "${pip[@]}" --no-deps "setuptools==$SETUPTOOLS_VERSION" "wheel==$WHEEL_VERSION" "ninja==$NINJA_VERSION"
     "${pip[@]}" --no-deps -r requirements.txt
+    # After them: torch finds what it needs in the tested versions. NVIDIA's libraries come as torch itself names them.
+    say "backend environment .venv: torch $TORCH_VERSION"
+    "${pip[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -c requirements.txt "torch==$TORCH_VERSION"
+    install_mmcv
     # mmdetection comes as source and looks for torch while it builds; label-studio-ml 1.0.9 pins a Flask of 2020
     # with known holes, so both come without their own pins. requirements.txt holds what they import.
     "${pip[@]}" --no-deps --no-build-isolation "onedl-mmdetection==$MMDET_VERSION" "label-studio-ml==$LABEL_STUDIO_ML_VERSION"
@@ -144,7 +145,9 @@ label_studio() {
     is_done .venv-label-studio "$want" && return
     say "Label Studio environment .venv-label-studio: label-studio $LABEL_STUDIO_VERSION"
     make_venv .venv-label-studio
-    .venv-label-studio/bin/python -m pip install -q --no-deps -r requirements-label-studio.txt
+    # Five of them come as source; without isolation they are built with these and fetch nothing themselves.
+    .venv-label-studio/bin/python -m pip install -q --no-deps "setuptools==$SETUPTOOLS_VERSION" "wheel==$WHEEL_VERSION"
+    .venv-label-studio/bin/python -m pip install -q --no-deps --no-build-isolation -r requirements-label-studio.txt
     echo "$want" >.venv-label-studio/.setup-stamp
 }
 
