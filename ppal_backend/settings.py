@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PlainValidator,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -37,8 +38,26 @@ _SECRETS = ("label_studio_api_key", "basic_auth_pass")
 _SECRETS_OF_BUCKETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by the bucket's own package
 _FROM_FILE = "fields that the file sets"
 
+TILE_PX = (64, 4096)
+"""Least and most side of a tile."""
+
+
+def as_slices(value: Any) -> int | str:
+    """Whether images are looked at in tiles too: ``off``, ``auto``, or the side of a tile in pixels.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if value in ("off", "auto"):
+        return str(value)
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or not TILE_PX[0] <= number <= TILE_PX[1]:
+        raise ValueError(f"expected off, auto, or the side of a tile from {TILE_PX[0]} to {TILE_PX[1]} px")
+    return number
+
 
 Budget = Annotated[int, Field(ge=1, le=100_000, description="new annotations that start a round; images queried")]
+Slices = Annotated[int | str, PlainValidator(as_slices, json_schema_input_type=int | str)]
 ScoreThreshold = Annotated[float, Field(ge=0.0, le=1.0, description="pre-annotations below are not shown")]
 
 
@@ -71,6 +90,9 @@ class ProjectDefaults(BaseModel):
     )
     cold_start: Literal["typical", "random"] = Field(
         "random", description="order of a pool that no model has seen; typical needs the zoo's initial weights"
+    )
+    slices: Slices = Field(
+        "off", description="small objects: learn and look in tiles too; auto, or a tile's side in pixels of the image"
     )
     seed: int = Field(0, ge=0, lt=2**31)
 

@@ -31,6 +31,20 @@ class LoadedDetector:
     device: torch.device
     pipeline: Compose
 
+    @property
+    def tile(self) -> int | None:
+        """Side in pixels of the tiles that its training learned from, and that it looks through; None for no tiles."""
+        tile = self.checkpoint.meta.get("slices")
+        return None if tile is None else int(tile)
+
+    @property
+    def most_detections(self) -> int | None:
+        """Detections of an image that its configuration allows; None for any number."""
+        limits = self.config.model.get("test_cfg") or {}
+        limits = limits.get("rcnn") or limits
+        most = limits.get("max_per_img") or (limits.get("nms") or {}).get("max_num")
+        return int(most) if most and most > 0 else None
+
 
 def build_model(config: Config) -> Any:
     """Build the detector of a configuration; call it inside :func:`runtime.isolated`.

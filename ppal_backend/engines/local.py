@@ -81,6 +81,7 @@ class LocalEngine:
             mixed_precision=spec.mixed_precision,
             tracking=self._tracking,
             weights_dir=self._weights_dir,
+            slices=spec.slices,
             **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)
@@ -88,6 +89,8 @@ class LocalEngine:
         facts: dict[str, Any] = {"iterations": result.iterations, "loss": result.final_loss}
         if result.best_step is not None:
             facts["best_step"] = result.best_step
+        if result.why_slices:
+            facts.update(slices=result.slices, why_slices=result.why_slices)
         return Trained(model, facts)
 
     def untrained(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef | None:

@@ -265,10 +265,15 @@ class _Run:
         return RoundResult(
             version=str(self.folder.facts("publish")["version"]),
             model=self.model,
-            metrics={**metrics, **counts},
+            metrics={**metrics, **counts, **self._slicing()},
             queue=tuple(self.queue),
             seconds=self.folder.seconds(),
         )
+
+    def _slicing(self) -> dict[str, Any]:
+        """Whether the training learned from tiles, and why, where it was asked to or to decide."""
+        facts = self.folder.facts("train") if self.spec.kind == "train" else {}
+        return {key: facts[key] for key in ("slices", "why_slices") if key in facts}
 
     @property
     def labels(self) -> tuple[str, ...]:

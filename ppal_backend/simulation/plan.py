@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import SettingsError, StateError
+from ppal_backend.settings import as_slices
 from ppal_backend.simulation.variants import Variant, check_matches
 from ppal_backend.structures.round import RoundSpec
 
@@ -32,6 +33,7 @@ class Plan:
         delta: Budget expanding ratio of strategies that do not set their own.
         max_iterations: Cap on the training; None follows the detector's schedule.
         init_weights: ``zoo`` or ``random``.
+        slices: ``off``, ``auto`` or the side of a tile in pixels, as for a project.
         threads: CPU threads of a process; part of the plan because sums depend on it in the last digit.
         retrieval_images: Images on which retrieval by CCMS is compared with global features, 0 for none.
         pool_images: Size of the pool with the start.
@@ -55,6 +57,7 @@ class Plan:
     delta: float = 4.0
     max_iterations: int | None = None
     init_weights: str = "zoo"
+    slices: int | str = "off"
     threads: int | None = 1
     retrieval_images: int = 300
     title: str = ""
@@ -76,6 +79,10 @@ class Plan:
         for holds, expected, got in checks:
             if not holds:
                 raise SettingsError(f"simulation: expected {expected}, got {got}; choose another value")
+        try:
+            object.__setattr__(self, "slices", as_slices(self.slices))
+        except ValueError as error:
+            raise SettingsError(f"simulation: slices: {error}, got {self.slices!r}; choose another value") from None
         check_matches(self.variants)
         needed = self.start + self.rounds * self.budget
         if needed > self.pool_images:
@@ -112,6 +119,7 @@ class Plan:
             holdout_fraction=0.0,
             max_iterations=self.max_iterations,
             init_weights=self.init_weights,
+            slices=self.slices,
             device=device,
             strategy_options=options,
             difficulty_options=dict(variant.difficulty),

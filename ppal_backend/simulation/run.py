@@ -43,7 +43,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 _PLAN_KEYS = frozenset(
     {"detector", "strategies", "start", "budget", "rounds", "seeds", "delta", "max_iterations", "init_weights",
-     "threads", "retrieval_images"}
+     "slices", "threads", "retrieval_images"}
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class SimulationOptions:
         preset: Name of a preset.
         data: Settings of the data, see :class:`~ppal_backend.simulation.data.DataSource`.
         plan: Settings of the plan: ``detector``, ``strategies``, ``start``, ``budget``, ``rounds``, ``seeds``,
-            ``delta``, ``max_iterations``, ``init_weights``, ``threads``, ``retrieval_images``.
+            ``delta``, ``max_iterations``, ``init_weights``, ``slices``, ``threads``, ``retrieval_images``.
         jobs: Processes.
         devices: Shared out among them.
         keep: Whether to keep checkpoints and detections of finished rounds.

@@ -38,6 +38,8 @@ class RoundSpec:
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
+    ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
+    decided stands in its checkpoint, so a ranking does as the training of its model did.
     """
 
     project_id: int
@@ -67,6 +69,7 @@ class RoundSpec:
     levels: Literal["provenance", "scale"] = "provenance"
     cold_start: Literal["typical", "random"] = "random"
     draw_map: bool = False
+    slices: int | str = "off"
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):

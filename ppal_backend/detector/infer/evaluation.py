@@ -18,13 +18,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ppal_backend.detector.data import ImageRecord, read_coco
-from ppal_backend.detector.infer.prediction import batch_size_for, predict_batch
+from ppal_backend.detector.infer.prediction import batch_size_for, images_at_once, predict_batch
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
 from ppal_backend.structures.round import OnProgress, Progress
 
 _IOU_50 = 0
 _ALL_AREAS = 0
+_SMALL_AREAS = 1
 _MOST_DETECTIONS = -1
 
 
@@ -35,6 +36,7 @@ class Metrics:
     Args:
         map: AP over IoU 0.50 to 0.95 in [0, 1], averaged over the classes that have boxes; None without any box.
         map50: The same at IoU 0.50.
+        map_small: As ``map``, of boxes under 32 × 32 px alone; None without any of them.
         per_class: AP over IoU 0.50 to 0.95 by label, for the classes that have boxes.
         images: Number of images.
         instances: Number of boxes (crowds apart).
@@ -47,6 +49,7 @@ class Metrics:
     images: int = 0
     instances: int = 0
     map_interval: tuple[float, float] | None = None
+    map_small: float | None = None
 
 
 def evaluate(
@@ -108,7 +111,7 @@ def evaluate_loaded(
         ImageError: An image cannot be read.
     """
     predictions: list[dict[str, Any]] = []
-    size = batch_size_for(loaded, batch_size)
+    size = images_at_once(loaded, batch_size_for(loaded, batch_size))
     for start in range(0, len(records), size):
         batch, samples = predict_batch(loaded, records[start : start + size])
         for record, sample in zip(batch, samples, strict=True):
@@ -153,7 +156,8 @@ def coco_metrics(
     if not counted:
         return Metrics(None, None, {}, len(records), 0)
     evaluator = _evaluated(records, truth, predictions, len(classes))
-    precision = np.asarray(evaluator.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
+    by_area = np.asarray(evaluator.eval["precision"])[..., _MOST_DETECTIONS]
+    precision = by_area[:, :, :, _ALL_AREAS]
     by_class = [_mean(precision[:, :, index]) for index in range(len(classes))]
     return Metrics(
         map=_mean(precision),
@@ -162,6 +166,7 @@ def coco_metrics(
         images=len(records),
         instances=len(counted),
         map_interval=map_interval(evaluator) if with_interval else None,
+        map_small=_mean(by_area[:, :, :, _SMALL_AREAS]),
     )
 
 

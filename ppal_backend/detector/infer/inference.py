@@ -5,7 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,10 @@ from ppal_backend.detector.heads.base import COUNT_FIELD, EMBEDDING_FIELD
 from ppal_backend.detector.infer.embeddings import image_features, levels_of_size, same_width, sample_embeddings
 from ppal_backend.detector.infer.prediction import (
     OnError,
+    Views,
     batch_size_for,
+    images_at_once,
+    merge_views,
     predict_packed,
     read_batches,
     readable,
@@ -26,7 +30,7 @@ from ppal_backend.detector.infer.prediction import (
 )
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device
-from ppal_backend.structures.detections import Detections
+from ppal_backend.structures.detections import Detections, to_numpy
 from ppal_backend.structures.round import OnProgress, Progress
 
 Embedding = Literal["query", "sampled"]
@@ -159,15 +163,36 @@ class PoolInference:
         records = [ImageRecord(int(image.image_id), str(image.path), 0, 0, ()) for image in images]
         size = batch_size_for(self._loaded, batch_size)
         done = 0
-        for batch in read_batches(self._loaded.pipeline, records, size, self._workers):
+        at_once, tile = images_at_once(self._loaded, size), self._loaded.tile
+        for batch in read_batches(self._loaded.pipeline, records, at_once, self._workers, tile):
             kept, packed = readable(batch, on_error)
             if packed:
-                with self._capturing() as maps:
-                    samples = predict_packed(self._loaded, packed, self._amp)
-                yield from self._unpack(kept, samples, maps, features)
+                yield from (self._look if tile is None else self._slices)(kept, packed, size, features)
             done += len(batch)
             if on_progress is not None:
                 on_progress(Progress("infer", done, len(records)))
+
+    def _look(
+        self, records: Sequence[ImageRecord], packed: Sequence[Any], batch_size: int, features: bool
+    ) -> Iterator[PoolResult]:
+        """One pass over a batch at most."""
+        del batch_size
+        with self._capturing() as maps:
+            samples = predict_packed(self._loaded, packed, self._amp)
+        yield from self._unpack(records, samples, maps, features)
+
+    def _slices(
+        self, records: Sequence[ImageRecord], images: Sequence[Views], batch_size: int, features: bool
+    ) -> Iterator[PoolResult]:
+        """All views of the images, in batches; then each image with what is left of its views."""
+        views = [(record, packed) for record, own in zip(records, images, strict=True) for packed in own.packed]
+        found: list[PoolResult] = []
+        for start in range(0, len(views), batch_size):
+            part = views[start : start + batch_size]
+            found += self._look([r for r, _ in part], [p for _, p in part], batch_size, features)
+        rest = iter(found)
+        for own in images:
+            yield _merged(own, list(islice(rest, len(own.packed))), self._loaded.most_detections)
 
     @contextmanager
     def _capturing(self) -> Iterator[Maps]:
@@ -239,6 +264,28 @@ class PoolInference:
             levels = levels_of_size(neck, boxes, padded)
         images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(boxes.device)
         return sample_embeddings(neck, images, boxes, levels, padded)
+
+
+def _merged(views: Views, results: Sequence[PoolResult], most: int | None) -> PoolResult:
+    """The image with the detections of all its views; what describes one comes from the view it was found in.
+
+    Features of the image are those of the whole.
+    """
+    seen = [result.detections for result in results]
+    boxes, kept = merge_views(
+        views,
+        [to_numpy(d.boxes_xyxy) for d in seen],
+        [to_numpy(d.scores) for d in seen],
+        [to_numpy(d.class_indices) for d in seen],
+        most,
+    )
+    joined: dict[str, Any] = {
+        name: None
+        if getattr(seen[0], name) is None
+        else np.concatenate([to_numpy(getattr(d, name)) for d in seen])[kept]
+        for name in ("scores", "class_indices", "embeddings", "class_probs", "levels", "pre_nms_counts")
+    }
+    return PoolResult(replace(seen[0], boxes_xyxy=boxes[kept], **joined), results[0].features)
 
 
 def _host(value: torch.Tensor) -> np.ndarray:

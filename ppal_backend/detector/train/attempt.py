@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from ppal_backend.detector.infer.evaluation import evaluate_loaded
 from ppal_backend.detector.models import LoadedDetector, build_model
 from ppal_backend.detector.recipe import device_optimizer
 from ppal_backend.detector.runtime import deterministic, isolated
+from ppal_backend.detector.slices import choose, slice_steps, windows
 from ppal_backend.detector.train.hooks import (
     DifficultyHook,
     LateL1Loss,
@@ -103,6 +104,7 @@ class _Training:
         self._request, self._folder = attempt.request, Path(attempt.request.work_dir)
         self._entry = find_entry(self._request.detector, self._request.zoo_root)
         self._records = read_coco(self._request.train_json, self._request.classes)
+        self._slicing = choose(self._request.slices, self._records, self._entry.input_size)
         self._guard = LossGuard()
         self._difficulty = DifficultyHook(
             DifficultyEMA(len(self._request.classes), self._request.momentum, self._request.absent), self._request.xi
@@ -156,6 +158,8 @@ class _Training:
             batch_size=self._attempt.batch_size,
         )
         for name in ("train_pipeline", "late_train_pipeline"):
+            if name in config and self._slicing.tile is not None:
+                config[name] = slice_steps(config[name], self._slicing.tile)
             if name in config:
                 config[name] = with_image_cache(config[name], self._records, self._folder / FOLDER)
         return config
@@ -197,12 +201,25 @@ class _Training:
         records = read_coco(request.val_json, request.classes) if request.val_json else ()
         if not any(record.instances for record in records):
             return None
-        steps = validation_steps(config.train_cfg.max_iters, self._attempt.batch_size, len(records))
+        steps = validation_steps(config.train_cfg.max_iters, self._attempt.batch_size, self._views(records))
         if not steps:
             return None
-        evaluate = _evaluation(self._entry, config, records, request.classes, self._attempt.device)
+        evaluate = _evaluation(
+            self._entry, config, records, request.classes, self._attempt.device, self._facts_of_slicing()
+        )
         path = self._folder / BEST_NAME
         return ValidationHook(evaluate, steps, path, request.detector, request.classes, request.patience)
+
+    def _views(self, records: Sequence[ImageRecord]) -> int:
+        """How many pictures an evaluation on these images looks at."""
+        tile = self._slicing.tile
+        return len(records) + sum(0 if tile is None else len(windows(r.width, r.height, tile)) for r in records)
+
+    def _facts_of_slicing(self) -> dict[str, Any]:
+        """What the checkpoint says of tiles; nothing where they were switched off."""
+        if self._request.slices == "off":
+            return {}
+        return {"slices": self._slicing.tile, "why_slices": self._slicing.reason}
 
     def _save(self, model: torch.nn.Module, validation: ValidationHook | None, iterations: int, seconds: float) -> None:
         """Write the final checkpoint.
@@ -221,17 +238,23 @@ class _Training:
             "seconds": seconds,
             "seed": self._request.seed,
             **({} if best is None else {"best_step": best.step, "best_map": best.map}),
+            **self._facts_of_slicing(),
         }
         save_final(self._folder / FINAL_NAME, predicting_part(model).state_dict() if state is None else state, meta)
 
 
 def _evaluation(
-    entry: ZooEntry, config: Config, records: tuple[ImageRecord, ...], classes: tuple[str, ...], device: torch.device
+    entry: ZooEntry,
+    config: Config,
+    records: tuple[ImageRecord, ...],
+    classes: tuple[str, ...],
+    device: torch.device,
+    meta: dict[str, Any],
 ) -> Callable[[torch.nn.Module], float]:
     pipeline = build_pipeline(config.test_pipeline)
 
     def evaluate(model: torch.nn.Module) -> float:
-        known = FinalCheckpoint({}, entry.name, classes, None, {})
+        known = FinalCheckpoint({}, entry.name, classes, None, meta)
         found = evaluate_loaded(LoadedDetector(model, entry, config, known, device, pipeline), records).map
         return 0.0 if found is None else found
 

@@ -42,6 +42,8 @@ class TrainRequest:
         deterministic: Whether a GPU must give the same bits on every run, at some cost in speed.
         mixed_precision: Whether training may use half precision; only a GPU does, and only with detectors that bear it.
         tracking: ``tensorboard`` or ``mlflow`` to write curves below ``work_dir``; None for neither.
+        slices: Whether to learn from tiles of the images too, and to look through them later: ``off``, ``auto`` (by
+            the size of the boxes) or the side of a tile in pixels of the image.
     """
 
     detector: str
@@ -66,6 +68,7 @@ class TrainRequest:
     deterministic: bool = False
     mixed_precision: bool = True
     tracking: str | None = None
+    slices: int | str = "off"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -89,6 +92,7 @@ class TrainRequest:
             "init_weights": None if self.init_weights is None else str(self.init_weights),
             "max_iterations": self.max_iterations,
             "difficulty": [self.xi, self.momentum, self.absent] if self.difficulty else None,
+            **({"slices": self.slices} if self.slices != "off" else {}),
             **({"unlabelled_sha256": digest_of_names(self.unlabelled)} if self.unlabelled else {}),
             **({"val_sha256": sha256_of(self.val_json), "patience": self.patience} if self.val_json else {}),
         }
@@ -106,6 +110,8 @@ class TrainResult:
         seconds: Wall time of the last stretch of training (a resumed training counts from its resumption).
         best_step: Step whose weights are in ``checkpoint``, chosen on held-out images; None when none were looked at.
         best_map: COCO mAP of those weights on the held-out images, in [0, 1]; None likewise.
+        slices: Side in pixels of the tiles that it learned from; None for whole images alone.
+        why_slices: Why so, for people; empty where ``slices`` was ``off``.
     """
 
     checkpoint: Path
@@ -115,3 +121,5 @@ class TrainResult:
     seconds: float
     best_step: int | None = None
     best_map: float | None = None
+    slices: int | None = None
+    why_slices: str = ""

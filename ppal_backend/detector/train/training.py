@@ -161,6 +161,8 @@ def _result(path: Path, request: TrainRequest) -> TrainResult:
             seconds=final.meta["seconds"],
             best_step=final.meta.get("best_step"),
             best_map=final.meta.get("best_map"),
+            slices=final.meta.get("slices"),
+            why_slices=final.meta.get("why_slices", ""),
         )
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error.args[0]!r}; delete it to train again") from error
