@@ -132,6 +132,23 @@ def test_options_of_trainings_come_from_the_environment_and_the_project(monkeypa
         load_settings(MODEL_DIR=tmp_path, tracking="wandb")
 
 
+def test_slices_are_off_auto_or_a_side_of_tiles(monkeypatch, tmp_path):
+    assert load_settings(MODEL_DIR=tmp_path).project_options().slices == "off"
+    for given, meant in (("auto", "auto"), ("off", "off"), ("416", 416), ("64", 64), ("4096", 4096)):
+        monkeypatch.setenv("PPAL_SLICES", given)
+        assert load_settings(MODEL_DIR=tmp_path).project_options().slices == meant
+    settings = load_settings(MODEL_DIR=tmp_path)
+    assert settings.project_options({"slices": 320}).slices == settings.project_options({"slices": "320"}).slices == 320
+    for wrong in (63, 4097, True, 416.0, "some", "", None, [416], "4l6"):
+        with pytest.raises(
+            SettingsError, match=r"slices: .*expected off, auto, or the side of a tile from 64 to 4096 px"
+        ):
+            settings.project_options({"slices": wrong})
+    monkeypatch.setenv("PPAL_SLICES", "63")
+    with pytest.raises(SettingsError, match=r"PPAL_SLICES .slices.: .*from 64 to 4096 px, got '63'"):
+        load_settings(MODEL_DIR=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "LABEL_STUDIO_PUBLIC_URL", "public_url"])
 def test_an_address_with_credentials_is_refused_without_showing_them(name):
     with pytest.raises(SettingsError, match="without credentials") as caught:

@@ -35,6 +35,7 @@ def status(
     Example: ppal status 1 --json
     """
     from ppal_backend.doctor.health import health
+    from ppal_backend.structures.round import describe_slicing
 
     with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
@@ -68,6 +69,10 @@ def status(
                     str(r.number), r.kind, state, r.step, figure(r.metrics.get("map")), escape(r.error or r.reason)
                 )
             console.print(table)
+            trained = [r for r in store.rounds.of_project(p.id) if r.kind == "train" and r.state == "done"]
+            slicing = describe_slicing(trained[-1].metrics) if trained else ""
+            if slicing:
+                console.print(escape(slicing), highlight=False, soft_wrap=True)
             for finding in found[p.id]:
                 if finding not in shared:
                     show_finding(finding)

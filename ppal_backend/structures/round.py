@@ -113,3 +113,19 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+def describe_slicing(metrics: Mapping[str, Any]) -> str:
+    """What a training decided about tiles and why, in a sentence; empty where tiles were switched off.
+
+    Args:
+        metrics: Of the round: ``slices`` (px or None) and ``why_slices``.
+    """
+    if not metrics.get("why_slices"):
+        return ""
+    if metrics.get("slices") is None:
+        return f"Images are not cut into tiles: {metrics['why_slices']}."
+    return (
+        f"The model looks at images as a whole and in tiles of {metrics['slices']} px, as it learned to: "
+        f"{metrics['why_slices']}."
+    )

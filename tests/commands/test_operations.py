@@ -87,3 +87,14 @@ def test_backup_and_restore_go_through_the_command_line(run, store, tmp_path, mo
 
 def test_prune_tells_how_much(run, store):
     assert "would free 0.0 MiB" in run("prune", "--dry-run").stdout and "freed 0.0 MiB" in run("prune", 7).stdout
+
+
+def test_status_tells_what_the_last_training_decided_about_tiles(run, store):
+    for number, reason in ((1, "boxes were large"), (2, "half of the 90 labelled boxes are under 20 px")):
+        store.rounds.request(7, "train", "x")
+        record = store.rounds.claim(7, Lease.mine())
+        store.rounds.finish(record.id, {"map": 0.1, "slices": 416 if number == 2 else None, "why_slices": reason})
+    shown = run("status", 7).stdout
+    assert "in tiles of 416 px" in shown and "half of the 90 labelled boxes" in shown and "were large" not in shown
+    (project,) = json.loads(run("status", 7, "--json").stdout)
+    assert project["rounds"][1]["metrics"]["slices"] == 416

@@ -71,6 +71,15 @@ def test_the_options_of_a_round_and_a_machine_reach_the_training(asked):
     assert (plain.difficulty, plain.patience, plain.processes, plain.val_json) == (True, None, 1, None)
 
 
+def test_slices_reach_the_training_and_what_it_decided_is_a_fact(monkeypatch, asked):
+    assert request_of(asked, replace(SPEC, slices="auto"))[0].slices == "auto"
+    assert request_of(asked, SPEC)[0].slices == "off"
+    decided = TrainResult(Path("/models/2.pth"), None, 7, 0.5, 1.0, slices=416, why_slices="boxes are small")
+    monkeypatch.setattr("ppal_backend.detector.train.training.train", lambda *_: decided)
+    _, trained = request_of([None], replace(SPEC, slices=416))
+    assert trained.facts == {"iterations": 7, "loss": 0.5, "slices": 416, "why_slices": "boxes are small"}
+
+
 class Shapes(FakeWorld):
     """Real images of shapes: twelve labelled ones and four in the pool."""
 

@@ -52,6 +52,23 @@ def test_the_result_tells_what_was_used_and_achieved(tmp_path):
     assert 1 <= held_out <= 10
 
 
+def test_what_a_training_decided_about_tiles_is_in_its_result(tmp_path, monkeypatch):
+    world = FakeWorld()
+    plain = world.train
+
+    def train(*args):
+        decided = plain(*args)
+        return replace(decided, facts={**decided.facts, "slices": None, "why_slices": "boxes are large"})
+
+    monkeypatch.setattr(world, "train", train)
+    result = run_round(SPEC, RoundFolder(tmp_path / "1"), Ports(world, world, world, world))
+    assert (result.metrics["slices"], result.metrics["why_slices"]) == (None, "boxes are large")
+    ranked = run_round(
+        replace(SPEC, kind="rank", model=result.model), RoundFolder(tmp_path / "2"), Ports(world, world, world, world)
+    )
+    assert "slices" not in ranked.metrics
+
+
 @pytest.mark.parametrize("call", ["export", "prepare", "train", "evaluate", "infer", "publish"])
 def test_a_killed_round_goes_on_after_its_last_complete_step(tmp_path, call):
     undisturbed = run(FakeWorld(), tmp_path / "a")

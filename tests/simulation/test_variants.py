@@ -103,6 +103,7 @@ def test_seeds_as_count_or_list():
         ({"max_iterations": 0}, "max_iterations"),
         ({"threads": 0}, "threads"),
         ({"init_weights": "coco"}, "init_weights"),
+        ({"slices": 63}, "slices: expected off, auto, or the side of a tile from 64 to 4096 px, got 63"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(changes, told):
@@ -113,6 +114,11 @@ def test_a_plan_that_cannot_be_is_refused(changes, told):
 def test_a_plan_survives_the_trip_to_disk():
     plan = make_plan(benchmark(), "ppal:delta=2,ppal,random:match=ppal", max_iterations=5)
     assert Plan.from_dict(plan.as_dict()) == plan
+    sliced = make_plan(benchmark(), slices="416")
+    assert sliced.slices == 416 and Plan.from_dict(sliced.as_dict()) == sliced
+    assert sliced.spec(0, 1, sliced.variants[0], "cpu", False).slices == 416
+    earlier = {name: value for name, value in plan.as_dict().items() if name != "slices"}
+    assert Plan.from_dict(earlier) == plan, "a folder of an earlier release cannot be gone on with"
 
 
 def test_seeds_and_strategies_of_a_simulation_may_grow_nothing_else():
@@ -120,7 +126,7 @@ def test_seeds_and_strategies_of_a_simulation_may_grow_nothing_else():
     earlier = make_plan(data, "random,ppal")
     now = make_plan(data, "ppal,entropy", seeds=(1, 2)).extends(earlier)
     assert [v.name for v in now.variants] == ["random", "ppal", "entropy"] and now.seeds == (0, 1, 2)
-    for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}):
+    for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}, {"slices": "auto"}):
         with pytest.raises(StateError, match=f"another simulation .*{next(iter(changes))}"):
             smaller(earlier, **changes).extends(earlier)
 

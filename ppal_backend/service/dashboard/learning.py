@@ -13,6 +13,7 @@ from ppal_backend.service.dashboard.charts import Band, Chart, Mark, Series, cha
 from ppal_backend.service.dashboard.forecast import COVERED, FEWEST_POINTS, LEAST_SCATTER, Forecast, Range, can_forecast
 from ppal_backend.service.dashboard.project import Project, Query
 from ppal_backend.store import RoundRecord
+from ppal_backend.structures.round import describe_slicing
 
 CURVE_STEPS = 40
 LOOK_AHEAD = 2.0
@@ -232,8 +233,9 @@ def class_rows(
 def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
     """mAP over labels, the forecast, the advice."""
     points = points_of(project.rounds)
+    slicing = describe_slicing(project.trained.metrics if project.trained else {})
     if not points:
-        return {"points": []}
+        return {"points": [], "slicing": slicing}
     forecast = forecast_of(points)
     last, budget = points[-1], project.options.budget
     total = last.images + _pool_size(project.rounds)
@@ -249,6 +251,7 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         "covered": COVERED,
         "next": forecast.at(last.images + budget) if forecast else None,
         "ceiling": forecast.ceiling() if forecast else None,
+        "slicing": slicing,
         "why_none": "" if forecast else why_no_forecast(points),
         "advice": advice_of(points, forecast, budget, goal, _uncertainty(project)),
         "goal": goal,

@@ -18,6 +18,7 @@ from ppal_backend.service.dashboard.learning import (
 )
 from ppal_backend.service.dashboard.project import Query
 from ppal_backend.store import RoundRecord
+from ppal_backend.structures.round import describe_slicing
 
 START = datetime(2026, 1, 1)
 
@@ -126,3 +127,11 @@ def test_a_class_without_boxes_is_rare_and_few_boxes_are_however_few_others_have
 def test_what_was_not_measured_stays_unknown():
     (row,) = class_rows(["a"], None, {}, None, None)
     assert (row.ap, row.difficulty, row.weight, row.boxes) == (None,) * 4 and not row.is_hard and not row.is_rare
+
+
+def test_what_the_training_decided_about_tiles_is_told_with_its_reason():
+    assert describe_slicing({}) == describe_slicing({"slices": None, "why_slices": ""}) == ""
+    off = describe_slicing({"slices": None, "why_slices": "half of the 9 labelled boxes are 60 px or more"})
+    assert off == "Images are not cut into tiles: half of the 9 labelled boxes are 60 px or more."
+    on = describe_slicing({"slices": 416, "why_slices": "chosen in the settings"})
+    assert "in tiles of 416 px" in on and on.endswith("chosen in the settings.")

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
@@ -229,6 +230,7 @@ def test_a_project_with_a_broken_config_does_not_hide_the_others(place, config, 
 def test_no_page_loads_torch(trained):
     code = f"""
 import sys
+from dataclasses import replace
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
@@ -241,3 +243,19 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_learning_page_tells_tiles_and_why(place):
+    plain = place.world.train
+
+    def train(*args):
+        decided = plain(*args)
+        return replace(decided, facts={**decided.facts, "slices": 416, "why_slices": "boxes are < small"})
+
+    place.world.train = train
+    place.train()
+    page = place.app().test_client().get("/ui/projects/1/learning")
+    assert "in tiles of 416 px" in text_of(page) and "boxes are &lt; small." in page.text
+    place.world.train = plain
+    place.train()
+    assert "tiles" not in text_of(place.app().test_client().get("/ui/projects/1/learning"))
