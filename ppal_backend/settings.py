@@ -74,14 +74,25 @@ class ProjectDefaults(BaseModel):
     strategy: str = Field("ppal+labelled", max_length=64)
     delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
     score_threshold: ScoreThreshold = 0.3
-    holdout_fraction: float = Field(0.1, ge=0.0, le=0.5, description="share of annotated tasks to evaluate on")
+    holdout_fraction: float = Field(
+        0.2, ge=0.0, le=0.5, description="share of all tasks, drawn at random, that measure the detector"
+    )
+    evaluation_images: int = Field(
+        40,
+        ge=10,
+        le=2000,
+        description="labelled images that suffice to measure it, with 5 boxes of each class",
+    )
+    train_on_everything: bool = Field(
+        False, description="train on the images that measure the detector too: such a version is not measured"
+    )
     max_iterations: int | None = Field(None, ge=1, description="training length; default by data set size")
     init_weights: Literal["zoo", "last", "random"] = Field(
         "zoo", description="where a training starts: the zoo's weights, the project's last version, or nothing"
     )
     difficulty: bool = Field(True, description="follow class difficulty; false: every class weighs 1")
     patience: int | None = Field(
-        None, ge=1, description="end a training after so many evaluations on held-out images without a better mAP"
+        None, ge=1, description="end a training after so many evaluations without a better mAP"
     )
     deterministic: bool = Field(False, description="the same bits on every run on a GPU too, at some cost in speed")
     mixed_precision: bool = Field(True, description="train in half precision on a GPU, where the detector allows it")

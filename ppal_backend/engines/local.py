@@ -66,7 +66,7 @@ class LocalEngine:
             detector=spec.detector,
             classes=labels,
             train_json=files.train,
-            val_json=files.held_out,
+            val_json=files.validation,
             work_dir=folder,
             seed=spec.seed,
             device=spec.device,

@@ -1,12 +1,7 @@
-"""Images that are labelled already: which are held out for evaluation, and what the model says about them.
-
-Held out is by task id alone, so never by chance or by round. What the model says is for strategies that learn or keep
-away from labelled images.
-"""
+"""Images that are labelled already, and what the model says about them: for strategies that look at them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,28 +12,8 @@ from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.rounds.ports import PoolEntry
 from ppal_backend.structures.detections import Detections, pairwise_iou, to_numpy
 
-FEWEST_TO_HOLD_OUT = 10
-
 Truth = tuple[np.ndarray, np.ndarray]
 """``[n, 4]`` boxes x1, y1, x2, y2 in px and ``[n]`` class indices (-1 for a class the model does not know)."""
-
-
-def holdout_ids(image_ids: Sequence[int], fraction: float) -> set[int]:
-    """The images to evaluate on: those whose hashed id falls below ``fraction``.
-
-    An image stays on its side in all later rounds. With at least ``FEWEST_TO_HOLD_OUT`` images and a
-    fraction above 0 there is always at least one (the smallest hash), and never more than half.
-    """
-    if fraction <= 0 or len(image_ids) < FEWEST_TO_HOLD_OUT:
-        return set()
-    ranked = sorted(set(image_ids), key=_position)
-    chosen = [i for i in ranked if _position(i) < fraction] or ranked[:1]
-    return set(chosen[: len(ranked) // 2])
-
-
-def _position(image_id: int) -> float:
-    digest = hashlib.sha256(str(image_id).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def labelled_entries(dataset: CocoDataset) -> list[PoolEntry]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ppal_backend.rounds.evaluation_set import Assignments, NewAssignments
+
 if TYPE_CHECKING:
     from ppal_backend.datasets.coco import CocoDataset
     from ppal_backend.structures.detections import Detections
@@ -40,12 +42,12 @@ class PreparedData:
 class TrainingFiles:
     """What a training reads: COCO files with absolute paths; ``unlabelled`` are the image files of the pool.
 
-    ``held_out`` is what the project's own people labelled and no training sees; a training may choose among its
-    weights by it. It is never what a simulation evaluates on.
+    ``validation`` are images that a training does not learn from and may choose among its weights by; they are never
+    those that the result is measured on.
     """
 
     train: Path
-    held_out: Path | None = None
+    validation: Path | None = None
     unlabelled: Sequence[str] = ()
 
 
@@ -167,4 +169,5 @@ class Ports:
     engine: Engine
     publisher: Publisher
     observer: Observer
+    assignments: Assignments = field(default_factory=NewAssignments)  # which images measure and which train
     similarity: Callable[..., Any] | None = None  # computes CCMS of pools whose matrix does not fit; None: here

@@ -16,11 +16,13 @@ from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
+from ppal_backend.rounds import evaluation_set
 from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections, read_queue
+from ppal_backend.rounds.evaluation_set import EVALUATION, FEWEST_TO_TRAIN, SPLIT, TRAINING, position
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.rounds.labelled import holdout_ids, labelled_entries, mark_true_positives, truth_by_image
+from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of
-from ppal_backend.rounds.ports import PoolEntry, Ports, TrainingFiles
+from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFiles
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.query import CandidatePool, QueryContext
@@ -30,8 +32,9 @@ log = logging.getLogger(__name__)
 
 TRAIN_STEPS = ("export", "dataset", "train", "evaluate", "infer", "candidates", "query", "publish")
 RANK_STEPS = ("export", "dataset", "infer", "candidates", "query", "publish")
-FEWEST_LABELLED = 2
 HELD_OUT = "dataset/held_out.json"
+VALIDATION = "dataset/validation.json"
+VALIDATION_SHARE = 0.1
 UNTRAINED = "untrained"
 
 
@@ -91,11 +94,16 @@ class _Run:
         data = self.ports.source.prepare(self.folder / "export", self.ports.observer.progress)
         for topic, problem in data.problems.items():
             self.ports.observer.noticed(topic, problem)
-        held_out = holdout_ids([i.id for i in data.labelled.images], self.spec.holdout_fraction)
-        kept = [i.id for i in data.labelled.images if i.id not in held_out]
-        data.labelled.subset(kept).write(self.folder / "dataset" / "train.json")
+        split = self._split(data)
+        held_out, kept = split[EVALUATION], split[TRAINING]
+        if self.spec.train_on_everything:
+            held_out, kept = [], [*kept, *held_out]
+        validation = self._to_validate_on(kept)
+        data.labelled.subset(set(kept) - validation).write(self.folder / "dataset" / "train.json")
         if held_out:
             data.labelled.subset(held_out).write(self.folder / HELD_OUT)
+        if validation:
+            data.labelled.subset(validation).write(self.folder / VALIDATION)
         evaluation = data.labelled.subset(held_out) if data.evaluation is None else data.evaluation
         evaluation.write(self.folder / "dataset" / "val.json")
         self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
@@ -113,14 +121,39 @@ class _Run:
             **dict(data.report),
         }
 
+    def _split(self, data: PreparedData) -> dict[str, Any]:
+        """Give every labelled image its side for good, and note the split."""
+        spec, assignments = self.spec, self.ports.assignments
+        labelled = data.labelled
+        assigned = dict(assignments.all())
+        if not assigned:
+            old = assignments.trained_before(labelled.image_ids)
+            assigned = evaluation_set.earlier_sides(self.folder.path, labelled.image_ids, old)
+        given = spec.project_key, labelled, assigned, spec.holdout_fraction, spec.evaluation_images
+        self.ports.observer.fence()
+        assignments.add({**assigned, **evaluation_set.assign(*given)})
+        pool = [entry.image_id for entry in data.pool]
+        split = evaluation_set.split_facts(
+            spec.project_key, labelled, assignments.all(), pool, spec.holdout_fraction, spec.evaluation_images
+        )
+        self.folder.write(SPLIT, split)
+        return split
+
+    def _to_validate_on(self, image_ids: Sequence[int]) -> set[int]:
+        """Images that a training which may end early keeps back to choose its end by."""
+        if self.spec.patience is None or len(image_ids) <= FEWEST_TO_TRAIN:
+            return set()
+        ranked = sorted(image_ids, key=lambda i: position(f"{self.spec.project_key}/validation", i))
+        return set(ranked[: max(1, int(VALIDATION_SHARE * len(ranked)))])
+
     def step_train(self) -> dict[str, Any]:
         train_json = self.folder / "dataset" / "train.json"
         train = CocoDataset.read(train_json)
-        if len(train.images) < FEWEST_LABELLED or not train.annotations:
+        if len(train.images) < FEWEST_TO_TRAIN or not train.annotations:
             raise TooFewAnnotations(self._too_few(len(train.images), len(train.annotations)))
         observer = self.ports.observer
-        held_out = self.folder / HELD_OUT
-        files = TrainingFiles(train_json, held_out if held_out.is_file() else None, [e.path for e in self.pool])
+        validation = self.folder / VALIDATION
+        files = TrainingFiles(train_json, validation if validation.is_file() else None, [e.path for e in self.pool])
         trained = self.ports.engine.train(
             self.spec, self.labels, files, self.folder / "train", observer.progress, observer.should_stop
         )
@@ -130,7 +163,7 @@ class _Run:
     def _too_few(self, images: int, boxes: int) -> str:
         """Why there is nothing to train on: too little was annotated, or what was cannot be used."""
         got = f"got {images} images with {boxes} boxes"
-        wanted = f"training needs at least {FEWEST_LABELLED} annotated images and one box, {got}"
+        wanted = f"training needs at least {FEWEST_TO_TRAIN} annotated images and one box, {got}"
         facts = self.folder.facts("dataset")
         missing = facts.get("conversion", {}).get("missing_images", 0)
         if not missing:
@@ -187,7 +220,7 @@ class _Run:
         return sum(1 for _ in read_detections(self.folder / name))
 
     def step_candidates(self) -> dict[str, Any]:
-        candidates = self.strategy.candidates(self.context, self.spec.budget, self._rng())
+        candidates = self.strategy.candidates(self.context, self._budget, self._rng())
         self.folder.write(
             "candidates.json",
             {"image_ids": list(candidates.image_ids), "utilities": list(candidates.utilities.items())},
@@ -206,34 +239,41 @@ class _Run:
     def step_query(self) -> dict[str, Any]:
         stored = self.folder.read("candidates.json")
         candidates = CandidatePool(tuple(stored["image_ids"]), {int(i): u for i, u in stored["utilities"]})
-        chosen = self.strategy.query(self.context, self.spec.budget, self._rng(), candidates=candidates)
-        queue = chosen.queue(self.context.pool_ids)
-        ranked = set(queue)
+        chosen = self.strategy.query(self.context, self._budget, self._rng(), candidates=candidates)
+        picked = chosen.image_ids[: self.spec.budget - len(self.to_evaluate)]
+        reserve = self.reserve[: self.spec.budget - len(picked)] if len(picked) < self._budget else self.to_evaluate
+        image_ids = evaluation_set.spread(picked, reserve)
+        ranked = set(image_ids)
+        queue = image_ids + tuple(i for i in chosen.queue(self.context.pool_ids) if i not in ranked)
+        ranked.update(queue)
+        queue += tuple(i for i in self.reserve if i not in ranked)
+        ranked.update(self.reserve)
         queue += tuple(e.image_id for e in self.pool if e.image_id not in ranked)
         queue += tuple(self.folder.read("dataset/unreadable.json"))
         self.folder.write(
             "query_set.json",
             {
                 "strategy": self.strategy.name,
-                "image_ids": list(chosen.image_ids),
+                "image_ids": list(image_ids),
+                "to_evaluate": list(reserve),
+                "reserve": self.reserve,
                 "candidate_ids": list(chosen.candidate_ids),
                 "utilities": list(chosen.utilities.items()),
-                "explanations": {str(i): e.as_dict() for i, e in chosen.explanations.items()},
+                "explanations": {str(i): e.as_dict() for i, e in chosen.explanations.items() if i in set(picked)},
                 "queue": list(queue),
             },
         )
         self._draw_map()
-        return {"query_set": len(chosen.image_ids), "queue": len(queue)}
+        return {"query_set": len(image_ids), "to_evaluate": len(reserve), "queue": len(queue)}
 
     def _draw_map(self) -> None:
         """Leave the map, where it is asked for and images were described."""
-        features = self.context.image_features.get(FEATURE)
-        if not self.spec.draw_map or features is None:
+        if not self.spec.draw_map or not any(FEATURE in f for _, f in self._looked_at):
             return
         drawn = {entry.image_id for entry in self._drawn()}
         seen = read_detections(self.folder / "labelled_detections")
         labelled = {d.image_id: f[FEATURE] for d, f in seen if d.image_id in drawn}
-        pool = dict(zip(self.context.pool_ids, np.asarray(features), strict=True))
+        pool = {d.image_id: np.asarray(f[FEATURE]) for d, f in self._looked_at}
         self.folder.write(MAP, map_of(pool, labelled, self._labelled))
 
     def _drawn(self) -> list[PoolEntry]:
@@ -242,9 +282,9 @@ class _Run:
 
     @cached_property
     def _labelled(self) -> list[PoolEntry]:
-        """All labelled images, those held out included."""
-        held_out = self.folder / HELD_OUT
-        sets = [self.train_set, *([CocoDataset.read(held_out)] if held_out.is_file() else [])]
+        """All labelled images, those that no training sees included."""
+        others = [path for path in (self.folder / VALIDATION, self.folder / HELD_OUT) if path.is_file()]
+        sets = [self.train_set, *(CocoDataset.read(path) for path in others)]
         return [entry for one in sets for entry in labelled_entries(one)]
 
     def step_publish(self) -> dict[str, Any]:
@@ -265,7 +305,7 @@ class _Run:
         return RoundResult(
             version=str(self.folder.facts("publish")["version"]),
             model=self.model,
-            metrics={**metrics, **counts, **self._slicing()},
+            metrics={**metrics, **counts, **self._slicing(), "trained_on_everything": self.spec.train_on_everything},
             queue=tuple(self.queue),
             seconds=self.folder.seconds(),
         )
@@ -323,6 +363,33 @@ class _Run:
         return [PoolEntry(**entry) for entry in self.folder.read("dataset/pool.json")]
 
     @cached_property
+    def reserve(self) -> list[int]:
+        """Tasks of the pool that are kept for the evaluation set, in the order in which they are to be labelled."""
+        return [int(i) for i in self.folder.read(SPLIT)["reserve"]] if (self.folder / SPLIT).is_file() else []
+
+    @cached_property
+    def to_evaluate(self) -> list[int]:
+        """Those of them that belong to this round's query set."""
+        if not self.reserve:
+            return []
+        split, spec = self.folder.read(SPLIT), self.spec
+        members = len(split[EVALUATION])
+        labelled = members + len(split[TRAINING])
+        count = evaluation_set.wanted(members, labelled, split["full"], spec.budget, spec.holdout_fraction)
+        return self.reserve[:count]
+
+    @property
+    def _budget(self) -> int:
+        """Images that the strategy is to choose."""
+        return max(1, self.spec.budget - len(self.to_evaluate))
+
+    @cached_property
+    def _looked_at(self) -> list[tuple[Detections, dict[str, np.ndarray]]]:
+        """What the model says of the pool, in its order."""
+        stored = {d.image_id: (d, f) for d, f in read_detections(self.folder / "detections")}
+        return [stored[e.image_id] for e in self.pool if e.image_id in stored]
+
+    @cached_property
     def train_set(self) -> CocoDataset:
         """The labelled images that the round trains on."""
         return CocoDataset.read(self.folder / "dataset" / "train.json")
@@ -332,8 +399,8 @@ class _Run:
         """What the strategy sees; images in the order of the pool."""
         model = self.model
         labels = self.labels if model is None else model.labels
-        stored = {d.image_id: (d, f) for d, f in read_detections(self.folder / "detections")}
-        rows = [stored[e.image_id] for e in self.pool if e.image_id in stored]
+        kept = set(self.reserve)
+        rows = [(d, f) for d, f in self._looked_at if d.image_id not in kept]
         names = rows[0][1].keys() if rows else ()
         counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
         truth = truth_by_image(self.train_set, labels) if self.looks_at_labelled else {}

@@ -5,6 +5,7 @@ from ppal_backend.store.events import EventRecord, EventStore
 from ppal_backend.store.ledger import AnnotationLedger, SeenAnnotation
 from ppal_backend.store.projects import ProjectRecord, ProjectStore
 from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundStore
+from ppal_backend.store.sides import ProjectSides, SideStore
 from ppal_backend.store.store import Store, announce, database_file, find_store, hint_of_another, open_store
 from ppal_backend.store.versions import ModelVersion, VersionStore
 from ppal_backend.store.workers import ALIVE_WITHIN_S, Heartbeat, Lease, WorkerStore
@@ -21,10 +22,12 @@ __all__ = [
     "Lease",
     "ModelVersion",
     "ProjectRecord",
+    "ProjectSides",
     "ProjectStore",
     "RoundRecord",
     "RoundStore",
     "SeenAnnotation",
+    "SideStore",
     "Store",
     "VersionStore",
     "WorkerStore",

@@ -65,6 +65,15 @@ class AnnotationRow(Base):
     first_seen_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class TaskSideRow(Base):
+    __tablename__ = "task_sides"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    task_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    side: Mapped[str]  # evaluation | training: never changed, see rounds.evaluation_set
+    round_number: Mapped[int]  # the round that gave it
+    assigned_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class RoundRow(Base):
     __tablename__ = "rounds"
     __table_args__ = (

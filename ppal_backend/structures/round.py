@@ -32,11 +32,13 @@ class RoundSpec:
     and ``absent`` of the training (Eq. 1 to 3); ``look_at_labelled`` adds the model's detections on the labelled
     images to what the strategy sees. Without ``difficulty`` no class difficulty is followed and every class weighs 1.
     ``init_weights`` is ``zoo``, ``random`` or ``last``: with ``last`` a training starts from ``model``, where that is
-    of the same detector, and from the zoo's weights otherwise. ``patience`` ends a training after so many evaluations
-    on held-out images that brought nothing; ``deterministic`` asks for the same bits on every run on a GPU too;
-    ``mixed_precision`` allows half precision in training there.
+    of the same detector, and from the zoo's weights otherwise. ``patience`` keeps a tenth of the training images back
+    and ends a training after so many evaluations on them that brought nothing; ``deterministic`` asks for the same
+    bits on every run on a GPU too; ``mixed_precision`` allows half precision in training there.
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
+    Of all tasks ``holdout_fraction`` are kept to measure on until ``evaluation_images`` are labelled;
+    ``train_on_everything`` trains on them too, and measures nothing.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
     decided stands in its checkpoint, so a ranking does as the training of its model did.
@@ -70,12 +72,16 @@ class RoundSpec:
     cold_start: Literal["typical", "random"] = "random"
     draw_map: bool = False
     slices: int | str = "off"
+    evaluation_images: int = 40
+    train_on_everything: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):
             raise ValueError(f"expected kind 'train' or 'rank', got {self.kind!r}")
         if self.budget < 1 or not self.delta > 1:
             raise ValueError(f"expected budget >= 1 and delta > 1, got {self.budget} and {self.delta}")
+        if self.evaluation_images < 1:
+            raise ValueError(f"expected evaluation_images >= 1, got {self.evaluation_images}")
         if not 0 <= self.holdout_fraction <= 0.5:
             raise ValueError(f"expected holdout_fraction in [0, 0.5], got {self.holdout_fraction}")
 

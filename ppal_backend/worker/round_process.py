@@ -42,6 +42,7 @@ from ppal_backend.store import (
     Lease,
     ModelVersion,
     ProjectRecord,
+    ProjectSides,
     RoundRecord,
     Store,
     open_store,
@@ -169,7 +170,10 @@ def _spec(
     current = store.versions.active(project.id, with_model=True)
     model = None
     if (record.kind == "rank" or options.init_weights == "last") and current is not None:
-        model = _intact_model(settings, project, current, record.kind)
+        if record.kind == "train" and current.metrics.get("trained_on_everything"):
+            log.warning("training starts from the zoo's weights: %s has seen the evaluation set", current.version)
+        else:
+            model = _intact_model(settings, project, current, record.kind)
     return RoundSpec(
         project_id=project.id,
         project_key=project.key,
@@ -235,6 +239,7 @@ def label_studio_ports(
         engine=engine,
         publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
         observer=observer,
+        assignments=ProjectSides(store.sides, project.id, spec.number),
         similarity=getattr(engine, "similarity", None),  # a cluster has one
     )
 

@@ -21,7 +21,7 @@ SPEC = RoundSpec(
     delta=2.0,
     seed=0,
     score_threshold=0.3,
-    holdout_fraction=0.1,
+    holdout_fraction=0.0,
 )
 LABELS = ("cat", "dog")
 

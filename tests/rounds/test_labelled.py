@@ -1,4 +1,4 @@
-"""Labelled images: which are held out, which detections on them are right, and that a round hands these on."""
+"""Labelled images: which detections on them are right, and that a round hands these on."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import pytest
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.rounds.detections_store import read_detections
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.rounds.labelled import holdout_ids, labelled_entries, mark_true_positives, truth_by_image
+from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import run_round
 from ppal_backend.structures.detections import Detections
@@ -72,7 +72,7 @@ def test_truth_is_in_the_models_order_of_classes_without_crowds():
 
 def test_a_round_that_asks_looks_at_its_labelled_images(tmp_path):
     world = FakeWorld()
-    spec = replace(SPEC, look_at_labelled=True, strategy="ppal+labelled")
+    spec = replace(SPEC, look_at_labelled=True, strategy="ppal+labelled", holdout_fraction=0.2)
     run_round(spec, RoundFolder(tmp_path / "a"), Ports(world, world, world, world))
     seen = [d.image_id for d, _ in read_detections(tmp_path / "a" / "labelled_detections")]
     held_out = RoundFolder(tmp_path / "a").facts("dataset")["held_out_images"]
@@ -96,22 +96,3 @@ def test_options_of_strategy_and_evaluation_set_reach_their_steps(tmp_path):
     assert CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids == (1, 2)
     assert len(CocoDataset.read(tmp_path / "dataset" / "train.json").images) == 20
     assert len(folder.read("query_set.json")["candidate_ids"]) == 15
-
-
-def test_an_image_stays_on_its_side_as_the_set_grows():
-    small, large = holdout_ids(range(200), 0.1), holdout_ids(range(5000), 0.1)
-    assert small == {i for i in large if i < 200}
-
-
-def test_about_the_asked_share_is_held_out():
-    assert 0.08 < len(holdout_ids(range(5000), 0.1)) / 5000 < 0.12
-
-
-def test_small_sets_hold_out_one_and_tiny_ones_none():
-    assert holdout_ids(range(9), 0.1) == set()
-    assert all(len(holdout_ids(range(start, start + 10), 1e-9)) == 1 for start in range(50))
-
-
-def test_never_more_than_half_and_nothing_at_zero():
-    assert len(holdout_ids(range(100), 0.999)) == 50
-    assert holdout_ids(range(100), 0.0) == set()

@@ -43,7 +43,7 @@ def test_a_round_publishes_every_pool_task_once_query_set_first(tmp_path):
 
 def test_the_result_tells_what_was_used_and_achieved(tmp_path):
     world = FakeWorld()
-    result = run(world, tmp_path)
+    result = run(world, tmp_path, replace(SPEC, holdout_fraction=0.2))
     assert (result.version, result.metrics["map"], result.metrics["labelled_images"]) == ("ppal-r1-x", 0.5, 20)
     assert result.model.labels == ("cat", "dog") and result.model.difficulty == (0.2, 0.9)
     assert list(result.seconds) == list(TRAIN_STEPS) == world.steps
@@ -217,21 +217,23 @@ def test_strategies_that_use_labelled_images_get_the_models_view_of_them(tmp_pat
     assert (tmp_path / "labelled_detections").exists() == (strategy == "ppal+labelled")
 
 
-def test_held_out_images_reach_the_training_and_only_those(tmp_path):
+@pytest.mark.parametrize("patience", [None, 2])
+def test_what_measures_a_model_reaches_no_training_and_images_to_end_by_are_others(tmp_path, patience):
+    """A training that chose its weights by the images it is measured on would look better than it is."""
     seen = {}
 
     class World(FakeWorld):
         def train(self, spec, labels, files, folder, on_progress, should_stop):
             seen["train"], seen["pool"] = CocoDataset.read(files.train).image_ids, list(files.unlabelled)
-            seen["held_out"] = None if files.held_out is None else CocoDataset.read(files.held_out).image_ids
+            seen["validation"] = () if files.validation is None else CocoDataset.read(files.validation).image_ids
             return super().train(spec, labels, files, folder, on_progress, should_stop)
 
-    run(World(), tmp_path / "a")
-    assert seen["held_out"] and not set(seen["held_out"]) & set(seen["train"])
-    assert sorted([*seen["held_out"], *seen["train"]]) == list(range(1, 21))
+    run(World(), tmp_path, replace(SPEC, holdout_fraction=0.2, patience=patience))
+    measured = CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids
+    assert measured and not set(measured) & {*seen["train"], *seen["validation"]}
+    assert len(seen["validation"]) == (0 if patience is None else 1)
+    assert sorted([*measured, *seen["validation"], *seen["train"]]) == list(range(1, 21))
     assert seen["pool"] == [f"/images/{i}.jpg" for i in range(1000, 1030)]
-    run(World(), tmp_path / "b", replace(SPEC, holdout_fraction=0.0))
-    assert seen["held_out"] is None
 
 
 def test_what_a_simulation_evaluates_on_never_reaches_the_training(tmp_path):
@@ -240,7 +242,7 @@ def test_what_a_simulation_evaluates_on_never_reaches_the_training(tmp_path):
             return replace(super().prepare(folder, on_progress), evaluation=TEST_SET)
 
         def train(self, spec, labels, files, folder, on_progress, should_stop):
-            assert files.held_out is None
+            assert files.validation is None
             return super().train(spec, labels, files, folder, on_progress, should_stop)
 
     run(World(), tmp_path, replace(SPEC, holdout_fraction=0.0))

@@ -36,7 +36,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }
-NEW_TABLES = {"workers", "notes"}
+NEW_TABLES = {"workers", "notes", "task_sides"}
 
 
 def revision(url):

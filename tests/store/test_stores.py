@@ -12,8 +12,9 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from ppal_backend.errors import SettingsError, StateError, StoreUnavailable
-from ppal_backend.store import Database, ModelVersion, SeenAnnotation, Store
+from ppal_backend.store import Database, Lease, ModelVersion, ProjectSides, SeenAnnotation, Store
 from ppal_backend.store import tables as store_module
+from ppal_backend.store.tables import TaskSideRow
 
 VERSION = ModelVersion(1, "ppal-r1-a", 1, "retinanet_tiny", "projects/1/m.pth", ("a", "b"), (0.5, 1.0), {"map": 0.3})
 
@@ -29,10 +30,12 @@ def test_a_project_that_reuses_an_id_starts_from_nothing(store, project):
     store.ledger.see(project, [SeenAnnotation(7, 70)])
     store.rounds.request(project, "train", "x")
     store.versions.activate(VERSION)
+    store.sides.add(project, 1, {70: "evaluation"})
     assert store.projects.connect(project, "1.222", "<View/>", "http://ls", {})
     assert store.ledger.new_count(project) == 0
     assert store.rounds.of_project(project) == []
     assert store.versions.active(project) is None
+    assert store.sides.of_project(project) == {}
 
 
 def test_an_unknown_project_is_a_clear_error(store):
@@ -270,3 +273,43 @@ def test_an_annotation_that_is_seen_while_a_round_uses_it_breaks_nothing(store, 
     store.ledger.used_by(project, 3, [1, 2])
     assert len(calls) == 2 and store.ledger.new_count(project) == 0
     assert store.ledger.usable(project) == {1: 10, 2: None}
+
+
+def test_a_task_keeps_the_side_it_was_given_first(store, project):
+    sides = ProjectSides(store.sides, project, 3)
+    sides.add({i: "evaluation" if i % 5 == 0 else "training" for i in range(1200)})
+    ProjectSides(store.sides, project, 4).add({0: "training", 1: "evaluation", 5000: "evaluation"})
+    kept = sides.all()
+    assert len(kept) == 1201 and (kept[0], kept[1], kept[5000]) == ("evaluation", "training", "evaluation")
+    with store.database.reading() as session:
+        found = session.get(TaskSideRow, (project, 0))
+        assert found.round_number == 3 and found.assigned_at is not None, "so it can be proven"
+    assert store.sides.of_project(project + 1) == {}
+
+
+def test_two_processes_that_give_sides_at_once_agree_on_the_first(store, project, monkeypatch):
+    add = store.sides._add
+    calls = []
+
+    def beaten(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            add(project, 1, {7: "training"})
+            raise IntegrityError("INSERT", {}, Exception("unique"))
+        add(*given)
+
+    monkeypatch.setattr(store.sides, "_add", beaten)
+    store.sides.add(project, 1, {7: "evaluation", 8: "evaluation"})
+    assert store.sides.of_project(project) == {7: "training", 8: "evaluation"}
+
+
+def test_what_the_last_training_had_is_known_without_its_folder(store, project):
+    assert store.sides.trained_before(project, [1, 2, 3]) == set()
+    store.ledger.see(project, [SeenAnnotation(10, 1), SeenAnnotation(20, 2)])
+    record = store.rounds.request(project, "train", "asked for")
+    store.ledger.used_by(project, record.number, [10, 20])
+    lease = Lease.mine()
+    store.rounds.claim(project, lease)
+    store.rounds.finish(record.id, {}, lease)
+    store.ledger.see(project, [SeenAnnotation(30, 3)])
+    assert store.sides.trained_before(project, [1, 2, 3]) == {1, 2}

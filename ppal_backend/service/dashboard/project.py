@@ -38,7 +38,8 @@ class StepMark:
 
 @dataclass(frozen=True)
 class Query:
-    """A round's ``query_set.json``: ids in labeling order, utilities and explanations by image id."""
+    """A round's ``query_set.json``: ids in labeling order, utilities and explanations by image id. ``to_evaluate`` are
+    those of the query set that measure the detector, ``reserve`` all tasks of the pool that are kept for it."""
 
     strategy: str
     image_ids: tuple[int, ...]
@@ -46,6 +47,8 @@ class Query:
     queue: tuple[int, ...]
     utilities: Mapping[int, float] = field(default_factory=dict)
     explanations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    to_evaluate: frozenset[int] = frozenset()
+    reserve: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
         queue=tuple(stored["queue"]),
         utilities={int(i): float(u) for i, u in stored["utilities"]},
         explanations={int(i): e for i, e in stored["explanations"].items()},
+        to_evaluate=frozenset(stored.get("to_evaluate", ())),
+        reserve=frozenset(stored.get("reserve", ())),
     )
 
 

@@ -120,6 +120,10 @@ def items_on(
 def reason_of(query: Query, task_id: int, labels: Sequence[str]) -> str:
     """Why a task stands where it does, in words."""
     why = query.explanations.get(task_id)
+    if task_id in query.to_evaluate:
+        return "Picked at random to measure the detector; it is never trained on."
+    if task_id in query.reserve:
+        return "Kept to measure the detector with: a later query set asks for it."
     if query.strategy == RANDOM:
         return "Drawn at random: there was no model yet." if not labels else "Drawn at random."
     if why is None:
@@ -253,7 +257,7 @@ def points_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], la
     utilities = {} if query.strategy == RANDOM else query.utilities
     said = {LABELLED: "Labelled before this round.", SINCE: "Labelled since this round."}
     for task_id, kind in zip(drawn["ids"], kinds, strict=False):
-        if kind in (CANDIDATE, REST) and kind not in said:
+        if kind in (CANDIDATE, REST) and kind not in said and task_id not in query.reserve:
             said[kind] = reason_of(query, task_id, labels)
     return {
         "ids": [*drawn["ids"], *(entry["image_id"] for entry in labelled)],
@@ -262,7 +266,7 @@ def points_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], la
         "kinds": kinds,
         "place": [place.get(i, 0) for i in drawn["ids"]] + [0] * len(labelled),
         "utility": [_rounded(utilities.get(i)) for i in drawn["ids"]] + [None] * len(labelled),
-        "reasons": {str(i): reason_of(query, i, labels) for i in query.image_ids},
+        "reasons": {str(i): reason_of(query, i, labels) for i in (*query.image_ids, *query.reserve)},
         "said": said,
     }
 

@@ -79,7 +79,7 @@ def test_the_page_tells_what_near_means_and_what_is_drawn(client, trained):
     shares = f"hold {across + up:.0%} of how the images differ ({across:.0%} across, {up:.0%} up)"
     assert shares.replace("%", " %") in text
     query = RoundFolder(trained.folder(5)).read("query_set.json")
-    candidates = len(query["candidate_ids"]) - 5
+    candidates = len(set(query["candidate_ids"]) - set(query["image_ids"]))
     assert f"query set 5 candidates {candidates} the rest {25 - candidates} labelled before 50" in text
     assert 'value="s"' not in page and f'data-points="{POINTS}"' in page
     listed = re.findall(r'data-task="(\d+)">', page)
