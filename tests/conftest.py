@@ -1,4 +1,4 @@
-"""Shared by all tests: a real Label Studio for those that ask for it, and one CPU thread for the others."""
+"""Shared by all tests: settings, a store, the command line, a data folder with rounds, and a real Label Studio."""
 
 import os
 from pathlib import Path
@@ -20,3 +20,55 @@ def label_studio(tmp_path_factory):
     template = load_settings().cache_dir / "label-studio"
     with LabelStudioServer(binary, tmp_path_factory.mktemp("label-studio"), template_cache=template) as server:
         yield server
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Of a data folder of its own; rooms that need others have a fixture of this name."""
+    from ppal_backend.settings import load_settings
+
+    return load_settings(MODEL_DIR=tmp_path / "data")
+
+
+@pytest.fixture
+def store(settings):
+    """The state of ``settings``, without a project."""
+    from ppal_backend.store import open_store
+
+    store = open_store(settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """``run("status", 7)``: the command line, in an empty folder, over the state of ``settings``."""
+    from typer.testing import CliRunner
+
+    from ppal_backend.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "300")
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def make_place(tmp_path):
+    """``make_place(**settings)``: a data folder with one project; see ``tests.place.Place``."""
+    from tests.place import Place
+
+    places = []
+
+    def make(kind=Place, **settings):
+        places.append(kind(tmp_path / "data", **settings))
+        return places[-1]
+
+    yield make
+    for place in places:
+        place.store.close()
+
+
+@pytest.fixture
+def place(make_place):
+    return make_place()

@@ -6,10 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from ppal_backend.acquisition.strategies import get_strategy
-from ppal_backend.cli import app
 from ppal_backend.detector.heads import training_family
 from ppal_backend.detector.train.request import TrainRequest
 from ppal_backend.detector.weights.initial import starts_random
@@ -21,7 +19,6 @@ from ppal_backend.rounds.folder import need_space
 from ppal_backend.service.auth import is_on
 from ppal_backend.settings import ProjectOptions, Settings, load_settings, variables
 from ppal_backend.simulation.variants import parse_variants
-from ppal_backend.store import open_store
 from tests.acquisition.pools import context
 from tests.test_docs import KNOWN, NOT_SETTINGS
 
@@ -199,19 +196,9 @@ def test_fasterpam_is_left_as_told():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "300")
-    return lambda words: CliRunner().invoke(app, words.split())
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(load_settings(MODEL_DIR=tmp_path / "data"))
+def store(store):
     store.projects.connect(7, "7.1", "<View/>", "http://ls.test", {})
-    yield store
-    store.close()
+    return store
 
 
 def advised(text):
@@ -220,25 +207,25 @@ def advised(text):
 
 
 def test_commands_that_messages_name_do_what_they_say(run, store):
-    told = run("export-model 7 --out m").stderr
-    assert advised(told) == ["round 7"] and run(advised(told)[0]).exit_code == 0
+    told = run("export-model", "7", "--out", "m").stderr
+    assert advised(told) == ["round 7"] and run(*advised(told)[0].split()).exit_code == 0
     assert store.rounds.is_open(7)
-    run("pause 7")
+    run("pause", "7")
     (problem,) = store.projects.get(7).problems.values()
-    assert advised(problem) == ["resume 7"] and run(advised(problem)[0]).exit_code == 0
+    assert advised(problem) == ["resume 7"] and run(*advised(problem)[0].split()).exit_code == 0
     assert not store.projects.get(7).problems
     assert advised(refusal(need_space, Path.cwd(), 1e9)) == ["prune"] and run("prune").exit_code == 0
-    assert run("cancel 7").exit_code == 0 and not store.rounds.is_open(7)
+    assert run("cancel", "7").exit_code == 0 and not store.rounds.is_open(7)
 
 
 def test_a_backup_and_its_restore_go_on_as_told(run, store):
-    assert run("backup b.tar").exit_code == 0
-    assert "choose another name" in run("backup b.tar").stderr and run("backup c.tar").exit_code == 0
+    assert run("backup", "b.tar").exit_code == 0
+    assert "choose another name" in run("backup", "b.tar").stderr and run("backup", "c.tar").exit_code == 0
     store.close()
-    told = run("restore b.tar").stderr
-    assert "use --force to move them aside" in told and run("restore b.tar --force").exit_code == 0
+    told = run("restore", "b.tar").stderr
+    assert "use --force to move them aside" in told and run("restore", "b.tar", "--force").exit_code == 0
 
 
 def test_several_simulations_want_out_as_told(run):
-    assert "expected --out with several simulations" in run("report a b").stderr
-    assert "run ppal simulate first" in run("report a b --out c").stderr
+    assert "expected --out with several simulations" in run("report", "a", "b").stderr
+    assert "run ppal simulate first" in run("report", "a", "b", "--out", "c").stderr

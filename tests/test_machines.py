@@ -10,12 +10,11 @@ from ppal_backend.operations.pruning import prune_project
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
-from ppal_backend.store import open_store
 from ppal_backend.worker.round_process import run_next_round
 from ppal_backend.worker.worker import run_worker
-from tests.rounds.fakes import Killed
+from tests.rounds.fakes import FakeWorld, Killed
 from tests.service.conftest import CONFIG, FakeImages, FakePredictor, RecordingJobs
-from tests.worker.test_round_process import World, only
+from tests.worker.test_round_process import only
 
 KEY = "1.1795336563"
 
@@ -37,15 +36,18 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def store(machine):
-    store = open_store(machine("a"))
+def settings(machine):
+    return machine("a")
+
+
+@pytest.fixture
+def store(store):
     store.projects.connect(1, KEY, "<View/>", "http://ls", {"delta": 2.0})
-    yield store
-    store.close()
+    return store
 
 
 def killed(settings, call):
-    world = World()
+    world = FakeWorld()
     world.kill_in = call
     with pytest.raises(Killed):
         run_next_round(settings, 1, world.ports)
@@ -56,7 +58,7 @@ def test_a_round_begun_on_one_machine_is_completed_on_another(machine, store, tm
     killed(machine("a"), "infer")
     shutil.rmtree(tmp_path / "a")
     store.rounds.release(only(store).id)  # what the lease does once it has run out
-    world = World()
+    world = FakeWorld()
     assert run_next_round(machine("b"), 1, world.ports)
     assert only(store).state == "done" and "train" not in world.calls
     version = store.versions.active(1)
@@ -66,14 +68,14 @@ def test_a_round_begun_on_one_machine_is_completed_on_another(machine, store, tm
 
 def test_a_ranking_finds_its_model_on_whichever_machine_it_runs(machine, store, tmp_path):
     store.rounds.request(1, "train", "x")
-    run_next_round(machine("a"), 1, World().ports)
+    run_next_round(machine("a"), 1, FakeWorld().ports)
     store.rounds.request(1, "rank", "x")
     killed(machine("b"), "infer")
     record = store.rounds.running(1)
     for name in ("a", "b"):
         shutil.rmtree(tmp_path / name)
     store.rounds.release(record.id)
-    world = World()
+    world = FakeWorld()
     run_next_round(machine("c"), 1, world.ports)
     assert store.rounds.get(record.id).state == "done"
     assert world.published[0][0].checkpoint == str(tmp_path / "c/projects/1/rounds/1/train/model.pth")
@@ -83,7 +85,7 @@ def test_a_ranking_finds_its_model_on_whichever_machine_it_runs(machine, store, 
 def test_the_service_predicts_with_a_checkpoint_that_it_fetches(machine, store, tmp_path, monkeypatch):
     store.projects.connect(1, KEY, CONFIG, "http://ls", {"delta": 2.0})
     store.rounds.request(1, "train", "x")
-    run_next_round(machine("a"), 1, World().ports)
+    run_next_round(machine("a"), 1, FakeWorld().ports)
     predictor = FakePredictor()
     app = create_app(machine("service"), store, RecordingJobs(), predictor, images=FakeImages(tmp_path))
     payload = {"tasks": [{"id": 5, "data": {"image": "/data/5.jpg"}}], "project": KEY, "label_config": CONFIG}
@@ -111,11 +113,11 @@ def test_a_bucket_that_is_away_makes_the_round_wait_and_says_why(machine, store,
             raise ConnectionResetError("the connection broke")
 
         patch.setattr(LocalFileSystem, "put_file", broken)
-        world = World()
+        world = FakeWorld()
         run_next_round(machine("a"), 1, world.ports)
         record = only(store)
         assert record.state == "running" and "to take projects/" in record.error and "3 times" in record.error
-        assert not run_next_round(machine("b"), 1, World().ports), "it has to wait a little"
+        assert not run_next_round(machine("b"), 1, FakeWorld().ports), "it has to wait a little"
     store.rounds.release(record.id)
     run_next_round(machine("a"), 1, world.ports)
     assert only(store).state == "done" and world.calls.count("train") == 1
@@ -125,7 +127,7 @@ def test_files_of_old_rounds_go_from_the_bucket_too(machine, store):
     settings = machine("a", keep_artifacts=1)
     for _ in range(2):
         store.rounds.request(1, "train", "x")
-        world = World()
+        world = FakeWorld()
         world.publish = lambda spec, *_: f"ppal-r{spec.number}"
         run_next_round(settings, 1, world.ports)
     names = Rounds(settings).bucket.names("projects")

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from ppal_backend.cli import app
 from ppal_backend.commands import shared
 from ppal_backend.errors import RoundCancelled, StateError
-from ppal_backend.settings import load_settings
-from ppal_backend.store import Lease, ModelVersion, open_store
+from ppal_backend.store import Lease, ModelVersion
 from ppal_backend.store.database import SCHEMA_VERSION
 from ppal_backend.structures.round import Progress
 
@@ -37,19 +36,9 @@ LEAVES = dict(leaves(ROOT))
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(load_settings(MODEL_DIR=tmp_path / "data"))
+def store(store):
     store.projects.connect(7, "7.1", "<View/>", "http://ls", {"budget": 9})
-    yield store
-    store.close()
+    return store
 
 
 def test_the_commands_are_there():

@@ -2,16 +2,14 @@
 
 import io
 import json
+from functools import partial
 
 import httpx
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from ppal_backend.cli import app
 from ppal_backend.rounds.detections_store import read_boxes
 from ppal_backend.store import ModelVersion
-from tests.operations.conftest import Place
 
 
 def png(width, height):
@@ -34,26 +32,22 @@ def annotation(number, *boxes, **fields):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "300")
-    place = Place(tmp_path / "data")
+def place(place, monkeypatch):
     place.label_studio.fault = lambda request: (
         httpx.Response(200, content=png(200, 100)) if request.url.path.startswith("/data/upload/1/1") else None
     )
     monkeypatch.setattr(
         "ppal_backend.label_studio.source.open_client", lambda settings, url="", hostname="": place.client
     )
-    yield place
-    place.store.close()
+    return place
 
 
-def run(*words):
-    return CliRunner().invoke(app, ["export", *(str(word) for word in words)])
+@pytest.fixture
+def run(run):
+    return partial(run, "export")
 
 
-def test_annotations_are_those_a_training_would_learn_from(place, tmp_path):
+def test_annotations_are_those_a_training_would_learn_from(run, place, tmp_path):
     tasks = place.label_studio
     tasks.add_task(1, [annotation(1, ("cat", 10, 20, 50, 40)), annotation(2, ("dog", 0, 0, 5, 5), was_cancelled=True)])
     tasks.add_task(11, [annotation(3)])
@@ -71,7 +65,7 @@ def test_annotations_are_those_a_training_would_learn_from(place, tmp_path):
     assert sorted(fetched) == [f"/data/upload/1/{i}.jpg" for i in (1, 11, 12)], "no image of the pool is fetched"
 
 
-def test_images_come_along_and_text_tells_the_counts(place, tmp_path):
+def test_images_come_along_and_text_tells_the_counts(run, place, tmp_path):
     place.label_studio.add_task(1, [annotation(1, ("cat", 10, 20, 50, 40), ("cow", 1, 1, 9, 9))])
     done = run(1, "--out", "out", "--format", "yolo", "--images")
     assert "out: 1 images, 1 boxes" in done.stdout and "unknown labels: {'cow': 1}" in done.stdout
@@ -79,7 +73,7 @@ def test_images_come_along_and_text_tells_the_counts(place, tmp_path):
     assert (tmp_path / "out" / "labels" / "1.txt").read_text() == "0 0.350000 0.400000 0.500000 0.400000\n"
 
 
-def test_predictions_are_the_boxes_of_the_active_versions_round_above_the_threshold(place, tmp_path, monkeypatch):
+def test_predictions_are_the_boxes_of_the_active_versions_round_above_the_threshold(run, place, tmp_path, monkeypatch):
     monkeypatch.setenv("SCORE_THRESHOLD", "0.6")
     record = place.round()
     detections = read_boxes(place.folder(record.number) / "detections", range(1000, 1030))
@@ -107,18 +101,18 @@ def test_predictions_are_the_boxes_of_the_active_versions_round_above_the_thresh
         ((1, "--predictions"), "with a trained model, got no version; annotate tasks and start a round (ppal round 1)"),
     ],
 )
-def test_what_cannot_be_exported_is_told_and_leaves_no_folder(place, tmp_path, words, told):
+def test_what_cannot_be_exported_is_told_and_leaves_no_folder(run, place, tmp_path, words, told):
     done = run(*words, "--out", "out")
     assert done.exit_code == 1 and told in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_annotated_tasks_without_images_are_told_apart_from_none(place):
+def test_annotated_tasks_without_images_are_told_apart_from_none(run, place):
     place.label_studio.add_task(2, [annotation(1, ("cat", 10, 20, 50, 40))])
     done = run(1, "--out", "out")
     assert done.exit_code == 1 and "got 1 whose images cannot be had" in done.stderr
 
 
-def test_a_version_without_a_model_or_without_files_predicts_nothing(place):
+def test_a_version_without_a_model_or_without_files_predicts_nothing(run, place):
     place.store.versions.activate(ModelVersion(1, "ppal-r1-a", 1, "", "", (), None, {}))
     assert "got ppal-r1-a, which has none" in run(1, "--predictions", "--out", "out").stderr
     place.store.versions.activate(ModelVersion(1, "ppal-r2-b", 2, "tiny", "gone.pth", ("cat", "dog"), None, {}))
@@ -126,7 +120,7 @@ def test_a_version_without_a_model_or_without_files_predicts_nothing(place):
     assert done.exit_code == 1 and "they were removed; order the pool again (ppal round 1 --rank)" in done.stderr
 
 
-def test_a_folder_with_files_and_an_unknown_format_are_refused(place, tmp_path):
+def test_a_folder_with_files_and_an_unknown_format_are_refused(run, place, tmp_path):
     place.label_studio.add_task(1, [annotation(1, ("cat", 10, 20, 50, 40))])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

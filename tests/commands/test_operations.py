@@ -3,26 +3,15 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from ppal_backend.cli import app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, open_store
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(load_settings(MODEL_DIR=tmp_path / "data"))
+def store(store):
     store.projects.connect(7, "7.1", "<View/>", "http://ls", {})
-    yield store
-    store.close()
+    return store
 
 
 def test_versions_are_listed_with_what_can_be_gone_back_to(run, store):

@@ -7,9 +7,7 @@ import sqlite3
 
 import pytest
 from sqlalchemy import create_engine, inspect
-from typer.testing import CliRunner
 
-from ppal_backend.cli import app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, announce, open_store
 from ppal_backend.store.database import SCHEMA_VERSION
@@ -22,15 +20,14 @@ WITHOUT_STATE = ["settings", "zoo list", "zoo show retinanet_tiny", "restore gon
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(run, tmp_path, monkeypatch):
     """A command in the folder ``here``, with the default ``MODEL_DIR``."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("MODEL_DIR", raising=False)
     monkeypatch.setenv("PPAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "300")
-    return lambda words: CliRunner().invoke(app, shlex.split(words))
+    return lambda words: run(*shlex.split(words))
 
 
 def backend_in(folder):

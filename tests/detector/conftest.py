@@ -109,3 +109,9 @@ def trained(zoo_root: Path, train_json: Path, tmp_path_factory: pytest.TempPathF
         zoo_root=zoo_root,
     )
     return train(request)
+
+
+@pytest.fixture
+def request_(zoo_root: Path, train_json: Path, tmp_path: Path) -> TrainRequest:
+    """Six steps of the small detector from random weights."""
+    return TrainRequest("small", CLASSES, train_json, None, tmp_path / "work", 3, "cpu", "random", 6, zoo_root=zoo_root)

@@ -18,7 +18,7 @@ from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, OutOfMemory, RoundCancelled
 from ppal_backend.structures.round import Progress
 from tests.detector.conftest import REPOSITORY
-from tests.detector.shapes import CLASSES, write_set
+from tests.detector.shapes import write_set
 
 ENTRY = """
 [fcos_tiny]
@@ -58,10 +58,8 @@ def zoo(zoo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def request_(zoo: Path, train_json: Path, tmp_path: Path) -> TrainRequest:
-    return TrainRequest(
-        "small", CLASSES, train_json, None, tmp_path / "two", 3, "cpu", "random", 6, zoo_root=zoo, processes=2
-    )
+def request_(request_: TrainRequest, zoo: Path, tmp_path: Path) -> TrainRequest:
+    return replace(request_, work_dir=tmp_path / "two", zoo_root=zoo, processes=2)
 
 
 def start_of(detector: str, request: TrainRequest, folder: Path) -> Path:

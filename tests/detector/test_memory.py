@@ -15,12 +15,6 @@ from ppal_backend.detector.train.attempt import is_out_of_memory
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.zoo import Schedule
 from ppal_backend.errors import OutOfMemory, RoundCancelled
-from tests.detector.shapes import CLASSES
-
-
-@pytest.fixture
-def request_(zoo_root: Path, train_json: Path, tmp_path: Path) -> TrainRequest:
-    return TrainRequest("small", CLASSES, train_json, None, tmp_path / "work", 3, "cpu", "random", 6, zoo_root=zoo_root)
 
 
 @pytest.fixture

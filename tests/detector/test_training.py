@@ -29,22 +29,6 @@ from ppal_backend.structures.round import Progress
 from tests.detector.shapes import CLASSES, write_set
 
 
-@pytest.fixture
-def request_(zoo_root: Path, train_json: Path, tmp_path: Path) -> TrainRequest:
-    return TrainRequest(
-        detector="small",
-        classes=CLASSES,
-        train_json=train_json,
-        val_json=None,
-        work_dir=tmp_path / "work",
-        seed=3,
-        device="cpu",
-        init_weights="random",
-        max_iterations=6,
-        zoo_root=zoo_root,
-    )
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(zoo_root: Path, train_json: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """What ``request_`` gives when nothing happens to it."""

@@ -25,11 +25,9 @@ State = dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def request_(zoo_root: Path, train_json: Path, test_json: Path, tmp_path: Path) -> TrainRequest:
+def request_(request_: TrainRequest, test_json: Path) -> TrainRequest:
     """Sixteen steps of four images with eight held-out ones: time for two evaluations, after steps 8 and 16."""
-    return TrainRequest(
-        "small", CLASSES, train_json, test_json, tmp_path / "work", 3, "cpu", "random", 16, zoo_root=zoo_root
-    )
+    return replace(request_, val_json=test_json, max_iterations=16)
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,12 @@ import pytest
 
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.errors import DetectorError
-from tests.detector.shapes import CLASSES
 
 
 @pytest.fixture
-def request_(zoo_root: Path, train_json: Path, test_json: Path, tmp_path: Path) -> TrainRequest:
+def request_(request_: TrainRequest, test_json: Path) -> TrainRequest:
     """Long enough for one line of losses, which come every 50 steps, and for evaluations."""
-    return TrainRequest(
-        "small", CLASSES, train_json, test_json, tmp_path / "work", 3, "cpu", "random", 50, zoo_root=zoo_root
-    )
+    return replace(request_, val_json=test_json, max_iterations=50)
 
 
 def test_tensorboard_gets_losses_and_the_map_on_held_out_images(request_: TrainRequest) -> None:

@@ -10,7 +10,7 @@ from ppal_backend.detector.environment import Environment
 from ppal_backend.doctor.run import diagnose
 from ppal_backend.label_studio.client import WEBHOOK_ACTIONS
 from ppal_backend.settings import Settings
-from ppal_backend.store import Heartbeat, ModelVersion, open_store
+from ppal_backend.store import Heartbeat, ModelVersion
 from tests.label_studio.fake import PAT, FakeLabelStudio
 
 BACKEND = "http://ppal.local:9090"
@@ -93,13 +93,11 @@ def label_studio():
 
 
 @pytest.fixture
-def store(settings):
-    store = open_store(settings)
+def store(store, settings):
     store.projects.connect(1, "1.5", CONFIG, settings.label_studio_url, {})
     store.versions.activate(ModelVersion(1, "ppal-1-r1", 1, "retinanet_tiny", "x.pth", ("Cat",), None, {"map": 0.5}))
     Heartbeat(store.workers).beat()
-    yield store
-    store.close()
+    return store
 
 
 @pytest.fixture

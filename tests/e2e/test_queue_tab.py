@@ -7,7 +7,7 @@ import pytest
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publish import TAB_TITLE, LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 from tests.rounds.fakes import rank_spec
 
 pytestmark = pytest.mark.e2e

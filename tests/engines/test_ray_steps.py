@@ -16,6 +16,7 @@ ONE_CORE = Needs(1, 0)
 @pytest.fixture(scope="module")
 def cluster():
     with ray_cluster(head_cpus=0) as cluster:
+        assert RayCluster(cluster.address).home  # joins now, while the head is the only node: no work is done there
         add_node(cluster)
         yield cluster
 

@@ -14,7 +14,7 @@ from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
 from tests.faults.http_label_studio import HttpLabelStudio
 from tests.label_studio.fake import LEGACY
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 from tests.servers import wait_for
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,7 +8,7 @@ import pytest
 
 from ppal_backend.errors import StoreUnavailable
 from ppal_backend.operations.control import roll_back
-from tests.operations.conftest import Place
+from tests.place import Place
 from tests.rounds.fakes import FakeWorld
 from tests.rounds.test_folder import flip_a_byte
 
@@ -16,11 +16,9 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
-def place(tmp_path):
-    place = Place(tmp_path / "data")
+def place(place):
     place.round("rank")
-    yield place
-    place.store.close()
+    return place
 
 
 def waiting(place, words):

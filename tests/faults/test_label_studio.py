@@ -9,7 +9,6 @@ import pytest
 from ppal_backend.service.app import create_app
 from ppal_backend.service.runtime import EXTENSION
 from ppal_backend.worker.sync import Synchroniser
-from tests.operations.conftest import Place
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs, annotation_payload
 
 pytestmark = pytest.mark.faults
@@ -18,12 +17,10 @@ POOL = list(range(1000, 1030))
 
 
 @pytest.fixture
-def place(tmp_path):
-    place = Place(tmp_path / "data")
+def place(place):
     place.round("rank")
     place.before = (place.label_studio.served(), place.label_studio.project["model_version"])
-    yield place
-    place.store.close()
+    return place
 
 
 def is_import(request):

@@ -13,7 +13,7 @@ from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
 from tests.faults.conftest import POOL, kill
 from tests.faults.test_kill import STEPS
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 from tests.servers import free_port, wait_for
 from tests.service.conftest import annotation_payload
 

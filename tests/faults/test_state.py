@@ -12,20 +12,12 @@ from ppal_backend.service.app import create_app
 from ppal_backend.store import Database, Lease, Store, database_file
 from ppal_backend.store import rounds as rounds_module
 from ppal_backend.worker.sync import EVENT_TRIES, Synchroniser
-from tests.operations.conftest import Place
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs, annotation_payload
 
 pytestmark = pytest.mark.faults
 
 ME = Lease.mine()
 STRANGER = Lease("another-host", 1, 1.0)
-
-
-@pytest.fixture
-def place(tmp_path):
-    place = Place(tmp_path / "data")
-    yield place
-    place.store.close()
 
 
 class Lock:

@@ -9,7 +9,7 @@ import pytest
 from ppal_backend.label_studio.publish import QUEUE_TAB, TAB_TITLE, LabelStudioPublisher, keep_queue_tab
 from ppal_backend.rounds.ports import QueueEntry
 from tests.label_studio.fake import FakeLabelStudio
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 from tests.rounds.fakes import SPEC
 
 MINE = {"title": "My tab", "ordering": ["-tasks:id"]}

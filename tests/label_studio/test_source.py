@@ -10,7 +10,7 @@ from ppal_backend.doctor import from_problem
 from ppal_backend.errors import ImageError
 from ppal_backend.label_studio.source import LabelStudioSource
 from tests.label_studio.fake import FakeLabelStudio
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 
 
 class NoImages:

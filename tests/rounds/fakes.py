@@ -6,7 +6,9 @@ import numpy as np
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import LeaseLost
-from ppal_backend.rounds.ports import Inferred, PoolEntry, PreparedData, Trained
+from ppal_backend.rounds.folder import RoundFolder
+from ppal_backend.rounds.ports import Inferred, PoolEntry, Ports, PreparedData, Trained
+from ppal_backend.rounds.run import run_round
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.round import ModelRef, Progress, RoundSpec
 
@@ -31,13 +33,14 @@ class Killed(BaseException):
 
 
 class FakeWorld:
-    """Source, engine, publisher and observer in one; ``kill_in`` dies when that call is made."""
+    """Source, engine, publisher and observer in one; ``kill_in`` dies in that call, a training raises ``error``."""
 
     def __init__(self, labelled=20, pool=30, unreadable=()):
         self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
         self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
         self.published, self.stop, self.steps = [], False, []
         self.infer_limit, self.has_weights, self.lost, self.problems = None, False, False, {}
+        self.error, self.spec = None, None
 
     def _call(self, name):
         self.calls.append(name)
@@ -45,7 +48,20 @@ class FakeWorld:
             self.kill_in = None
             raise Killed(name)
 
+    def ports(self, settings, store, project, spec, observer):
+        """For ``run_next_round``, with its own observer."""
+        self.spec = spec
+        return Ports(self, self, self, observer)
+
+    def run(self, path, spec=SPEC):
+        """A round in a folder, as a round's process runs it."""
+        folder = RoundFolder(path)
+        folder.repair()
+        return run_round(spec, folder, Ports(self, self, self, self))
+
     def export(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "annotated.json").write_text("[]")
         self._call("export")
         return list(range(1, self.labelled + 1))
 
@@ -58,6 +74,8 @@ class FakeWorld:
         return PreparedData(coco, pool, LABELS, {"removed_label_boxes": 0}, self.unreadable)
 
     def train(self, spec, labels, files, folder, on_progress, should_stop):
+        if self.error is not None:
+            raise self.error
         self._call("train")
         on_progress(Progress("train", 1, 2))
         folder.mkdir(exist_ok=True)

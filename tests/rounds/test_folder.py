@@ -7,9 +7,8 @@ import pytest
 from ppal_backend.errors import LeaseLost, OutOfSpace, StateError
 from ppal_backend.files import is_full, sha256_of
 from ppal_backend.rounds.folder import OUTPUTS, RoundFolder, need_intact, need_space
-from ppal_backend.rounds.ports import Ports
-from ppal_backend.rounds.run import TRAIN_STEPS, run_round
-from tests.rounds.fakes import SPEC, FakeWorld, Killed
+from ppal_backend.rounds.run import TRAIN_STEPS
+from tests.rounds.fakes import FakeWorld, Killed
 
 DAMAGE = {
     "export": ("export/annotated.json", TRAIN_STEPS),
@@ -22,24 +21,11 @@ DAMAGE = {
 }
 
 
-class World(FakeWorld):
-    def export(self, folder):
-        (folder).mkdir(parents=True, exist_ok=True)
-        (folder / "annotated.json").write_text("[]")
-        return super().export(folder)
-
-
-def run(world, path):
-    folder = RoundFolder(path)
-    folder.repair()
-    return run_round(SPEC, folder, Ports(world, world, world, world))
-
-
 def killed_before_publishing(path):
-    world = World()
+    world = FakeWorld()
     world.kill_in = "publish"
     with pytest.raises(Killed):
-        run(world, path)
+        world.run(path)
     world.steps.clear()
     return world
 
@@ -55,7 +41,7 @@ def test_steps_and_their_outputs_are_the_ones_of_a_round():
 
 
 def test_every_file_a_step_leaves_is_in_its_mark(tmp_path):
-    run(World(), tmp_path)
+    FakeWorld().run(tmp_path)
     sums = {}
     for step in TRAIN_STEPS[:-1]:
         mark = json.loads((tmp_path / "steps" / f"{step}.json").read_text())["sha256"]
@@ -70,11 +56,11 @@ def test_every_file_a_step_leaves_is_in_its_mark(tmp_path):
 @pytest.mark.parametrize("how", ["flipped", "gone"])
 @pytest.mark.parametrize("step", DAMAGE)
 def test_a_damaged_artifact_is_done_again_with_all_that_came_of_it(tmp_path, step, how):
-    undisturbed = run(World(), tmp_path / "a")
+    undisturbed = FakeWorld().run(tmp_path / "a")
     world = killed_before_publishing(tmp_path / "b")
     name, again = DAMAGE[step]
     flip_a_byte(tmp_path / "b" / name) if how == "flipped" else (tmp_path / "b" / name).unlink()
-    assert run(world, tmp_path / "b").queue == undisturbed.queue
+    assert world.run(tmp_path / "b").queue == undisturbed.queue
     assert tuple(world.steps) == again
     assert RoundFolder(tmp_path / "b").repair() == []
 
@@ -85,51 +71,51 @@ def test_a_training_done_again_starts_from_nothing(tmp_path):
     flip_a_byte(tmp_path / "dataset" / "pool.json")
     RoundFolder(tmp_path).repair()
     assert not (tmp_path / "train").exists(), "the finished training was of other data"
-    assert run(world, tmp_path).version == "ppal-r1-x"
+    assert world.run(tmp_path).version == "ppal-r1-x"
 
 
 def test_undamaged_detections_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
-    undisturbed = run(World(), tmp_path / "a")
+    undisturbed = FakeWorld().run(tmp_path / "a")
     world = killed_before_publishing(tmp_path / "b")
     flip_a_byte(tmp_path / "b" / "detections" / "shard-00001.npz")
     world.infer_limit = 8  # more would be images of the three undamaged shards
-    assert sorted(run(world, tmp_path / "b").queue) == sorted(undisturbed.queue)
+    assert sorted(world.run(tmp_path / "b").queue) == sorted(undisturbed.queue)
 
 
 def test_a_damaged_shard_of_an_unfinished_inference_is_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
-    undisturbed = run(World(), tmp_path / "a")
-    world = World()
+    undisturbed = FakeWorld().run(tmp_path / "a")
+    world = FakeWorld()
     world.infer_limit = 20
     with pytest.raises(Killed):
-        run(world, tmp_path / "b")
+        world.run(tmp_path / "b")
     flip_a_byte(tmp_path / "b" / "detections" / "shard-00000.npz")
     world.infer_limit = 22  # 8 of the damaged shard, 14 that were missing
-    assert sorted(run(world, tmp_path / "b").queue) == sorted(undisturbed.queue)
+    assert sorted(world.run(tmp_path / "b").queue) == sorted(undisturbed.queue)
     assert len(list((tmp_path / "b" / "detections").glob("*.npz"))) == 4
 
 
 def test_half_an_inference_of_a_model_that_is_gone_is_not_kept(tmp_path, monkeypatch):
     """Shards of the discarded model counted as done, and the queue mixed two models."""
     monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
-    world = World()
+    world = FakeWorld()
     world.infer_limit = 20
     with pytest.raises(Killed):
-        run(world, tmp_path)
+        world.run(tmp_path)
     assert len(list((tmp_path / "detections").glob("*.npz"))) == 2
     flip_a_byte(tmp_path / "train" / "model.pth")
     assert RoundFolder(tmp_path).repair() == ["train", "evaluate"]
     assert not list((tmp_path / "detections").glob("*.npz"))
     world.infer_limit = 30  # every image of the pool
-    assert len(run(world, tmp_path).queue) == 30
+    assert len(world.run(tmp_path).queue) == 30
 
 
 def test_a_round_that_is_lost_writes_to_nobody(tmp_path):
-    world = World()
+    world = FakeWorld()
     world.lost = True
     with pytest.raises(LeaseLost):
-        run(world, tmp_path)
+        world.run(tmp_path)
     assert world.published == [] and not (tmp_path / "publish.json").exists()
 
 
@@ -138,16 +124,16 @@ def test_damaged_marks_and_notes_are_no_dead_end(tmp_path):
     (tmp_path / "steps" / "query.json").write_text("{")
     (tmp_path / "publish.json").write_text("\x00\x00")
     (tmp_path / "spec.json").write_text("")
-    run(world, tmp_path)
+    world.run(tmp_path)
     assert world.steps == ["query", "publish"] and world.states[-1] is None
 
 
 def test_what_is_published_is_not_done_again_for_files_nobody_needs_any_more(tmp_path):
-    world = World()
-    first = run(world, tmp_path)
+    world = FakeWorld()
+    first = world.run(tmp_path)
     world.steps.clear()
     flip_a_byte(tmp_path / "detections" / "shard-00000.npz")
-    assert run(world, tmp_path) == first and world.steps == []
+    assert world.run(tmp_path) == first and world.steps == []
 
 
 def test_marks_from_before_there_were_checksums_are_believed(tmp_path):
@@ -156,12 +142,12 @@ def test_marks_from_before_there_were_checksums_are_believed(tmp_path):
         mark = json.loads(path.read_text())
         del mark["sha256"]
         path.write_text(json.dumps(mark))
-    run(world, tmp_path)
+    world.run(tmp_path)
     assert world.steps == ["publish"]
 
 
 def test_a_checkpoint_is_held_against_the_sum_of_its_training(tmp_path):
-    run(World(), tmp_path / "1")
+    FakeWorld().run(tmp_path / "1")
     checkpoint = tmp_path / "1" / "train" / "model.pth"
     need_intact(checkpoint, "v1")
     flip_a_byte(checkpoint)

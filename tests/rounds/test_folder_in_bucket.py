@@ -12,8 +12,8 @@ from ppal_backend.rounds.folder import OUTPUTS, RoundFolder, Rounds
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import TRAIN_STEPS, run_round
 from ppal_backend.settings import load_settings
-from tests.rounds.fakes import SPEC, Killed
-from tests.rounds.test_folder import World, flip_a_byte
+from tests.rounds.fakes import SPEC, FakeWorld, Killed
+from tests.rounds.test_folder import flip_a_byte
 
 KEY = "1.1795336563"
 WORK = ["export", "prepare", "train", "evaluate", "infer", "publish"]
@@ -37,7 +37,7 @@ class Machines:
         return run_round(SPEC, folder, Ports(world, world, world, world))
 
     def killed(self, name, call):
-        world = World()
+        world = FakeWorld()
         world.kill_in = call
         with pytest.raises(Killed):
             self.run(name, world)
@@ -61,12 +61,12 @@ def machines(tmp_path):
 
 @pytest.fixture
 def undisturbed(tmp_path):
-    world = World()
+    world = FakeWorld()
     return run_round(SPEC, RoundFolder(tmp_path / "alone"), Ports(world, world, world, world)).queue
 
 
 def test_everything_a_round_leaves_is_in_the_bucket(machines):
-    machines.run("a", World(), first=True)
+    machines.run("a", FakeWorld(), first=True)
     here = machines.path("a")
     files = sorted(str(p.relative_to(here)) for p in here.rglob("*") if p.is_file())
     assert machines.there() == files and "train/model.pth" in files
@@ -78,7 +78,7 @@ def test_everything_a_round_leaves_is_in_the_bucket(machines):
 def test_a_round_goes_on_on_another_machine_from_its_last_finished_step(machines, undisturbed, call):
     machines.killed("a", call)
     machines.lose("a")
-    world = World()
+    world = FakeWorld()
     assert machines.run("b", world).queue == undisturbed
     done = WORK[: WORK.index(call)]
     needs_images = call in ("train", "evaluate", "infer")  # the images are on the other machine, they are fetched again
@@ -90,7 +90,7 @@ def test_a_round_goes_on_on_another_machine_from_its_last_finished_step(machines
 def test_what_publishing_has_come_to_reaches_the_other_machine(machines):
     machines.killed("a", "publish")
     machines.lose("a")
-    world = World()
+    world = FakeWorld()
     machines.run("b", world)
     assert world.states == [{"version": "ppal-r1-x", "state": "importing"}]
 
@@ -99,7 +99,7 @@ def test_images_that_are_here_are_not_fetched_again(machines, monkeypatch):
     machines.killed("a", "train")
     machines.lose("a")
     monkeypatch.setattr("ppal_backend.rounds.folder._has_images", lambda folder: True)
-    world = World()
+    world = FakeWorld()
     machines.run("b", world)
     assert "prepare" not in work(world)
 
@@ -114,11 +114,11 @@ def test_an_upload_that_fails_midway_leaves_no_mark_and_is_made_up_for(machines,
         upload(source, name)
 
     monkeypatch.setattr(machines.bucket, "upload", breaks)
-    world = World()
+    world = FakeWorld()
     with pytest.raises(ArtifactsUnavailable, match="expected the bucket to take it"):
         machines.run("a", world)
     assert "steps/train.json" not in machines.there() and "steps/dataset.json" in machines.there()
-    again = World()
+    again = FakeWorld()
     machines.run("a", again)
     assert work(again) == ["evaluate", "infer", "publish"], "the training was done, and only not copied"
     assert "steps/train.json" in machines.there() and "train/model.json" in machines.there()
@@ -130,13 +130,13 @@ def test_a_damaged_copy_is_given_up_with_what_came_of_it(machines, undisturbed, 
     machines.lose("a")
     (victim,) = [n for n in machines.bucket.names("projects") if n.split("/rounds/1/")[1] in DAMAGED[step]]
     machines.bucket.write(victim, b"something else")
-    world = World()
+    world = FakeWorld()
     assert machines.run("b", world).queue == undisturbed
     images = ("dataset",) if step in ("train", "infer") else ()  # they were on the other machine
     assert tuple(world.steps) == images + TRAIN_STEPS[TRAIN_STEPS.index(step) :]
     assert f"done again from step '{step}'" in caplog.text
     machines.lose("b")
-    world = World()
+    world = FakeWorld()
     machines.run("c", world)
     assert world.steps == [], "the bucket holds it all again"
 
@@ -152,7 +152,7 @@ DAMAGED = {
 def test_a_damaged_file_here_is_fetched_instead_of_trained_again(machines):
     machines.killed("a", "publish")
     flip_a_byte(machines.path("a") / "train" / "model.pth")
-    world = World()
+    world = FakeWorld()
     machines.run("a", world)
     assert work(world) == ["publish"]
 
@@ -161,7 +161,7 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
     def no_bucket(*_):
         raise ArtifactsUnavailable("the network is away here")
 
-    first = World()
+    first = FakeWorld()
     with monkeypatch.context() as patch:  # trained, but nobody heard of it
         patch.setattr(machines.bucket, "upload", lambda s, n: no_bucket() if "/train/" in n else upload(s, n))
         upload = Bucket.upload.__get__(machines.bucket)
@@ -170,7 +170,7 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
     stale = machines.path("a")
     (stale / "detections").mkdir()
     (stale / "detections" / "shard-00007.npz").write_bytes(b"of a model that is none any more")
-    other = World()
+    other = FakeWorld()
     other.kill_in = "infer"
     other.labelled = 20
     train = other.train
@@ -184,7 +184,7 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
     with pytest.raises(Killed):
         machines.run("b", other)
     machines.lose("b")
-    world = World()
+    world = FakeWorld()
     assert machines.run("a", world).queue == undisturbed
     assert (stale / "train" / "model.pth").read_bytes() == b"weights of the other machine"
     assert [step for step in work(world) if step != "prepare"] == ["infer", "publish"], "it trained again"
@@ -192,21 +192,21 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
 
 
 def test_a_copy_under_the_number_of_a_new_round_is_deleted(machines, caplog):
-    machines.run("old", World(), first=True)
+    machines.run("old", FakeWorld(), first=True)
     machines.lose("old")
-    world = World()
+    world = FakeWorld()
     machines.run("new", world, first=True)
     assert work(world) == WORK and "earlier installation" in caplog.text
 
 
 def test_projects_with_the_same_id_are_kept_apart(machines):
-    machines.run("a", World(), first=True)
+    machines.run("a", FakeWorld(), first=True)
     machines.rounds("b").fetch("1.999", 1, 1, list(OUTPUTS))
     assert not (machines.folder / "b").exists()
 
 
 def test_a_service_fetches_the_checkpoint_that_it_lacks(machines):
-    machines.run("a", World(), first=True)
+    machines.run("a", FakeWorld(), first=True)
     machines.lose("a")
     rounds = machines.rounds("service")
     rounds.fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
@@ -218,7 +218,7 @@ def test_a_service_fetches_the_checkpoint_that_it_lacks(machines):
 
 
 def test_a_service_that_fetches_a_damaged_checkpoint_says_so(machines):
-    machines.run("a", World(), first=True)
+    machines.run("a", FakeWorld(), first=True)
     machines.bucket.write(f"projects/{KEY}/rounds/1/train/model.pth", b"something else")
     with pytest.raises(DamagedArtifact, match="damaged; train again"):
         machines.rounds("service").fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
@@ -234,7 +234,7 @@ def test_a_page_s_files_come_without_the_heavy_ones(machines):
     marks = sorted(f"steps/{step}.json" for step in TRAIN_STEPS[:-1])
     assert shown == sorted([*marks, "metrics.json", "query_set.json", "dataset/pool.json", "dataset/quality.json"])
     assert json.loads((folder / "metrics.json").read_text())["map"] == 0.5
-    world = World()
+    world = FakeWorld()
     assert machines.run("service", world) and work(world) == ["publish"], "a worker there takes the round up as a whole"
 
 

@@ -10,7 +10,6 @@ from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.pool_map import labelled_to_draw, map_of, principal_plane
 from ppal_backend.rounds.ports import PoolEntry
 from tests.rounds.fakes import SPEC, FakeWorld, features_of, rank_spec
-from tests.rounds.test_run import run
 
 DRAWN = replace(SPEC, draw_map=True)
 
@@ -83,7 +82,7 @@ def test_pool_and_labelled_lie_on_one_map():
 
 def test_a_round_draws_its_pool_and_what_was_labelled_before(tmp_path):
     world = FakeWorld()
-    run(world, tmp_path, DRAWN)
+    world.run(tmp_path, DRAWN)
     drawn = RoundFolder(tmp_path).read("map.json")
     assert drawn["ids"] == list(range(1000, 1030)) and drawn["labelled_images"] == 20
     assert sorted(e["image_id"] for e in drawn["labelled"]) == list(range(1, 21)), "held-out images too"
@@ -94,16 +93,16 @@ def test_a_round_draws_its_pool_and_what_was_labelled_before(tmp_path):
 
 
 def test_drawing_changes_nothing_in_what_is_chosen(tmp_path):
-    drawn = run(FakeWorld(), tmp_path / "a", DRAWN)
-    assert drawn.queue == run(FakeWorld(), tmp_path / "b").queue
+    drawn = FakeWorld().run(tmp_path / "a", DRAWN)
+    assert drawn.queue == FakeWorld().run(tmp_path / "b").queue
     assert not (tmp_path / "b" / "map.json").exists() and not (tmp_path / "b" / "labelled_detections").exists()
 
 
 def test_without_a_model_there_is_a_map_only_where_images_were_described(tmp_path):
-    run(FakeWorld(), tmp_path / "random", replace(rank_spec(), draw_map=True))
+    FakeWorld().run(tmp_path / "random", replace(rank_spec(), draw_map=True))
     assert not (tmp_path / "random" / "map.json").exists()
     world = FakeWorld()
     world.has_weights = True
-    run(world, tmp_path / "typical", replace(rank_spec(), draw_map=True, cold_start="typical"))
+    world.run(tmp_path / "typical", replace(rank_spec(), draw_map=True, cold_start="typical"))
     drawn = RoundFolder(tmp_path / "typical").read("map.json")
     assert len(drawn["ids"]) == 30 and drawn["labelled"] == [] and drawn["labelled_images"] == 20

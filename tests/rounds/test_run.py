@@ -8,8 +8,7 @@ import pytest
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.folder import RoundFolder, claim_project_folder
-from ppal_backend.rounds.ports import Ports
-from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS, run_round
+from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS
 from ppal_backend.structures.round import ModelRef, RoundSpec
 from tests.reference import difficulty as reference
 from tests.rounds.fakes import SPEC, FakeWorld, Killed, rank_spec
@@ -21,13 +20,9 @@ TEST_SET = CocoDataset(
 )
 
 
-def run(world, path, spec=SPEC):
-    return run_round(spec, RoundFolder(path), Ports(world, world, world, world))
-
-
 def test_a_round_publishes_every_pool_task_once_query_set_first(tmp_path):
     world = FakeWorld(unreadable=(7001, 7002))
-    result = run(world, tmp_path)
+    result = world.run(tmp_path)
     ids = [entry.task_id for entry in world.published[0][1]]
     stored = RoundFolder(tmp_path).read("query_set.json")
     assert sorted(ids) == [*range(1000, 1030), 7001, 7002]
@@ -43,7 +38,7 @@ def test_a_round_publishes_every_pool_task_once_query_set_first(tmp_path):
 
 def test_the_result_tells_what_was_used_and_achieved(tmp_path):
     world = FakeWorld()
-    result = run(world, tmp_path, replace(SPEC, holdout_fraction=0.2))
+    result = world.run(tmp_path, replace(SPEC, holdout_fraction=0.2))
     assert (result.version, result.metrics["map"], result.metrics["labelled_images"]) == ("ppal-r1-x", 0.5, 20)
     assert result.model.labels == ("cat", "dog") and result.model.difficulty == (0.2, 0.9)
     assert list(result.seconds) == list(TRAIN_STEPS) == world.steps
@@ -61,23 +56,21 @@ def test_what_a_training_decided_about_tiles_is_in_its_result(tmp_path, monkeypa
         return replace(decided, facts={**decided.facts, "slices": None, "why_slices": "boxes are large"})
 
     monkeypatch.setattr(world, "train", train)
-    result = run_round(SPEC, RoundFolder(tmp_path / "1"), Ports(world, world, world, world))
+    result = world.run(tmp_path / "1")
     assert (result.metrics["slices"], result.metrics["why_slices"]) == (None, "boxes are large")
-    ranked = run_round(
-        replace(SPEC, kind="rank", model=result.model), RoundFolder(tmp_path / "2"), Ports(world, world, world, world)
-    )
+    ranked = world.run(tmp_path / "2", rank_spec(result.model))
     assert "slices" not in ranked.metrics
 
 
 @pytest.mark.parametrize("call", ["export", "prepare", "train", "evaluate", "infer", "publish"])
 def test_a_killed_round_goes_on_after_its_last_complete_step(tmp_path, call):
-    undisturbed = run(FakeWorld(), tmp_path / "a")
+    undisturbed = FakeWorld().run(tmp_path / "a")
     world = FakeWorld()
     world.kill_in = call
     with pytest.raises(Killed):
-        run(world, tmp_path / "b")
+        world.run(tmp_path / "b")
     before = list(world.calls)
-    result = run(world, tmp_path / "b")
+    result = world.run(tmp_path / "b")
     again = [c for c in world.calls[len(before) :] if not c.startswith("progress")]
     assert again[0] == call, "it did something again that was complete, or left something out"
     assert result.queue == undisturbed.queue and len(world.published) == 1
@@ -85,39 +78,39 @@ def test_a_killed_round_goes_on_after_its_last_complete_step(tmp_path, call):
 
 def test_inference_killed_half_way_keeps_whole_shards(tmp_path, monkeypatch):
     monkeypatch.setattr("ppal_backend.rounds.detections_store.DetectionsWriter.__init__.__defaults__", (8,))
-    undisturbed = run(FakeWorld(), tmp_path / "a")
+    undisturbed = FakeWorld().run(tmp_path / "a")
     world = FakeWorld()
     world.infer_limit = 20
     with pytest.raises(Killed):
-        run(world, tmp_path / "b")
+        world.run(tmp_path / "b")
     world.infer_limit = 14  # 30 images less two whole shards of 8
-    assert run(world, tmp_path / "b").queue == undisturbed.queue
+    assert world.run(tmp_path / "b").queue == undisturbed.queue
 
 
 def test_an_interrupted_publish_gets_back_the_state_it_left(tmp_path):
     world = FakeWorld()
     world.kill_in = "publish"
     with pytest.raises(Killed):
-        run(world, tmp_path)
-    run(world, tmp_path)
+        world.run(tmp_path)
+    world.run(tmp_path)
     assert world.states == [None, {"version": "ppal-r1-x", "state": "importing"}]
 
 
 def test_a_finished_round_does_nothing_again(tmp_path):
     world = FakeWorld()
-    first = run(world, tmp_path)
+    first = world.run(tmp_path)
     calls = list(world.calls)
-    assert run(world, tmp_path) == first
+    assert world.run(tmp_path) == first
     assert world.calls == calls
 
 
 def test_without_a_model_the_order_is_random_and_repeatable(tmp_path):
     world = FakeWorld()
-    result = run(world, tmp_path / "a", rank_spec())
+    result = world.run(tmp_path / "a", rank_spec())
     assert list(result.seconds) == list(RANK_STEPS)
     assert "infer" not in world.calls and "train" not in world.calls
     assert result.model is None and result.queue != tuple(sorted(result.queue))
-    assert run(FakeWorld(), tmp_path / "b", rank_spec()).queue == result.queue
+    assert FakeWorld().run(tmp_path / "b", rank_spec()).queue == result.queue
 
 
 @pytest.fixture
@@ -130,7 +123,7 @@ def cold():
 
 def test_a_cold_start_takes_typical_images_of_every_kind_and_publishes_no_boxes(cold, tmp_path):
     world, spec = cold
-    result = run(world, tmp_path, spec)
+    result = world.run(tmp_path, spec)
     kinds = [(i - 1000) % 6 for i in result.queue[: spec.budget]]
     assert {0, 1, 2} & set(kinds) and {3, 4} & set(kinds), "both dense kinds are among the first"
     stored = json.loads((tmp_path / "query_set.json").read_text())
@@ -143,52 +136,52 @@ def test_a_cold_start_takes_typical_images_of_every_kind_and_publishes_no_boxes(
 def test_a_cold_start_without_weights_is_random_and_says_so(cold, tmp_path):
     world, spec = cold
     world.has_weights = False
-    result = run(world, tmp_path / "a", spec)
+    result = world.run(tmp_path / "a", spec)
     assert json.loads((tmp_path / "a" / "query_set.json").read_text())["strategy"] == "random"
-    assert result.queue == run(FakeWorld(), tmp_path / "b", rank_spec()).queue
+    assert result.queue == FakeWorld().run(tmp_path / "b", rank_spec()).queue
 
 
 def test_a_cold_start_killed_while_it_looks_goes_on(cold, tmp_path):
     world, spec = cold
-    whole = run(world, tmp_path / "whole", spec)
+    whole = world.run(tmp_path / "whole", spec)
     world.infer_limit = 10
     with pytest.raises(Killed):
-        run(world, tmp_path / "cut", spec)
+        world.run(tmp_path / "cut", spec)
     world.infer_limit = None
-    assert run(world, tmp_path / "cut", spec).queue == whole.queue
+    assert world.run(tmp_path / "cut", spec).queue == whole.queue
 
 
 def test_ranking_with_a_model_trains_nothing(tmp_path):
     model = ModelRef("retinanet_tiny", "/m.pth", ("cat", "dog"), (0.1, 0.1))
     world = FakeWorld()
-    result = run(world, tmp_path, rank_spec(model))
+    result = world.run(tmp_path, rank_spec(model))
     assert world.published[0][0] == model and "train" not in world.calls
     assert result.model == model and all(e.detections is not None for e in world.published[0][1])
 
 
 def test_too_few_annotated_images_is_a_clear_error(tmp_path):
     with pytest.raises(TooFewAnnotations, match="at least 2 annotated images"):
-        run(FakeWorld(labelled=1), tmp_path)
+        FakeWorld(labelled=1).run(tmp_path)
 
 
 def test_an_empty_pool_is_published_as_an_empty_queue(tmp_path):
     world = FakeWorld(pool=0)
-    assert run(world, tmp_path).queue == ()
+    assert world.run(tmp_path).queue == ()
     assert world.published[0][1] == []
 
 
 def test_a_budget_larger_than_the_pool_takes_the_pool(tmp_path):
     world = FakeWorld(pool=3)
-    assert sorted(run(world, tmp_path).queue) == [1000, 1001, 1002]
+    assert sorted(world.run(tmp_path).queue) == [1000, 1001, 1002]
 
 
 def test_a_round_told_to_stop_stops_between_steps_and_resumes(tmp_path):
     world = FakeWorld()
     world.stop = True
     with pytest.raises(RoundCancelled, match="before its step 'export'"):
-        run(world, tmp_path)
+        world.run(tmp_path)
     world.stop = False
-    assert run(world, tmp_path).version == "ppal-r1-x"
+    assert world.run(tmp_path).version == "ppal-r1-x"
 
 
 def test_the_spec_survives_the_trip_to_disk(tmp_path):
@@ -212,7 +205,7 @@ def test_rounds_of_another_project_with_the_same_id_are_moved_aside(tmp_path):
 @pytest.mark.parametrize("strategy", ["ppal+labelled", "ppal"])
 def test_strategies_that_use_labelled_images_get_the_models_view_of_them(tmp_path, strategy):
     world = FakeWorld()
-    run(world, tmp_path, replace(SPEC, strategy=strategy))
+    world.run(tmp_path, replace(SPEC, strategy=strategy))
     assert world.calls.count("infer") == (2 if strategy == "ppal+labelled" else 1)
     assert (tmp_path / "labelled_detections").exists() == (strategy == "ppal+labelled")
 
@@ -228,7 +221,7 @@ def test_what_measures_a_model_reaches_no_training_and_images_to_end_by_are_othe
             seen["validation"] = () if files.validation is None else CocoDataset.read(files.validation).image_ids
             return super().train(spec, labels, files, folder, on_progress, should_stop)
 
-    run(World(), tmp_path, replace(SPEC, holdout_fraction=0.2, patience=patience))
+    World().run(tmp_path, replace(SPEC, holdout_fraction=0.2, patience=patience))
     measured = CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids
     assert measured and not set(measured) & {*seen["train"], *seen["validation"]}
     assert len(seen["validation"]) == (0 if patience is None else 1)
@@ -245,14 +238,14 @@ def test_what_a_simulation_evaluates_on_never_reaches_the_training(tmp_path):
             assert files.validation is None
             return super().train(spec, labels, files, folder, on_progress, should_stop)
 
-    run(World(), tmp_path, replace(SPEC, holdout_fraction=0.0))
+    World().run(tmp_path, replace(SPEC, holdout_fraction=0.0))
     assert CocoDataset.read(tmp_path / "dataset" / "val.json").image_ids == TEST_SET.image_ids
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.1, "beta": 1.0}])
 def test_weights_of_classes_are_told(tmp_path, options):
     """Those that rank the pool (Eq. 4); the dashboard shows them."""
-    run(FakeWorld(), tmp_path, replace(SPEC, strategy_options=options))
+    FakeWorld().run(tmp_path, replace(SPEC, strategy_options=options))
     told = RoundFolder(tmp_path).facts("candidates")["class_weights"]
     assert list(told) == ["cat", "dog"]
     assert list(told.values()) == pytest.approx(
@@ -268,8 +261,8 @@ def test_without_difficulty_every_class_weighs_one(tmp_path):
             trained = super().train(*arguments)
             return replace(trained, model=replace(trained.model, difficulty=None))
 
-    run(World(), tmp_path / "off", replace(SPEC, difficulty=False))
-    run(FakeWorld(), tmp_path / "entropy", replace(SPEC, strategy="entropy+ccms"))
+    World().run(tmp_path / "off", replace(SPEC, difficulty=False))
+    FakeWorld().run(tmp_path / "entropy", replace(SPEC, strategy="entropy+ccms"))
     off, entropy = (
         dict(RoundFolder(tmp_path / name).read("query_set.json")["utilities"]) for name in ("off", "entropy")
     )

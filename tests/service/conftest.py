@@ -8,7 +8,7 @@ from ppal_backend.errors import ImageError
 from ppal_backend.service.app import create_app
 from ppal_backend.service.runtime import EXTENSION
 from ppal_backend.settings import Settings
-from ppal_backend.store import ModelVersion, open_store
+from ppal_backend.store import ModelVersion
 from ppal_backend.structures.detections import Detections
 
 CONFIG = (
@@ -95,13 +95,6 @@ def settings(tmp_path):
     return Settings(
         LABEL_STUDIO_API_KEY="secret-key-1", LABEL_STUDIO_URL="http://ls.example:8080", MODEL_DIR=tmp_path / "state"
     )
-
-
-@pytest.fixture
-def store(settings):
-    store = open_store(settings)
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import pytest
 
 from ppal_backend.settings import load_settings
-from ppal_backend.store import open_store
 
 
 @pytest.fixture
@@ -12,8 +11,6 @@ def settings(tmp_path):
 
 
 @pytest.fixture
-def store(settings):
-    store = open_store(settings)
+def store(store):
     store.projects.connect(1, "1.1", "<View/>", "http://ls", {"delta": 2.0})
-    yield store
-    store.close()
+    return store

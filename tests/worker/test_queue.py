@@ -35,7 +35,7 @@ KINDS = ["sqlite", *(pytest.param(kind, marks=pytest.mark.servers) for kind in (
 
 
 @pytest.fixture(params=KINDS)
-def place(request, tmp_path):
+def location(request, tmp_path):
     """Where a queue lies; every test runs over every kind."""
     if request.param == "sqlite":
         return tmp_path / "jobs.db"
@@ -49,26 +49,26 @@ def place(request, tmp_path):
 
 
 @pytest.fixture
-def running(place):
+def running(location):
     synced, rounds, hold = [], [], threading.Event()
 
     def on_round(project_id):
         hold.wait(10)
         rounds.append(project_id)
 
-    queue = JobQueue(place, synced.append, on_round)
+    queue = JobQueue(location, synced.append, on_round)
     consumers = queue.consumers()
     for consumer in consumers:
         consumer.start()
-    yield place, synced, rounds, hold
+    yield location, synced, rounds, hold
     hold.set()
     for consumer in consumers:
         consumer.stop(graceful=True)
 
 
 def test_quick_jobs_overtake_a_long_round(running):
-    place, synced, rounds, hold = running
-    producer = JobQueue(place)
+    location, synced, rounds, hold = running
+    producer = JobQueue(location)
     producer.run_round(7)
     for project_id in (1, 2, 3):
         producer.sync(project_id)
@@ -78,10 +78,10 @@ def test_quick_jobs_overtake_a_long_round(running):
     wait_for(lambda: rounds == [7])
 
 
-def test_jobs_wait_for_a_worker(place):
-    JobQueue(place).sync(5)
+def test_jobs_wait_for_a_worker(location):
+    JobQueue(location).sync(5)
     got = []
-    queue = JobQueue(place, got.append, got.append)
+    queue = JobQueue(location, got.append, got.append)
     assert queue.pending() == 1
     consumer = queue.consumers()[0]
     consumer.start()
@@ -91,15 +91,15 @@ def test_jobs_wait_for_a_worker(place):
         consumer.stop(graceful=True)
 
 
-def test_each_job_goes_to_one_of_several_workers(place):
+def test_each_job_goes_to_one_of_several_workers(location):
     got = []
-    queues = [JobQueue(place, got.append, got.append) for _ in range(2)]
+    queues = [JobQueue(location, got.append, got.append) for _ in range(2)]
     consumers = [consumer for queue in queues for consumer in queue.consumers()]
     for consumer in consumers:
         consumer.start()
     try:
         for project_id in range(20):
-            JobQueue(place).sync(project_id)
+            JobQueue(location).sync(project_id)
         wait_for(lambda: len(got) >= 20)
         wait_for(lambda: queues[0].pending() == 0)
         assert sorted(got) == list(range(20))
@@ -108,14 +108,14 @@ def test_each_job_goes_to_one_of_several_workers(place):
             consumer.stop(graceful=True)
 
 
-def test_jobs_taken_at_once_by_several_threads_are_each_taken_once(place):
-    queue = JobQueue(place)
+def test_jobs_taken_at_once_by_several_threads_are_each_taken_once(location):
+    queue = JobQueue(location)
     for project_id in range(60):
         queue.sync(project_id)
     taken, barrier = [], threading.Barrier(4)
 
     def take():
-        light = JobQueue(place)._light
+        light = JobQueue(location)._light
         barrier.wait(30)
         while (job := light.dequeue()) is not None:
             taken.append(job.args[0])
@@ -128,10 +128,10 @@ def test_jobs_taken_at_once_by_several_threads_are_each_taken_once(place):
     assert sorted(taken) == list(range(60))
 
 
-def test_waiting_jobs_do_not_pile_up(place, monkeypatch):
+def test_waiting_jobs_do_not_pile_up(location, monkeypatch):
     monkeypatch.setattr("ppal_backend.worker.queue.MOST_ROUNDS", 10)
     monkeypatch.setattr("ppal_backend.worker.queue.MOST_SYNCS", 20)
-    queue = JobQueue(place)
+    queue = JobQueue(location)
     for _ in range(30):
         queue.run_round(1)
         queue.sync(1)

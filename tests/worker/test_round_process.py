@@ -15,27 +15,10 @@ from ppal_backend.errors import (
     StoreUnavailable,
 )
 from ppal_backend.logs import configure_logging
-from ppal_backend.rounds.ports import Ports
 from ppal_backend.store import RoundStore, SeenAnnotation
 from ppal_backend.worker.round_process import run_next_round
 from ppal_backend.worker.worker import _tick
 from tests.rounds.fakes import FakeWorld, Killed
-
-
-class World(FakeWorld):
-    """The fake ports, with an error to raise in a step, and the real observer."""
-
-    error = None
-    spec = None
-
-    def ports(self, settings, store, project, spec, observer):
-        self.spec = spec
-        return Ports(self, self, self, observer)
-
-    def train(self, *arguments):
-        if self.error is not None:
-            raise self.error
-        return super().train(*arguments)
 
 
 def only(store):
@@ -45,7 +28,7 @@ def only(store):
 
 def test_a_finished_round_records_its_version_and_uses_up_the_annotations(settings, store):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     assert run_next_round(settings, 1, world.ports)
     record, version = only(store), store.versions.active(1)
     assert (record.state, record.metrics["map"], record.metrics["version"]) == ("done", 0.5, "ppal-r1-x")
@@ -57,7 +40,7 @@ def test_a_finished_round_records_its_version_and_uses_up_the_annotations(settin
 
 
 def test_what_a_round_notices_stays_a_problem_of_its_project_until_a_round_notices_otherwise(settings, store):
-    world, told = World(), {"images": "none of the 30 images can be used: they are gone"}
+    world, told = FakeWorld(), {"images": "none of the 30 images can be used: they are gone"}
     prepare = world.prepare
     world.prepare = lambda *arguments: replace(prepare(*arguments), problems=told)
     for text in ("none of the 30 images can be used: they are gone", ""):
@@ -70,7 +53,7 @@ def test_what_a_round_notices_stays_a_problem_of_its_project_until_a_round_notic
 def test_annotated_images_that_are_missing_are_the_reason_when_there_is_nothing_to_train_on(settings, store):
     """It said "annotate more tasks", and more did not help."""
     store.rounds.request(1, "train", "x")
-    world = World(labelled=0)
+    world = FakeWorld(labelled=0)
     prepare = world.prepare
     report = {"conversion": {"missing_images": 4}, "image_problems": ["task 7: status 404; check the storage"]}
     world.prepare = lambda *arguments: replace(prepare(*arguments), report=report)
@@ -84,13 +67,13 @@ def test_a_process_that_lost_its_round_brings_no_version_into_force(settings, st
     """It activated its version first and found out that the round was not its own afterwards."""
     store.rounds.request(1, "train", "x")
     monkeypatch.setattr(RoundStore, "finish", lambda self, *arguments: False)
-    run_next_round(settings, 1, World().ports)
+    run_next_round(settings, 1, FakeWorld().ports)
     assert store.versions.active(1) is None and only(store).state == "running"
 
 
 def test_a_round_that_cannot_succeed_fails_with_its_reason(settings, store):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     world.error = DetectorError("expected weights, got none; put them there")
     run_next_round(settings, 1, world.ports)
     assert (only(store).state, only(store).error) == ("failed", "expected weights, got none; put them there")
@@ -98,7 +81,7 @@ def test_a_round_that_cannot_succeed_fails_with_its_reason(settings, store):
 
 def test_a_bug_is_tried_again_told_and_given_up(settings, store):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     world.error = ZeroDivisionError("division by zero")
     for _ in range(4):
         assert only(store).state in ("pending", "running")
@@ -112,7 +95,7 @@ def test_a_bug_is_tried_again_told_and_given_up(settings, store):
 @pytest.mark.parametrize("error", [LabelStudioUnavailable("it is down"), LabelStudioAuthError("token refused")])
 def test_a_round_waits_while_label_studio_is_away_and_then_goes_on(settings, store, error):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     world.error = error
     run_next_round(settings, 1, world.ports)
     assert (only(store).state, only(store).error) == ("running", str(error))
@@ -125,7 +108,7 @@ def test_a_round_waits_while_label_studio_is_away_and_then_goes_on(settings, sto
 
 def test_a_killed_process_leaves_a_round_that_is_resumed(settings, store):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     world.kill_in = "infer"
     with pytest.raises(Killed):
         run_next_round(settings, 1, world.ports)
@@ -137,7 +120,7 @@ def test_a_killed_process_leaves_a_round_that_is_resumed(settings, store):
 
 def test_a_resumed_round_keeps_the_options_it_started_with(settings, store):
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     world.kill_in = "train"
     with pytest.raises(Killed):
         run_next_round(settings, 1, world.ports)
@@ -150,7 +133,7 @@ def test_a_resumed_round_keeps_the_options_it_started_with(settings, store):
 def test_a_cancelled_round_stops_and_stays_cancelled(settings, store, monkeypatch):
     monkeypatch.setattr("ppal_backend.worker.watch.HEARTBEAT_S", 0.01)
 
-    class Cancelled(World):
+    class Cancelled(FakeWorld):
         def export(self, folder):
             store.rounds.ask_cancel(only(store).id)
             time.sleep(0.3)
@@ -165,7 +148,7 @@ def test_a_paused_round_leaves_what_it_has_and_goes_on_when_resumed(settings, st
     monkeypatch.setattr("ppal_backend.worker.watch.HEARTBEAT_S", 0.01)
     from ppal_backend.errors import RoundCancelled
 
-    class Pausing(World):
+    class Pausing(FakeWorld):
         """An engine that leaves as the real one does: when it is told to stop, with a checkpoint on disk."""
 
         def train(self, spec, labels, files, folder, on_progress, should_stop):
@@ -200,7 +183,7 @@ def test_a_database_that_was_away_for_a_moment_does_not_fail_the_round(settings,
         raise StoreUnavailable("it is locked")
 
     monkeypatch.setattr(RoundStore, "finish", away)
-    world = World()
+    world = FakeWorld()
     with pytest.raises(StoreUnavailable):
         run_next_round(settings, 1, world.ports)
     assert only(store).state == "running", "it is back by now, and the round is as good as done"
@@ -212,9 +195,9 @@ def test_a_database_that_was_away_for_a_moment_does_not_fail_the_round(settings,
 def test_a_warm_start_from_a_damaged_model_starts_from_the_zoo(settings, store):
     settings = settings.model_copy(update={"init_weights": "last"})
     store.rounds.request(1, "train", "x")
-    run_next_round(settings, 1, World().ports)
+    run_next_round(settings, 1, FakeWorld().ports)
     store.rounds.request(1, "train", "x")
-    world = World()
+    world = FakeWorld()
     run_next_round(settings, 1, world.ports)
     assert world.spec.model.checkpoint.endswith("rounds/1/train/model.pth")
     checkpoint = settings.project_folder(1) / "rounds" / "2" / "train" / "model.pth"
@@ -227,15 +210,15 @@ def test_a_warm_start_from_a_damaged_model_starts_from_the_zoo(settings, store):
 def test_a_rank_round_uses_up_no_annotations(settings, store):
     store.ledger.see(1, [SeenAnnotation(i, i) for i in (1, 2, 3)])
     store.rounds.request(1, "rank", "new tasks")
-    run_next_round(settings, 1, World().ports)
+    run_next_round(settings, 1, FakeWorld().ports)
     assert store.ledger.new_count(1) == 3
 
 
 def test_ranking_new_tasks_uses_the_newest_model(settings, store):
     store.rounds.request(1, "train", "x")
-    run_next_round(settings, 1, World().ports)
+    run_next_round(settings, 1, FakeWorld().ports)
     store.rounds.request(1, "rank", "new tasks")
-    world = World()
+    world = FakeWorld()
     run_next_round(settings, 1, world.ports)
     assert world.spec.model.checkpoint.endswith("rounds/1/train/model.pth")
     assert world.spec.model.labels == ("cat", "dog") and "train" not in world.calls
@@ -246,7 +229,7 @@ def test_a_training_starts_from_the_last_version_where_the_project_says_so(setti
     store.projects.connect(1, "1.1", "<View/>", "http://ls", {"init_weights": start, "difficulty": False})
     for _ in range(2):
         store.rounds.request(1, "train", "x")
-        world = World()
+        world = FakeWorld()
         run_next_round(settings, 1, world.ports)
     begun_from = None if world.spec.model is None else world.spec.model.checkpoint
     first = str(settings.model_dir.resolve() / "projects/1/rounds/1/train/model.pth")
@@ -305,7 +288,7 @@ def logging_as_it_was():
 
 
 def test_records_of_a_round_carry_its_ids(settings, store, capfd, logging_as_it_was):
-    class Talking(World):
+    class Talking(FakeWorld):
         def train(self, *arguments):
             logging.getLogger("mmengine").warning("deep within")
             return super().train(*arguments)

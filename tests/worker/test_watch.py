@@ -13,7 +13,7 @@ from ppal_backend.worker.watch import Watch
 from tests.servers import wait_for
 
 
-class World:
+class Watched:
     def __init__(self, path):
         self.store = Store(Database(f"sqlite:///{path}/ppal.db"))
         self.store.projects.connect(1, "1.1", "<View/>", "http://ls", {})
@@ -31,7 +31,7 @@ class World:
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
-    world = World(tmp_path)
+    world = Watched(tmp_path)
     yield world
     world.watch.stop()
 

@@ -6,7 +6,7 @@ import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoImage
 from ppal_backend.service.app import create_app
-from tests.operations.conftest import Place
+from tests.place import Place
 from tests.rounds.fakes import FakeWorld, detections_of
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs
 
@@ -93,10 +93,8 @@ class ShownPlace(Place):
 
 
 @pytest.fixture
-def place(tmp_path):
-    place = ShownPlace(tmp_path / "data")
-    yield place
-    place.store.close()
+def place(make_place):
+    return make_place(ShownPlace)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from ppal_backend.detector.infer.evaluation import FEWEST_IMAGES
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
-from tests.operations.conftest import CONFIG
+from tests.place import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
 PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",

@@ -3,24 +3,8 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from ppal_backend.cli import app
 from ppal_backend.settings import load_settings
-from ppal_backend.store import open_store
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
-    return lambda *words: CliRunner().invoke(app, list(words))
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = open_store(load_settings(MODEL_DIR=tmp_path))
-    yield store
-    store.close()
 
 
 def test_a_round_for_an_unknown_project_is_an_error_of_one_line(run):

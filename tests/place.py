@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import pytest
-
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
@@ -49,21 +47,3 @@ class Place:
 
     def folder(self, number):
         return self.settings.project_folder(1) / "rounds" / str(number)
-
-
-@pytest.fixture
-def make_place(tmp_path):
-    places = []
-
-    def make(**settings):
-        places.append(Place(tmp_path / "data", **settings))
-        return places[-1]
-
-    yield make
-    for place in places:
-        place.store.close()
-
-
-@pytest.fixture
-def place(make_place):
-    return make_place()
