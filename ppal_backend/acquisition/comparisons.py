@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from ppal_backend.acquisition.distances import (
 from ppal_backend.acquisition.selection import Compare, Comparison
 from ppal_backend.acquisition.uncertainty import BoxFilter
 from ppal_backend.structures import Detections, QueryContext
+from ppal_backend.structures.stream import ids_of
 
 _GIB = float(1 << 30)
 DENSE_GIB = 1.5
@@ -77,9 +80,9 @@ def compare_ccms(
     threshold, most = boxes.score_threshold, boxes.max_detections
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
-        images = [boxes.shaped(context.pool[p]) for p in candidates]
+        images = [_compared(context.pool[p], boxes, metric) for p in candidates]
         others = context.labelled if labelled else ()
-        common = resolve_metric([*images, *others], metric) if others else metric
+        common = resolve_metric(chain(images, others), metric) if others else metric
         distances = ccms_distances(images, threshold, device, memory_gib, common, most, lazy or LazySimilarity)
         if not others:
             return Comparison(distances, None, 2.0)
@@ -90,13 +93,20 @@ def compare_ccms(
 
         def blocks() -> Iterator[torch.Tensor]:
             for start in range(0, len(others), _ANCHOR_BATCH):
-                some = [boxes.shaped(d) for d in others[start : start + _ANCHOR_BATCH]]
+                some = [_compared(d, boxes, common) for d in others[start : start + _ANCHOR_BATCH]]
                 packed = pack_objects(some, threshold, similarity.device, common, most)
                 yield similarity.against(packed).neg_().add_(2.0).to(distances.device)
 
-        return Comparison(distances, nearest_anchors(blocks(), [d.image_id for d in others]), 2.0)
+        return Comparison(distances, nearest_anchors(blocks(), ids_of(others)), 2.0)
 
     return compare
+
+
+def _compared(detections: Detections, boxes: BoxFilter, metric: str) -> Detections:
+    """What of an image is compared: boxes that count, and probabilities only where no embeddings describe them."""
+    if metric != "kl" and len(detections) and detections.embeddings.shape[1]:
+        detections = replace(detections, class_probs=None)
+    return boxes.counted(detections)
 
 
 def pool_features(context: QueryContext, name: str) -> torch.Tensor:
@@ -136,7 +146,7 @@ def compare_features(name: str, labelled: bool = False, euclidean: bool = False)
         others = labelled_features(context, name) if labelled else None
         anchors = None
         if others is not None:
-            known = [d.image_id for d in context.labelled] or [-1 - k for k in range(len(others))]  # ids are not given
+            known = list(ids_of(context.labelled)) or [-1 - k for k in range(len(others))]  # ids are not given
             anchors = anchors_behind(kind(torch.cat([features, others.to(features.device)])), len(features), known)
         return Comparison(kind(features), anchors, None if euclidean else 1.0)
 

@@ -17,9 +17,11 @@ from ppal_backend.acquisition.uncertainty import (
     BoxContributions,
     BoxFilter,
     aggregate_values,
+    batch_uncertainties,
     contributions,
 )
 from ppal_backend.structures import Detections, QueryContext
+from ppal_backend.structures.stream import StreamedImages, without_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +80,14 @@ class UncertaintyScorer:
         return [contributions(d, weights, self.measure, self.boxes) for d in images]
 
     def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
-        """``[N]`` uncertainties >= 0."""
+        """``[N]`` uncertainties >= 0; of a pool that lies on disk shard by shard."""
+        if isinstance(context.pool, StreamedImages):
+            weights = self._weights(context) if self._weights else None
+            shards = (
+                batch_uncertainties(batch, weights, self.measure, self.aggregate, self.boxes)
+                for batch in context.pool.batches()
+            )
+            return np.asarray([value for values in shards for value in values], dtype=np.float64)
         values = [aggregate_values(c.values, self.aggregate) for c in self.box_values(context, context.pool)]
         return np.asarray(values, dtype=np.float64)
 
@@ -125,7 +134,7 @@ def balanced_weights(base: ClassWeights, strength: float = 1.0, boxes: BoxFilter
     def weights(context: QueryContext) -> torch.Tensor:
         chosen = boxes or BoxFilter()
         mass = torch.zeros(context.num_classes, dtype=torch.float64)
-        for d in context.pool:
+        for d in without_embeddings(context.pool):
             rows = chosen.valid_rows(d)
             classes = as_tensor(d.class_indices)[rows].long().cpu()
             mass.index_add_(0, classes, as_tensor(d.scores)[rows].double().cpu())

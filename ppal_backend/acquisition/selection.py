@@ -203,7 +203,7 @@ class _Spending:
         budget: Budget,
         min_distance: float,
     ) -> None:
-        self._ids = [context.pool[p].image_id for p in candidates]
+        self._ids = [context.pool_ids[p] for p in candidates]
         self._candidates, self._budget, self._comparison = candidates, budget, comparison
         self._min_distance = min_distance
         self._spent = 0

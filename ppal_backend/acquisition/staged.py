@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from ppal_backend.structures import (
     QuerySet,
 )
 from ppal_backend.structures.query import by_utility
+from ppal_backend.structures.stream import without_embeddings
 
 PRESETS = ("paper", "reference")
 PAPER_DELTA = 4.0
@@ -37,6 +38,11 @@ _NUMBERS = (
     *_WHOLE, "delta", "alpha", "beta", "strength", "score_threshold", "min_size_px", "max_aspect", "min_distance",
     "memory_gib",
 )  # fmt: skip
+
+
+Needs = Mapping[str, str]
+"""What a strategy reads beside boxes, scores and classes: ``embeddings`` of detections, or image features by their name
+(``global``, ``fpn``), each of its ``candidates`` or of the whole ``pool``. The rest may be left out of the context."""
 
 
 class QueryStrategy(Protocol):
@@ -184,6 +190,7 @@ class StagedStrategy:
         whole_pool: Whether every image is a candidate, instead of delta times the budget.
         widest: Largest share of the pool that may be candidates, in (0, 1], where delta times the budget is more; at
             least the paper's four budgets are. 1 is the paper's rule.
+        needs: See :data:`Needs`.
     """
 
     name: str
@@ -192,6 +199,7 @@ class StagedStrategy:
     options: Options
     whole_pool: bool = False
     widest: float = 1.0
+    needs: Needs = field(default_factory=dict)
 
     def candidates(self, context: QueryContext, budget: int, rng: np.random.Generator) -> CandidatePool:
         """Score the pool and keep the candidates of largest utility, ties by lowest id.
@@ -203,11 +211,11 @@ class StagedStrategy:
         if not context.pool:
             return CandidatePool((), {})
         values = self.scorer.utilities(context, rng)
-        utilities = {d.image_id: float(v) for d, v in zip(context.pool, values, strict=True)}
-        place = {d.image_id: p for p, d in enumerate(context.pool)}
+        utilities = dict(zip(context.pool_ids, values.tolist(), strict=True))
+        place = {image_id: p for p, image_id in enumerate(context.pool_ids)}
         order = [place[i] for i in by_utility(utilities, utilities)]
         kept = order if self.whole_pool else limits.expanded(order, self._delta(limits))
-        return CandidatePool(tuple(context.pool[p].image_id for p in kept), utilities)
+        return CandidatePool(tuple(context.pool_ids[p] for p in kept), utilities)
 
     def query(
         self,
@@ -233,7 +241,7 @@ class StagedStrategy:
         """
         limits = self._budget(context, budget)
         chosen = candidates if candidates is not None else self.candidates(context, budget, rng)
-        place = {d.image_id: p for p, d in enumerate(context.pool)}
+        place = {image_id: p for p, image_id in enumerate(context.pool_ids)}
         outside = [i for i in chosen.image_ids if i not in place]
         if outside:
             raise ValueError(f"expected every candidate in the pool, got {outside[:5]} outside; recompute stage 1")
@@ -241,7 +249,7 @@ class StagedStrategy:
         selection = self.selector.select(context, [place[i] for i in ids], limits, rng)
         parts = self.scorer.explain(context, selection.positions)
         return QuerySet(
-            image_ids=tuple(context.pool[p].image_id for p in selection.positions),
+            image_ids=tuple(context.pool_ids[p] for p in selection.positions),
             utilities=dict(chosen.utilities),
             candidate_ids=tuple(ids),
             explanations=explain(context, selection, chosen.utilities, parts),
@@ -255,7 +263,7 @@ class StagedStrategy:
         boxes = self.options.boxes
         if self.options.unit == "images":
             return Budget(budget, [1] * len(context.pool))
-        return Budget(budget, [max(1, len(boxes.valid_rows(d))) for d in context.pool])
+        return Budget(budget, [max(1, len(boxes.valid_rows(d))) for d in without_embeddings(context.pool)])
 
 
 TOP_BOXES = 5

@@ -7,7 +7,7 @@ strategy is a line of the table, and a scorer or selector beside it where the st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,7 @@ from ppal_backend.acquisition.dcus import (
     frequency_weights,
 )
 from ppal_backend.acquisition.selection import Compare, DiverseSelector, RandomSelector, Selector, TopSelector
-from ppal_backend.acquisition.staged import Options, QueryStrategy, StagedStrategy
+from ppal_backend.acquisition.staged import Needs, Options, QueryStrategy, StagedStrategy
 
 Stage1 = Callable[[Options], Scorer]
 Stage2 = Callable[[Options], Selector]
@@ -44,6 +44,7 @@ class Recipe:
         whole_pool: Whether every image is a candidate.
         widest: Largest share of the pool that may be candidates; see :class:`StagedStrategy`.
         labelled: Whether it uses the model's detections on, or features of, labelled images where they are given.
+        needs: What it reads beside boxes, scores and classes; of labelled images the same, where it uses them.
     """
 
     about: str
@@ -52,6 +53,7 @@ class Recipe:
     whole_pool: bool = False
     widest: float = 1.0
     labelled: bool = False
+    needs: Needs = field(default_factory=dict)
 
 
 def _eq_4(o: Options) -> ClassWeights:
@@ -90,6 +92,7 @@ _ENTROPY = _uncertainty("entropy")
 _D_FREQ = _uncertainty(weights=lambda o: frequency_weights)
 _DCUS = _uncertainty(weights=_eq_4)
 _CCMS = _diverse(_compare_ccms)
+_OF_CANDIDATES: Needs = MappingProxyType({"embeddings": "candidates"})
 
 STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -99,28 +102,53 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
         "margin": Recipe("Summed 1 - margin (Roth and Small, ECML 2006).", _uncertainty("margin"), _top),
         "dcus": Recipe("Stage 1 of PPAL alone (Sec. 3.2).", _DCUS, _top),
         "dfreq": Recipe("Uncertainty weighted by 1 - class frequency (Table 1, D-Freq).", _D_FREQ, _top),
-        "rand+ccms": Recipe("Random candidates (Table 1).", _random, _CCMS),
-        "entropy+ccms": Recipe("Candidates by entropy (Table 1).", _ENTROPY, _CCMS),
-        "dfreq+ccms": Recipe("Candidates by D-Freq (Table 1).", _D_FREQ, _CCMS),
+        "rand+ccms": Recipe(
+            "Random candidates (Table 1).",
+            _random,
+            _CCMS,
+            needs=_OF_CANDIDATES,
+        ),
+        "entropy+ccms": Recipe(
+            "Candidates by entropy (Table 1).",
+            _ENTROPY,
+            _CCMS,
+            needs=_OF_CANDIDATES,
+        ),
+        "dfreq+ccms": Recipe(
+            "Candidates by D-Freq (Table 1).",
+            _D_FREQ,
+            _CCMS,
+            needs=_OF_CANDIDATES,
+        ),
         "dcus+rand": Recipe("Drawn from DCUS's candidates (Table 1).", _DCUS, lambda o: RandomSelector()),
         "dcus+global": Recipe(
             "DCUS, then the last backbone map (Table 1).",
             _DCUS,
             _diverse(lambda o: compare_features("global")),
+            needs={"global": "candidates"},
         ),
         "dcus+fpn": Recipe(
-            "DCUS, then the maps of the pyramid (Table 1).", _DCUS, _diverse(lambda o: compare_features("fpn"))
+            "DCUS, then the maps of the pyramid (Table 1).",
+            _DCUS,
+            _diverse(lambda o: compare_features("fpn")),
+            needs={"fpn": "candidates"},
         ),
         "dcus+jaccard": Recipe(
             "DCUS, then sets of predicted classes (Table 1).", _DCUS, _diverse(lambda o: compare_jaccard(o.boxes))
         ),
-        "ppal": Recipe("Plug and Play Active Learning (Yang, Huang and Crowley, CVPR 2024).", _DCUS, _CCMS),
+        "ppal": Recipe(
+            "Plug and Play Active Learning (Yang, Huang and Crowley, CVPR 2024).",
+            _DCUS,
+            _CCMS,
+            needs=_OF_CANDIDATES,
+        ),
         "coreset": Recipe(
             "k-center on global features (Sener and Savarese, ICLR 2018); entropy orders the rest of the queue.",
             _ENTROPY,
             _greedy(lambda o: compare_features("global", labelled=True, euclidean=True)),
             whole_pool=True,
             labelled=True,
+            needs={"global": "pool"},
         ),
         "cdal": Recipe(
             "k-center on contextual diversity (Agarwal et al., ECCV 2020); entropy orders the rest of the queue.",
@@ -135,12 +163,14 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             lambda o: PrototypeSelector(EnmsScorer(o.boxes)),
             whole_pool=True,
             labelled=True,
+            needs={"embeddings": "pool"},
         ),
         "pal": Recipe(
             "Calibrated uncertainty, refined by signals of the image (Portable Active Learning, CVPR 2026).",
             lambda o: CalibratedScorer(o.boxes),
             lambda o: SignalSelector(_compare_ccms(o), o.boxes),
             labelled=True,
+            needs=_OF_CANDIDATES,
         ),
         "ppal+labelled": Recipe(
             "PPAL whose clusters know the labelled images: centres that neither move nor count, as in core-set. Of a "
@@ -149,17 +179,20 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             _diverse(lambda o: _compare_ccms(o, labelled=True)),
             widest=WIDEST,
             labelled=True,
+            needs=_OF_CANDIDATES,
         ),
         "ppal+balance": Recipe(
             "PPAL in which rare predicted classes weigh more, this project's own.",
             _uncertainty(weights=lambda o: balanced_weights(_eq_4(o), o.strength, o.boxes)),
             _CCMS,
+            needs=_OF_CANDIDATES,
         ),
         "ppal+pal": Recipe(
             "PPAL with PAL's calibrated uncertainty under difficulty weights in stage 1.",
             lambda o: CalibratedScorer(o.boxes, _eq_4(o)),
             _CCMS,
             labelled=True,
+            needs=_OF_CANDIDATES,
         ),
         "typiclust": Recipe(
             "The typical image of each large cluster without labels (Hacohen, Dekel and Weinshall, ICML 2022), for the "
@@ -168,6 +201,7 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             lambda o: TypicalitySelector(),
             whole_pool=True,
             labelled=True,
+            needs={"global": "pool"},
         ),
     }
 )
@@ -195,7 +229,7 @@ def get_strategy(name: str, **options: Any) -> QueryStrategy:
         raise ValueError(f"expected a strategy among {list(STRATEGIES)}, got {name!r}; correct the name")
     recipe, given = STRATEGIES[name], Options.parse(options)
     stages = recipe.stage_1(given), recipe.stage_2(given)
-    return StagedStrategy(name, *stages, given, recipe.whole_pool, recipe.widest)
+    return StagedStrategy(name, *stages, given, recipe.whole_pool, recipe.widest, recipe.needs)
 
 
 __all__ = ["STRATEGIES", "USES_LABELLED", "Options", "QueryStrategy", "Recipe", "get_strategy", "strategy_names"]

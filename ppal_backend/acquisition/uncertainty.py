@@ -10,6 +10,7 @@ import torch
 from ppal_backend.acquisition.arrays import Array, as_tensor, require_finite
 from ppal_backend.structures import Detections
 from ppal_backend.structures.detections import is_tensor
+from ppal_backend.structures.stream import ImageBatch
 
 MEASURES = ("entropy", "posterior", "margin")
 AGGREGATES = ("sum", "mean", "max")
@@ -61,14 +62,19 @@ class BoxFilter:
         """
         return cls(max_detections=200, min_size_px=16.0, max_aspect=5.0)
 
-    def _of_size_and_shape(self, detections: Detections) -> torch.Tensor | None:
-        """``[n]`` bool, which boxes, as far as they lie in the image, have a size and shape that counts; None: all."""
+    def _of_size_and_shape(self, detections: Detections, sizes: torch.Tensor | None = None) -> torch.Tensor | None:
+        """``[n]`` bool, which boxes, as far as they lie in the image, have a size and shape that counts; None: all.
+
+        ``sizes`` holds ``[n, 2]`` width and height of each box's image where there are several.
+        """
         if self.min_size_px <= 0 and self.max_aspect is None:
             return None
         corners = as_tensor(detections.boxes_xyxy).double()
         x, y = corners[:, 0::2], corners[:, 1::2]
         if detections.image_size is not None:
-            x, y = x.clamp(0.0, detections.image_size[0]), y.clamp(0.0, detections.image_size[1])
+            sizes = torch.tensor([detections.image_size], device=corners.device)
+        if sizes is not None:
+            x, y = (v.clamp(min=0.0).minimum(sizes[:, k : k + 1].double()) for k, v in enumerate((x, y)))
         width, height = ((v[:, 1] - v[:, 0]).clamp(min=0.0) for v in (x, y))
         keep = (width * height).sqrt() > self.min_size_px
         if self.max_aspect is not None:
@@ -88,10 +94,38 @@ class BoxFilter:
         keep = scores >= self.score_threshold
         shaped = self._of_size_and_shape(detections)
         rows = torch.nonzero(keep if shaped is None else keep & shaped)[:, 0]
-        if len(rows) > self.max_detections:
-            order = torch.sort(scores[rows], descending=True, stable=True).indices[: self.max_detections]
-            rows = rows[order].sort().values
-        return rows
+        return self._best(scores, rows)
+
+    def _best(self, scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The ``max_detections`` of one image's rows with the highest scores, ascending."""
+        if len(rows) <= self.max_detections:
+            return rows
+        order = torch.sort(scores[rows], descending=True, stable=True).indices[: self.max_detections]
+        return rows[order].sort().values
+
+    def valid_rows_of_batch(self, batch: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :meth:`valid_rows` gives for each image of a batch.
+
+        Returns:
+            ``[v]`` rows of ``batch.joined`` that count, ascending, and ``[m]`` how many each image has of them.
+        """
+        scores = as_tensor(batch.joined.scores)
+        counts = torch.as_tensor(batch.counts)
+        images = torch.repeat_interleave(torch.arange(len(batch)), counts)
+        sizes = None if batch.image_sizes is None else torch.as_tensor(batch.image_sizes)[images]
+        keep = scores >= self.score_threshold
+        shaped = self._of_size_and_shape(batch.joined, sizes)
+        rows = torch.nonzero(keep if shaped is None else keep & shaped)[:, 0]
+        held = torch.bincount(images[rows], minlength=len(batch))
+        if len(held) and int(held.max()) > self.max_detections:
+            rows = torch.cat([self._best(scores, part) for part in rows.split(held.tolist())])
+            held = held.clamp(max=self.max_detections)
+        return rows, held
+
+    def counted(self, detections: Detections) -> Detections:
+        """The detections that count alone, without the rest in memory."""
+        rows = self.valid_rows(detections)
+        return detections.filter(rows if is_tensor(detections.scores) else rows.numpy())
 
 
 def _plogp(p: torch.Tensor) -> torch.Tensor:
@@ -191,22 +225,36 @@ def contributions(
         ValueError: Weights have the wrong shape, are negative or not finite; the measure is unknown.
     """
     rows = (boxes or BoxFilter()).valid_rows(detections)
+    return BoxContributions(rows, _weighted(detections, rows, coefficients, measure))
+
+
+def _weighted(detections: Detections, rows: torch.Tensor, coefficients: Array | None, measure: str) -> torch.Tensor:
+    """Uncertainty of some boxes times the weight of their class."""
     values = box_uncertainty(detections, measure)[rows]
-    if coefficients is not None:
-        weights = as_tensor(coefficients).double()
-        if weights.ndim != 1:
-            raise ValueError(f"expected coefficients with shape (C,), got {tuple(weights.shape)}")
-        require_finite(weights, "coefficients")
-        if len(weights) and float(weights.min()) < 0:
-            raise ValueError(f"expected coefficients >= 0, got {float(weights.min())}")
-        classes = as_tensor(detections.class_indices)[rows].long()
-        if len(classes) and int(classes.max()) >= len(weights):
-            raise ValueError(
-                f"expected coefficients with shape (C,) for class indices up to {int(classes.max())}, got "
-                f"({len(weights)},); give one weight per class"
-            )
-        values = values * weights.to(values.device)[classes]
-    return BoxContributions(rows, values)
+    if coefficients is None:
+        return values
+    weights = as_tensor(coefficients).double()
+    if weights.ndim != 1:
+        raise ValueError(f"expected coefficients with shape (C,), got {tuple(weights.shape)}")
+    require_finite(weights, "coefficients")
+    if len(weights) and float(weights.min()) < 0:
+        raise ValueError(f"expected coefficients >= 0, got {float(weights.min())}")
+    classes = as_tensor(detections.class_indices)[rows].long()
+    if len(classes) and int(classes.max()) >= len(weights):
+        raise ValueError(
+            f"expected coefficients with shape (C,) for class indices up to {int(classes.max())}, got "
+            f"({len(weights)},); give one weight per class"
+        )
+    return values * weights.to(values.device)[classes]
+
+
+def batch_uncertainties(
+    batch: ImageBatch, coefficients: Array | None, measure: str, aggregate: str, boxes: BoxFilter
+) -> list[float]:
+    """:func:`image_uncertainty` of every image of a batch, to the bit, with one computation for all boxes."""
+    rows, held = boxes.valid_rows_of_batch(batch)
+    values = _weighted(batch.joined, rows, coefficients, measure)
+    return [aggregate_values(part, aggregate) for part in values.split(held.tolist())]
 
 
 def image_uncertainty(

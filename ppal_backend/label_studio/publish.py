@@ -19,12 +19,15 @@ beyond the screen's edge. So a tab is made with what its page would hide.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
@@ -79,7 +82,7 @@ class LabelStudioPublisher:
     ) -> str:  # fmt: skip
         """Publish; the labeling config is read now, so a label removed during the round is left out."""
         config = str(self._client.project(spec.project_id)["label_config"])
-        items = list(_items(queue, model, parse_label_config(config, spec.from_name), spec.score_threshold))
+        items = _items(queue, model, parse_label_config(config, spec.from_name), spec.score_threshold)
         result = publish(
             self._client,
             spec.project_id,
@@ -132,7 +135,7 @@ def publish(
     client: LabelStudioClient,
     project_id: int,
     version: str,
-    items: Sequence[QueueItem],
+    items: Iterable[QueueItem],
     *,
     keep: int | None = 3,
     resume_state: Mapping[str, Any] | None = None,
@@ -149,7 +152,7 @@ def publish(
         client: Label Studio.
         project_id: Project.
         version: What the version name shall tell; a prefix and a suffix unique to the attempt are added.
-        items: Every task to rank, the one to label first in front. Empty: nothing is done.
+        items: Every task to rank, the one to label first in front; gone through once. Empty: nothing is done.
         keep: Old versions of ours to leave; None removes none (see :func:`prune_versions`).
         resume_state: The last state reported by a publish of the same items that was killed.
         on_state: Called with a JSON-ready state before each remote step; must have stored it when it returns.
@@ -166,12 +169,11 @@ def publish(
         LabelStudioUnavailable: It is down; publish again with the last state.
         ValueError: A task is ranked twice.
     """
-    if len({item.task_id for item in items}) != len(items):
-        raise ValueError("expected every task once in the ranking, got one twice; rank each task once")
-    if not items:
-        return PublishResult(version=None, created=0)
-    run = _Publish(client, project_id, version, items, on_state, settle_s, max_body_bytes, set_sampling)
-    result = run.run(dict(resume_state) if resume_state else None)
+    with Ranking(items) as ranking:
+        if not len(ranking):
+            return PublishResult(version=None, created=0)
+        run = _Publish(client, project_id, version, ranking, on_state, settle_s, max_body_bytes, set_sampling)
+        result = run.run(dict(resume_state) if resume_state else None)
     if keep is None:
         return result
     try:
@@ -243,12 +245,53 @@ def queue_scores(count: int) -> list[float]:
     return scores
 
 
+class Ranking:
+    """Tasks in order with their pre-annotations, which lie compressed in a file without a name.
+
+    Args:
+        items: The tasks, gone through once.
+
+    Raises:
+        ValueError: A task is ranked twice.
+    """
+
+    def __init__(self, items: Iterable[QueueItem]) -> None:
+        self.task_ids: list[int] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        digest = hashlib.blake2s(digest_size=8)
+        with gzip.GzipFile(fileobj=self._file, mode="wb", compresslevel=1) as packed:
+            for item in items:
+                digest.update(f"{',' if self.task_ids else ''}{item.task_id}:{len(item.result)}".encode())
+                self.task_ids.append(item.task_id)
+                packed.write(json.dumps(list(item.result), separators=(",", ":"), allow_nan=False).encode() + b"\n")
+        self.digest = digest.hexdigest()
+        """Tells this ranking from another one: of the tasks in order and the number of boxes of each."""
+        if len(set(self.task_ids)) != len(self.task_ids):
+            raise ValueError("expected every task once in the ranking, got one twice; rank each task once")
+
+    def __len__(self) -> int:
+        return len(self.task_ids)
+
+    def __enter__(self) -> Ranking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """Each task in order with its pre-annotation as JSON."""
+        self._file.seek(0)
+        with gzip.GzipFile(fileobj=self._file, mode="rb") as packed:
+            for task_id, line in zip(self.task_ids, packed, strict=True):
+                yield task_id, line.rstrip(b"\n")
+
+
 @dataclass
 class _Publish:
     client: LabelStudioClient
     project_id: int
     name: str
-    items: Sequence[QueueItem]
+    ranking: Ranking
     on_state: Callable[[dict[str, Any]], None] | None
     settle_s: float | None
     max_body_bytes: int
@@ -269,7 +312,7 @@ class _Publish:
 
     @property
     def expected(self) -> int:
-        return len(self.items) - len(self.gone)
+        return len(self.ranking) - len(self.gone)
 
     def _result(self, version: str) -> PublishResult:
         return PublishResult(version, self.expected, tuple(self.gone))
@@ -277,12 +320,8 @@ class _Publish:
     def _report_state(self, state: str, version: str) -> None:
         logger.info("project %d: publishing %s, %s", self.project_id, version, state)
         if self.on_state is not None:
-            fields = {"version": version, "state": state, "expected": self.expected, "digest": self._digest()}
+            fields = {"version": version, "state": state, "expected": self.expected, "digest": self.ranking.digest}
             self.on_state({**fields, "gone": list(self.gone), "abandoned": list(self.abandoned)})
-
-    def _digest(self) -> str:
-        text = ",".join(f"{item.task_id}:{len(item.result)}" for item in self.items)
-        return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
 
     def _resume(self, state: dict[str, Any]) -> str | None:
         """Return the version of an earlier, killed attempt if it is whole; else clear it away."""
@@ -291,8 +330,8 @@ class _Publish:
         if not version.startswith(PREFIX) or step not in ("importing", "imported", "activating", "done"):
             raise PublishError(f"expected a state reported by publish, got {state!r:.200}; publish without it")
         gone = {int(i) for i in state.get("gone") or ()}
-        self.gone = [item.task_id for item in self.items if item.task_id in gone]
-        same = state.get("digest") == self._digest() and state.get("expected") == self.expected
+        self.gone = [task_id for task_id in self.ranking.task_ids if task_id in gone]
+        same = state.get("digest") == self.ranking.digest and state.get("expected") == self.expected
         active = self.client.project(self.project_id).get("model_version") == version
         if same and (step == "done" or (active and step == "activating")):
             return version
@@ -357,18 +396,21 @@ class _Publish:
     def _bodies(self, version: str) -> Iterator[bytes]:
         """Yield JSON lists, as few as fit the limit: each request costs Label Studio a count of all tasks."""
         gone = set(self.gone)
-        ranked = [item for item in self.items if item.task_id not in gone]
-        parts: list[bytes] = []
-        size = 0
-        for item, score in zip(ranked, queue_scores(len(ranked)), strict=True):
-            row = {"task": item.task_id, "result": list(item.result), "score": score, "model_version": version}
-            part = json.dumps(row, separators=(",", ":"), allow_nan=False).encode()
-            if parts and size + len(part) + 2 > self.max_body_bytes:
-                yield b"[" + b",".join(parts) + b"]"
-                parts, size = [], 0
-            parts.append(part)
-            size += len(part) + 1
-        yield b"[" + b",".join(parts) + b"]"
+        ranked = ((task_id, result) for task_id, result in self.ranking.rows() if task_id not in gone)
+        name = json.dumps(version).encode()
+        body = BytesIO()
+        for (task_id, result), score in zip(ranked, queue_scores(self.expected), strict=True):
+            fields = (b'{"task":%d,"result":' % task_id, result, b',"score":', json.dumps(score).encode(),
+                      b',"model_version":', name, b"}")  # fmt: skip
+            size = sum(map(len, fields))
+            if body.tell() and body.tell() + size + 2 > self.max_body_bytes:
+                body.write(b"]")
+                yield body.getvalue()
+                body = BytesIO()
+            body.write(b"," if body.tell() else b"[")
+            body.writelines(fields)
+        body.write(b"]" if body.tell() else b"[]")
+        yield body.getvalue()
 
     def _stored(self, version: str) -> int:
         return self.client.model_version_counts(self.project_id).get(version, 0)
@@ -387,7 +429,7 @@ class _Publish:
 
     def _gone_since(self) -> list[int]:
         present = set(self.client.task_ids(self.project_id)) | set(self.gone)
-        return [item.task_id for item in self.items if item.task_id not in present]
+        return [task_id for task_id in self.ranking.task_ids if task_id not in present]
 
     def _activate(self, version: str) -> None:
         self._report_state("activating", version)

@@ -1,29 +1,41 @@
 """Detections of a whole pool on disk: one uncompressed .npz for a few hundred images.
 
-Read back in order, or the boxes of a few images alone, or joined with the ranking as the queue to publish.
+Written once, shard by shard. Read back in order (:func:`read_detections`), or as a sequence that holds nothing but
+where each image lies (:class:`StoredDetections`): memory does not grow with the pool.
+
+Embeddings, most of what is stored, are in half precision: each row is divided by a power of two that brings its largest
+number to [0.5, 1), so no detector's numbers are too large or too small for it, and read back in single precision.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from ppal_backend.files import atomic_file
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.rounds.ports import PoolEntry, QueueEntry
+from ppal_backend.rounds.ports import QueueEntry
 from ppal_backend.structures.detections import Detections
+from ppal_backend.structures.stream import ImageBatch
 
 log = logging.getLogger(__name__)
+
+DAMAGE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
+"""What reading a damaged shard raises."""
 
 _ROWS = ("boxes_xyxy", "scores", "class_indices", "embeddings")
 _BOXES = ("image_ids", "counts", "softmax", "image_sizes", "boxes_xyxy", "scores", "class_indices")
 _OPTIONAL = ("class_probs", "levels", "pre_nms_counts")
+_EXPONENTS = "embedding_exponents"
+_FEATURE = "feature_"
+_LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 
 class DetectionsWriter:
@@ -31,18 +43,23 @@ class DetectionsWriter:
 
     ``done`` holds the image ids that earlier, complete shards already hold: a resumed pass skips them. A shard that
     cannot be read is removed, its images are not done.
+
+    Args:
+        folder: Where the shards go.
+        shard_size: Images of a shard.
+        half: Whether embeddings are stored in half precision.
     """
 
-    def __init__(self, folder: Path, shard_size: int = 256) -> None:
-        self._folder, self._size = folder, shard_size
+    def __init__(self, folder: Path, shard_size: int = 256, *, half: bool = True) -> None:
+        self._folder, self._size, self._half = folder, shard_size, half
         self._rows: list[tuple[Detections, Mapping[str, Any]]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.done: set[int] = set()
         self._next = 0
-        for path in _shards(folder):
+        for path in shards_of(folder):
             try:
                 self.done.update(detections.image_id for detections, _ in _read(path))
-            except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except DAMAGE as error:
                 log.error("%s is damaged (%s); its images are done again", path, error)
                 path.unlink()
             else:
@@ -67,14 +84,28 @@ class DetectionsWriter:
         for name in (*_ROWS, *_OPTIONAL):
             if all(getattr(d, name) is not None for d in items):
                 arrays[name] = _stack_rows([np.asarray(getattr(d, name)) for d in items])
+        if self._half:
+            arrays["embeddings"], arrays[_EXPONENTS] = to_half(arrays["embeddings"])
         if all(d.image_size is not None for d in items):
             arrays["image_sizes"] = np.array([d.image_size for d in items], dtype=np.int64)
         for name in self._rows[0][1]:
-            arrays[f"feature_{name}"] = np.stack([np.asarray(f[name]) for _, f in self._rows])
+            arrays[_FEATURE + name] = np.stack([np.asarray(f[name]) for _, f in self._rows])
         with atomic_file(self._folder / f"shard-{self._next:05d}.npz") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         self._next += 1
         self._rows.clear()
+
+
+def to_half(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``[n, d]`` finite rows as float16 and an ``[n]`` int16 power of two to multiply each row by."""
+    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
+    exponents = np.frexp(largest)[1].astype(np.int16)
+    return np.ldexp(rows, -exponents[:, None].astype(np.int32)).astype(np.float16), exponents
+
+
+def from_half(rows: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """``[n, d]`` float32 of what :func:`to_half` gave."""
+    return np.ldexp(rows.astype(np.float32), exponents[:, None].astype(np.int32))
 
 
 def read_detections(folder: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
@@ -82,16 +113,248 @@ def read_detections(folder: Path, only_boxes: bool = False) -> Iterator[tuple[De
 
     With ``only_boxes`` embeddings (``[n, 0]`` then), probabilities and features stay on disk: they are most of it.
     """
-    for path in _shards(folder):
+    for path in shards_of(folder):
         yield from _read(path, only_boxes)
 
 
-def _read(path: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+def count_images(folder: Path) -> int:
+    """Images in the folder, of which nothing but their ids is read."""
+    return sum(len(_Shard(path).image_ids) for path in shards_of(folder))
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards in the order they were written."""
+    return sorted(folder.glob("shard-*.npz")) if folder.is_dir() else []
+
+
+class StoredDetections(Sequence[Detections]):
+    """The images of a folder as a sequence that reads an image when it is asked for.
+
+    Held are the ids and where each image lies: some 100 bytes an image.
+
+    Args:
+        folder: Where :class:`DetectionsWriter` left its shards.
+        image_ids: Images to take, others are left out; None for all. Their order is that of the folder.
+        embeddings: Whether images come with embeddings; else those have width 0 and stay on disk.
+        mark: Applied to every image that is read, for instance to tell which detections are right.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        image_ids: Collection[int] | None = None,
+        *,
+        embeddings: bool = True,
+        mark: Callable[[Detections], Detections] | None = None,
+    ) -> None:
+        self._folder, self._embeddings, self._mark = folder, embeddings, mark
+        wanted = None if image_ids is None else set(image_ids)
+        self._shards = [_Shard(path) for path in shards_of(folder)]
+        self._places: list[tuple[int, int]] = []
+        self._position: dict[int, int] = {}
+        for number, shard in enumerate(self._shards):
+            for row, image_id in enumerate(shard.image_ids.tolist()):
+                if (wanted is None or image_id in wanted) and image_id not in self._position:
+                    self._position[image_id] = len(self._places)
+                    self._places.append((number, row))
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of all images, in order."""
+        return tuple(self._position)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._position
+
+    @overload
+    def __getitem__(self, position: int) -> Detections: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Detections]: ...
+    def __getitem__(self, position: int | slice) -> Detections | list[Detections]:
+        if isinstance(position, slice):
+            return [self[k] for k in range(*position.indices(len(self)))]
+        number, row = self._places[position]
+        return self._marked(self._shards[number].image(row, self._embeddings))
+
+    def boxes_of(self, image_id: int) -> Detections | None:
+        """Boxes, scores and classes of an image by its id, None for one that is not there."""
+        if image_id not in self._position:
+            return None
+        number, row = self._places[self._position[image_id]]
+        return self._shards[number].image(row, embeddings=False, only_boxes=True)
+
+    def __iter__(self) -> Iterator[Detections]:
+        for number, rows in self._by_shard():
+            images = [d for d, _ in _read(self._shards[number].path, embeddings=self._embeddings)]
+            yield from (self._marked(images[row]) for row in rows)
+
+    def without_embeddings(self) -> Iterator[Detections]:
+        """All images in order with embeddings of width 0."""
+        for batch in self.batches():
+            for detections in batch.images():
+                yield self._marked(detections)
+
+    def batches(self) -> Iterator[ImageBatch]:
+        """All images in order, a shard at a time, without embeddings (and not marked)."""
+        for number, rows in self._by_shard():
+            shard = self._shards[number]
+            yield from (shard.batch(part) for part in shard.of_one_kind(rows))
+
+    def highest_class(self) -> tuple[int, int]:
+        """The highest class index of any box and the image it is in; (-1, -1) without boxes."""
+        best = (-1, -1)
+        for number, rows in self._by_shard():
+            shard = self._shards[number]
+            taken = shard.rows_of(rows)
+            classes = shard.array("class_indices")[taken]
+            if len(classes) and int(classes.max()) > best[0]:
+                row = int(np.searchsorted(shard.ends, taken[int(classes.argmax())], side="right"))
+                best = (int(classes.max()), int(shard.image_ids[row]))
+        return best
+
+    def features(self, name: str) -> np.ndarray | None:
+        """``[N, d]`` image features as an array mapped from disk (changes stay in memory); None where there are none.
+
+        They lie in a file without a name, which goes with the array.
+        """
+        chosen = [(self._shards[number], rows) for number, rows in self._by_shard()]
+        if not chosen or any(_FEATURE + name not in shard.names for shard, _ in chosen):
+            return None
+        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (it lives as long as the array)
+        width, dtype = 0, np.dtype(np.float32)
+        for shard, rows in chosen:
+            values = shard.array(_FEATURE + name)[rows]
+            width, dtype = values.shape[1], values.dtype
+            values.tofile(file)
+        file.flush()
+        if not width:
+            return np.zeros((len(self), 0), dtype)
+        return np.memmap(file, dtype, "c", shape=(len(self), width))
+
+    def _by_shard(self) -> Iterator[tuple[int, list[int]]]:
+        """Shard numbers and the rows to take from each, in order."""
+        start = 0
+        while start < len(self._places):
+            number, end = self._places[start][0], start
+            while end < len(self._places) and self._places[end][0] == number:
+                end += 1
+            yield number, [row for _, row in self._places[start:end]]
+            start = end
+
+    def _marked(self, detections: Detections) -> Detections:
+        return detections if self._mark is None else self._mark(detections)
+
+
+class _Shard:
+    """One file, of which single arrays and single rows of an array can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with zipfile.ZipFile(path) as archive:
+            self._members = {
+                info.filename.removesuffix(".npy"): info.header_offset
+                for info in archive.infolist()
+                if info.compress_type == zipfile.ZIP_STORED
+            }
+        self._headers: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+        self.image_ids, self._counts = self.array("image_ids"), self.array("counts")
+        self.ends = np.cumsum(self._counts)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the arrays."""
+        return self._members.keys()
+
+    def array(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """An array or some adjacent rows of it, without a look at the rest of the file.
+
+        Raises:
+            KeyError: There is no such array.
+        """
+        offset, dtype, shape = self._header(name)
+        stop = shape[0] if stop is None else stop
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        values = np.fromfile(self.path, dtype, (stop - start) * width, offset=offset + start * width * dtype.itemsize)
+        if len(values) != (stop - start) * width:
+            raise EOFError(f"expected {(stop - start) * width} numbers of {name} in {self.path}, got {len(values)}")
+        return values.reshape(stop - start, *shape[1:])
+
+    def _header(self, name: str) -> tuple[int, np.dtype, tuple[int, ...]]:
+        """Where an array's numbers begin, their dtype and the array's shape."""
+        if name not in self._headers:
+            with self.path.open("rb") as file:
+                file.seek(self._members[name])
+                local = file.read(_LOCAL_HEADER)
+                file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, dtype = read(file)
+                if fortran and len(shape) > 1 and 1 not in shape:
+                    raise ValueError(f"expected rows of {name} one after the other in {self.path}, got columns")
+                self._headers[name] = file.tell(), dtype, shape
+        return self._headers[name]
+
+    def rows_of(self, images: Iterable[int]) -> np.ndarray:
+        """Numbers of the boxes of some images."""
+        parts = [np.arange(self.ends[i] - self._counts[i], self.ends[i]) for i in images]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def image(self, row: int, embeddings: bool, only_boxes: bool = False) -> Detections:
+        """One image."""
+        start, stop = int(self.ends[row] - self._counts[row]), int(self.ends[row])
+        names = [n for n in (*_ROWS, *_OPTIONAL) if n in self.names and (n in _BOXES or not only_boxes)]
+        values: dict[str, Any] = {n: self.array(n, start, stop) for n in names if n != "embeddings"}
+        if not embeddings or only_boxes:
+            values["embeddings"] = np.zeros((stop - start, 0), np.float32)
+        else:
+            values["embeddings"] = self.array("embeddings", start, stop)
+            if _EXPONENTS in self.names:
+                exponents = self.array(_EXPONENTS, start, stop)
+                values["embeddings"] = from_half(values["embeddings"], exponents)
+        if "image_sizes" in self.names:
+            values["image_size"] = tuple(self.array("image_sizes", row, row + 1)[0].tolist())
+        softmax = bool(self.array("softmax", row, row + 1)[0])
+        return Detections(int(self.image_ids[row]), **values, softmax=softmax)
+
+    def of_one_kind(self, images: list[int]) -> list[list[int]]:
+        """The images in parts whose boxes are all of softmax detectors or all not: together, else each alone."""
+        flags = self.array("softmax")[images][self._counts[images] > 0]
+        return [images] if not len(flags) or bool((flags == flags[0]).all()) else [[image] for image in images]
+
+    def batch(self, images: list[int]) -> ImageBatch:
+        """Images of one kind together, without embeddings; probabilities only where utilities need them."""
+        softmax = self.array("softmax")[images] & (self._counts[images] > 0)
+        given = [n for n in ("boxes_xyxy", "scores", "class_indices", "pre_nms_counts") if n in self.names]
+        if softmax.any() and "class_probs" in self.names:
+            given.append("class_probs")
+        everything = len(images) == len(self.image_ids)
+        rows = slice(None) if everything else self.rows_of(images)
+        values: dict[str, Any] = {name: self.array(name)[rows] for name in given}
+        joined = Detections(
+            image_id=int(self.image_ids[images[0]]),
+            embeddings=np.zeros((len(values["scores"]), 0), np.float32),
+            softmax=bool(softmax.any()),
+            **values,
+        )
+        sizes = self.array("image_sizes")[images] if "image_sizes" in self.names else None
+        return ImageBatch(self.image_ids[images], self._counts[images], joined, sizes)
+
+
+def _read(
+    path: Path, only_boxes: bool = False, embeddings: bool = True
+) -> Iterator[tuple[Detections, dict[str, np.ndarray]]]:
+    left_out = () if embeddings else ("embeddings", _EXPONENTS)
     with np.load(path, allow_pickle=False) as data:  # an array is read when it is asked for, not before
-        arrays = {name: data[name] for name in data.files if not only_boxes or name in _BOXES}
-    if only_boxes:
+        names = [name for name in data.files if name not in left_out and (name in _BOXES or not only_boxes)]
+        arrays = {name: data[name] for name in names}
+    if only_boxes or not embeddings:
         arrays["embeddings"] = np.zeros((len(arrays["scores"]), 0), np.float32)
-    features = {n.removeprefix("feature_"): v for n, v in arrays.items() if n.startswith("feature_")}
+    elif _EXPONENTS in arrays:
+        arrays["embeddings"] = from_half(arrays["embeddings"], arrays[_EXPONENTS])
+    features = {n.removeprefix(_FEATURE): v for n, v in arrays.items() if n.startswith(_FEATURE)}
     ends = np.cumsum(arrays["counts"])
     for i, end in enumerate(ends):
         rows = slice(int(end - arrays["counts"][i]), int(end))
@@ -106,10 +369,6 @@ def _read(path: Path, only_boxes: bool = False) -> Iterator[tuple[Detections, di
 def _stack_rows(values: list[np.ndarray]) -> np.ndarray:
     """Concatenate, leaving out images without detections: their width may be unknown."""
     return np.concatenate([v for v in values if len(v)] or values[:1])
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.npz")) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -133,7 +392,7 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     """
     wanted = set(image_ids)
     found: dict[int, tuple[Box, ...]] = {}
-    for path in sorted(folder.glob("shard-*.npz")):
+    for path in shards_of(folder):
         if wanted <= found.keys():
             break
         with np.load(path, allow_pickle=False) as data:  # an array is read when it is asked for, not before
@@ -153,13 +412,34 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     return found
 
 
-def read_queue(folder: RoundFolder) -> list[QueueEntry]:
+class StoredQueue(Sequence[QueueEntry]):
+    """Every ranked task, the one to label first in front; what was detected is read when an entry is asked for."""
+
+    def __init__(self, folder: RoundFolder) -> None:
+        self._ids: list[int] = folder.read("query_set.json")["queue"]
+        self._sizes = {e["image_id"]: (e["width"], e["height"]) for e in folder.read("dataset/pool.json")}
+        self._stored = StoredDetections(folder / "detections", self._ids, embeddings=False)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, place: int) -> QueueEntry: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[QueueEntry]: ...
+    def __getitem__(self, place: int | slice) -> QueueEntry | list[QueueEntry]:
+        if isinstance(place, slice):
+            return [self._entry(task_id) for task_id in self._ids[place]]
+        return self._entry(self._ids[place])
+
+    def __iter__(self) -> Iterator[QueueEntry]:
+        return map(self._entry, self._ids)
+
+    def _entry(self, task_id: int) -> QueueEntry:
+        width, height = self._sizes.get(task_id, (0, 0))
+        return QueueEntry(task_id, self._stored.boxes_of(task_id), width, height)
+
+
+def read_queue(folder: RoundFolder) -> Sequence[QueueEntry]:
     """Every ranked task, the one to label first in front, with what was detected on its image, without embeddings."""
-    sizes = {entry["image_id"]: PoolEntry(**entry) for entry in folder.read("dataset/pool.json")}
-    detections = {d.image_id: d for d, _ in read_detections(folder / "detections", only_boxes=True)}
-    queue = []
-    for task_id in folder.read("query_set.json")["queue"]:
-        entry = sizes.get(task_id)
-        width, height = (entry.width, entry.height) if entry else (0, 0)
-        queue.append(QueueEntry(task_id, detections.get(task_id), width, height))
-    return queue
+    return StoredQueue(folder)

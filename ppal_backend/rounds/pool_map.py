@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ppal_backend.rounds.ports import PoolEntry
 MAP = "map.json"
 FEATURE = "global"
 FEWEST_LABELLED = 200
+MOST_DRAWN = 20_000
 _BLOCK = 4096
 _DECIMALS = 4
 
@@ -74,19 +75,38 @@ def labelled_to_draw(entries: Sequence[PoolEntry], pool_images: int) -> list[Poo
     return [ordered[i * len(ordered) // most] for i in range(most)]
 
 
+def pool_to_draw(image_ids: Sequence[int], chosen: Collection[int], most: int = MOST_DRAWN) -> list[int]:
+    """Rows of the pool's images that the map shows: all, or at most ``most`` of which an even sample by place.
+
+    The query set is always among them.
+    """
+    if len(image_ids) <= most:
+        return list(range(len(image_ids)))
+    wanted = set(chosen)
+    kept = [row for row, image_id in enumerate(image_ids) if image_id in wanted]
+    others = [row for row, image_id in enumerate(image_ids) if image_id not in wanted]
+    count = min(len(others), max(0, most - len(kept)))
+    return sorted(kept + [others[k * len(others) // count] for k in range(count)])
+
+
 def map_of(
-    pool: Mapping[int, np.ndarray], labelled: Mapping[int, np.ndarray], entries: Sequence[PoolEntry]
+    pool: Mapping[int, np.ndarray],
+    labelled: Mapping[int, np.ndarray],
+    entries: Sequence[PoolEntry],
+    pool_images: int | None = None,
 ) -> dict[str, Any]:
     """The map as JSON.
 
     Args:
-        pool: ``[d]`` features by image id.
+        pool: ``[d]`` features by image id of the pool's images to draw.
         labelled: ``[d]`` features by image id of the labelled images there are features of.
         entries: All labelled images.
+        pool_images: Images of the pool in all; None where all of them are drawn.
 
     Returns:
         ``ids``, ``x`` and ``y`` of the pool; ``labelled``, of which each also names its file and size; how many
-        ``labelled_images`` there are in all; the ``feature`` and what both axes have ``explained`` of its variance.
+        ``labelled_images`` and ``pool_images`` there are in all;
+        the ``feature`` and what both axes have ``explained`` of its variance.
     """
     known = [entry for entry in entries if entry.image_id in labelled]
     rows = [*pool.values(), *(labelled[entry.image_id] for entry in known)]
@@ -96,6 +116,7 @@ def map_of(
         "feature": FEATURE,
         "explained": list(plane.explained),
         "labelled_images": len(entries),
+        "pool_images": len(pool) if pool_images is None else pool_images,
         "ids": list(pool),
         "x": x[: len(pool)],
         "y": y[: len(pool)],

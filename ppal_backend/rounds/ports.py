@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ppal_backend.structures.round import ModelRef, OnProgress, RoundSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PoolEntry:
     """One unlabelled image: its task id, file and size in pixels."""
 
@@ -130,9 +130,9 @@ class Publisher(Protocol):
         state: dict[str, Any] | None,
         on_state: Callable[[dict[str, Any]], None],
     ) -> str:
-        """Publish ``queue`` (first = label first); the version's name. ``state`` is what ``on_state`` was
-        given last by an attempt that was cut off. ``on_state`` is called before each effect, which must not happen
-        when it raises."""  # fmt: skip
+        """Publish ``queue`` (first = label first; entries are read when they are gone through); the version's name.
+        ``state`` is what ``on_state`` was given last by an attempt that was cut off. ``on_state`` is called before
+        each effect, which must not happen when it raises."""  # fmt: skip
 
 
 class Observer(Protocol):

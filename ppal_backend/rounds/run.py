@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,11 @@ from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds import evaluation_set
-from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections, read_queue
+from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, count_images, read_queue
 from ppal_backend.rounds.evaluation_set import EVALUATION, FEWEST_TO_TRAIN, SPLIT, TRAINING, position
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
-from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of
+from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of, pool_to_draw
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFiles
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
@@ -217,7 +217,7 @@ class _Run:
             found = item.detections if keep_boxes else Detections.empty(item.detections.image_id)
             writer.add(found, item.features)
         writer.flush()
-        return sum(1 for _ in read_detections(self.folder / name))
+        return count_images(self.folder / name)
 
     def step_candidates(self) -> dict[str, Any]:
         candidates = self.strategy.candidates(self.context, self._budget, self._rng())
@@ -263,18 +263,22 @@ class _Run:
                 "queue": list(queue),
             },
         )
-        self._draw_map()
+        self._draw_map(image_ids)
         return {"query_set": len(image_ids), "to_evaluate": len(reserve), "queue": len(queue)}
 
-    def _draw_map(self) -> None:
+    def _draw_map(self, chosen: Sequence[int]) -> None:
         """Leave the map, where it is asked for and images were described."""
-        if not self.spec.draw_map or not any(FEATURE in f for _, f in self._looked_at):
+        pool = self._stored()
+        features = pool.features(FEATURE) if self.spec.draw_map else None
+        if features is None:
             return
         drawn = {entry.image_id for entry in self._drawn()}
-        seen = read_detections(self.folder / "labelled_detections")
-        labelled = {d.image_id: f[FEATURE] for d, f in seen if d.image_id in drawn}
-        pool = {d.image_id: np.asarray(f[FEATURE]) for d, f in self._looked_at}
-        self.folder.write(MAP, map_of(pool, labelled, self._labelled))
+        seen = StoredDetections(self.folder / "labelled_detections", drawn, embeddings=False)
+        known = seen.features(FEATURE)
+        labelled = {} if known is None else dict(zip(seen.image_ids, known, strict=True))
+        rows = pool_to_draw(pool.image_ids, chosen)
+        shown = {pool.image_ids[row]: features[row] for row in rows}
+        self.folder.write(MAP, map_of(shown, labelled, self._labelled, len(pool)))
 
     def _drawn(self) -> list[PoolEntry]:
         """The labelled images on the map; none where no map is asked for."""
@@ -384,40 +388,44 @@ class _Run:
         return max(1, self.spec.budget - len(self.to_evaluate))
 
     @cached_property
-    def _looked_at(self) -> list[tuple[Detections, dict[str, np.ndarray]]]:
-        """What the model says of the pool, in its order."""
-        stored = {d.image_id: (d, f) for d, f in read_detections(self.folder / "detections")}
-        return [stored[e.image_id] for e in self.pool if e.image_id in stored]
-
-    @cached_property
     def train_set(self) -> CocoDataset:
         """The labelled images that the round trains on."""
         return CocoDataset.read(self.folder / "dataset" / "train.json")
 
     @cached_property
     def context(self) -> QueryContext:
-        """What the strategy sees; images in the order of the pool."""
-        model = self.model
+        """What the strategy sees: images in the order they were looked at, which stay on disk until they are read."""
+        model, needs = self.model, self.strategy.needs
         labels = self.labels if model is None else model.labels
-        kept = set(self.reserve)
-        rows = [(d, f) for d, f in self._looked_at if d.image_id not in kept]
-        names = rows[0][1].keys() if rows else ()
         counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
         truth = truth_by_image(self.train_set, labels) if self.looks_at_labelled else {}
-        marked = [
-            (mark_true_positives(d, truth[d.image_id]), f)
-            for d, f in read_detections(self.folder / "labelled_detections")
-            if d.image_id in truth
-        ]
+        pool = self._stored(set(self.reserve))
+        labelled = StoredDetections(
+            self.folder / "labelled_detections",
+            truth,
+            embeddings="embeddings" in needs,
+            mark=lambda d: mark_true_positives(d, truth[d.image_id]),
+        )
         return QueryContext(
-            pool=[d for d, _ in rows],
+            pool=pool,
             num_classes=len(labels),
             difficulty=None if model is None else _difficulty(model),
             class_counts=None if counts is None else np.asarray(counts),
-            labelled=[d for d, _ in marked],
-            image_features={name: np.stack([f[name] for _, f in rows]) for name in names},
-            labelled_features={name: np.stack([f[name] for _, f in marked]) for name in names if marked},
+            labelled=labelled,
+            image_features=_features(pool, needs),
+            labelled_features=_features(labelled, needs),
         )
+
+    def _stored(self, left_out: Collection[int] = ()) -> StoredDetections:
+        """What was detected on the pool."""
+        ids = {entry.image_id for entry in self.pool if entry.image_id not in left_out}
+        return StoredDetections(self.folder / "detections", ids, embeddings="embeddings" in self.strategy.needs)
+
+
+def _features(images: StoredDetections, needs: Iterable[str]) -> dict[str, np.ndarray]:
+    """The image features among ``needs`` that there are, mapped from disk."""
+    found = {name: images.features(name) for name in needs if name != "embeddings"}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _difficulty(model: ModelRef) -> np.ndarray:

@@ -219,6 +219,17 @@ class Detections:
         chosen: dict[str, Any] = {name: None if value is None else value[mask] for name, value in kept.items()}
         return replace(self, **chosen)
 
+    def part(self, image_id: int, rows: slice, image_size: tuple[int, int] | None = None) -> Detections:
+        """Some adjacent boxes as those of another image: views, not checked again."""
+        made = object.__new__(Detections)
+        for name in _PER_BOX:
+            value = getattr(self, name)
+            object.__setattr__(made, name, None if value is None else value[rows])
+        object.__setattr__(made, "image_id", image_id)
+        object.__setattr__(made, "softmax", self.softmax)
+        object.__setattr__(made, "image_size", image_size)
+        return made
+
     def to(self, device: torch.device | str) -> Detections:
         """Return the detections as tensors on ``device`` (numpy fields are converted)."""
         import torch

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppal_backend.structures.detections import Detections, to_numpy
+from ppal_backend.structures.stream import StreamedImages, ids_of
 
 if TYPE_CHECKING:
     import torch
 
     Array = np.ndarray | torch.Tensor
+
+_BLOCK = 4096
 
 
 def _check_unique(ids: Sequence[int], what: str) -> None:
@@ -38,7 +42,8 @@ class QueryContext:
     """Everything a strategy may look at.
 
     Args:
-        pool: Detections of every unlabelled image; image ids are unique. May be empty.
+        pool: Detections of every unlabelled image; image ids are unique. May be empty. A pool that lies on disk
+            (:class:`~ppal_backend.structures.stream.StreamedImages`) is read as far as a strategy needs it.
         num_classes: C, number of classes (>= 1); every class index must lie below it.
         difficulty: ``[C]`` class difficulties in [0, 1] (Eq. 2), or None before they are known.
         class_counts: ``[C]`` annotated instances per class in the labelled set, >= 0, or None.
@@ -62,23 +67,30 @@ class QueryContext:
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"expected num_classes >= 1, got {self.num_classes}")
-        pool_ids = [d.image_id for d in self.pool]
-        labelled_ids = [d.image_id for d in self.labelled]
+        pool_ids, labelled_ids = self.pool_ids, ids_of(self.labelled)
         _check_unique(pool_ids, "pool")
         _check_unique(labelled_ids, "labelled")
         shared = set(pool_ids) & set(labelled_ids)
         if shared:
             raise ValueError(f"expected pool and labelled images to be disjoint, both hold {sorted(shared)[:5]}")
-        for detections in (*self.pool, *self.labelled):
-            if len(detections) and int(detections.class_indices.max()) >= self.num_classes:
-                raise ValueError(
-                    f"expected class indices below num_classes={self.num_classes}, got "
-                    f"{int(detections.class_indices.max())} for image {detections.image_id}; check the label space"
-                )
+        self._check_classes(self.pool)
+        self._check_classes(self.labelled)
         self._check_per_class("difficulty", 1.0)
         self._check_per_class("class_counts", math.inf)
         self._check_features("image_features", len(self.pool))
         self._check_features("labelled_features", len(self.labelled) if self.labelled else None)
+
+    def _check_classes(self, images: Sequence[Detections]) -> None:
+        if isinstance(images, StreamedImages):
+            highest, image_id = images.highest_class()
+        else:
+            tops = ((int(d.class_indices.max()), d.image_id) for d in images if len(d))
+            highest, image_id = max(tops, key=lambda top: top[0], default=(-1, -1))
+        if highest >= self.num_classes:
+            raise ValueError(
+                f"expected class indices below num_classes={self.num_classes}, got {highest} for image {image_id}; "
+                "check the label space"
+            )
 
     def _check_per_class(self, name: str, high: float) -> None:
         value = getattr(self, name)
@@ -98,13 +110,13 @@ class QueryContext:
                     f"expected {name}[{key!r}] with shape ({'L' if rows is None else rows}, d), got {array.shape}; "
                     f"give one row per image"
                 )
-            if not np.isfinite(array).all():
+            if not all(np.isfinite(array[k : k + _BLOCK]).all() for k in range(0, len(array), _BLOCK)):
                 raise ValueError(f"expected finite {name}[{key!r}], got NaN or infinite values")
 
-    @property
+    @cached_property
     def pool_ids(self) -> tuple[int, ...]:
         """Image ids of the pool, in its order."""
-        return tuple(d.image_id for d in self.pool)
+        return ids_of(self.pool)
 
 
 @dataclass(frozen=True)

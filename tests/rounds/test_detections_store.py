@@ -8,7 +8,7 @@ from tests.rounds.fakes import detections_of
 
 
 def test_what_is_written_comes_back_in_order(tmp_path):
-    writer = DetectionsWriter(tmp_path, shard_size=4)
+    writer = DetectionsWriter(tmp_path, shard_size=4, half=False)
     ids = [11, 5, 10, 2, 14, 3, 20]  # 5, 10 and 20 have no detections
     for i in ids:
         writer.add(detections_of(i), {"global": np.full(3, i, dtype=np.float32)})

@@ -167,7 +167,7 @@ def test_too_few_annotated_images_is_a_clear_error(tmp_path):
 def test_an_empty_pool_is_published_as_an_empty_queue(tmp_path):
     world = FakeWorld(pool=0)
     assert world.run(tmp_path).queue == ()
-    assert world.published[0][1] == []
+    assert list(world.published[0][1]) == []
 
 
 def test_a_budget_larger_than_the_pool_takes_the_pool(tmp_path):

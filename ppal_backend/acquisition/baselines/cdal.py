@@ -101,9 +101,8 @@ def compare_context(boxes: BoxFilter) -> Compare:
 
     def compare(context: QueryContext, candidates: Sequence[int]) -> Comparison:
         mine = [class_mixtures(context.pool[p], boxes) for p in candidates]
-        labelled = [d for d in context.labelled if d.class_probs is not None]
-        everything = ContextDistances([*mine, *(class_mixtures(d, boxes) for d in labelled)])
-        anchors = anchors_behind(everything, len(mine), [d.image_id for d in labelled])
+        labelled = {d.image_id: class_mixtures(d, boxes) for d in context.labelled if d.class_probs is not None}
+        anchors = anchors_behind(ContextDistances([*mine, *labelled.values()]), len(mine), list(labelled))
         return Comparison(ContextDistances(mine), anchors, None)
 
     return compare

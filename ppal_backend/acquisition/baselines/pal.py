@@ -9,7 +9,7 @@ on rank. The way the signals are scaled and joined, and CCMS as the similarity, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ppal_backend.acquisition.selection import Compare, Neighbour, Selection
 from ppal_backend.acquisition.uncertainty import BoxContributions, BoxFilter, binary_uncertainty
 from ppal_backend.structures import Detections, QueryContext
 from ppal_backend.structures.detections import to_numpy
+from ppal_backend.structures.stream import without_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Calibration:
     """
 
     def __init__(self, labelled: Sequence[Detections], boxes: BoxFilter) -> None:
-        known = [d for d in labelled if d.true_positive is not None and len(d)]
+        known = [d for d in without_embeddings(labelled) if d.true_positive is not None and len(d)]
         rows = [boxes.valid_rows(d).cpu().numpy() for d in known]
         self._shared: np.ndarray | None = None
         self._by_class: dict[int, np.ndarray] = {}
@@ -107,21 +108,20 @@ class CalibratedScorer:
     def __init__(self, boxes: BoxFilter | None = None, weights: ClassWeights | None = None) -> None:
         self._boxes, self._weights = boxes or BoxFilter(), weights
 
-    def _values(self, context: QueryContext, images: Sequence[Detections]) -> list[BoxContributions]:
+    def _values(self, context: QueryContext, images: Iterable[Detections]) -> Iterator[BoxContributions]:
         calibration = Calibration(context.labelled, self._boxes)
         weights = self._weights(context) if self._weights else None
-        made = []
         for d in images:
             rows = self._boxes.valid_rows(d).cpu()
             values = binary_uncertainty(calibration.probability(d), "entropy")[rows]
             if weights is not None:
                 values = values * weights.double().cpu()[as_tensor(d.class_indices).cpu()[rows].long()]
-            made.append(BoxContributions(rows, values))
-        return made
+            yield BoxContributions(rows, values)
 
     def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
         """``[N]`` utilities >= 0."""
-        return np.asarray([float(c.values.sum()) for c in self._values(context, context.pool)], dtype=np.float64)
+        values = self._values(context, without_embeddings(context.pool))
+        return np.asarray([float(c.values.sum()) for c in values], dtype=np.float64)
 
     def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
         """Weighted entropy of each box that counts."""
@@ -172,7 +172,7 @@ class SignalSelector:
             near = int(owner[pick])
             if near >= 0:
                 s = float(similarity[pick])
-                neighbours[position] = Neighbour(context.pool[candidates[near]].image_id, top - s, s)
+                neighbours[position] = Neighbour(context.pool_ids[candidates[near]], top - s, s)
             chosen.append(position)
             spent += budget.costs[position]
             row = top - rows.row(pick, value.clamp(min=-1e30)).double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,7 +121,7 @@ def _check_widths(values: Sequence[object], ids: Sequence[int], what: str) -> No
         )
 
 
-def resolve_metric(detections: Sequence[Detections], metric: str) -> str:
+def resolve_metric(detections: Iterable[Detections], metric: str) -> str:
     """Turn ``auto`` into ``cosine`` where objects have embeddings and ``kl`` where they only have probabilities."""
     if metric not in METRICS:
         raise ValueError(f"expected metric to be one of {METRICS}, got {metric!r}")

@@ -199,12 +199,14 @@ class Listed:
 @dataclass(frozen=True)
 class Summary:
     """What the page tells of the map. ``explained`` is the share of variance in [0, 1] that the map holds; of the
-    ``labelled_images`` there are, ``drawn_labelled`` are on it."""
+    ``labelled_images`` and ``pool_images`` there are, ``drawn_labelled`` and ``drawn_pool`` are on it."""
 
     explained: tuple[float, float]
     layers: Sequence[Layer]
     labelled_images: int
     drawn_labelled: int
+    pool_images: int
+    drawn_pool: int
     listed: Sequence[Listed]
 
 
@@ -239,6 +241,8 @@ def summary_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], l
         layers=[Layer(kind, name, kinds.count(kind)) for kind, name in names.items()],
         labelled_images=drawn["labelled_images"],
         drawn_labelled=len(drawn["labelled"]),
+        pool_images=drawn.get("pool_images", len(drawn["ids"])),  # maps of earlier releases hold all of the pool
+        drawn_pool=len(drawn["ids"]),
         listed=[
             Listed(place, task_id, reason_of(query, task_id, labels), task_id in done)
             for place, task_id in enumerate(query.image_ids[:LISTED], start=1)
