@@ -23,7 +23,7 @@ from ppal_backend.logs import configure_logging
 
 def simulate(
     out: Annotated[Path, typer.Option(help="folder of the simulation; an unfinished one is gone on with")],
-    preset: Annotated[str | None, typer.Option(help="emoji-tiny, smoke, voc-retinanet, coco-retinanet …")] = None,
+    preset: Annotated[str | None, typer.Option(help="aquarium, emoji-tiny, smoke, voc-retinanet …")] = None,
     data: Annotated[Path | None, typer.Option(help="COCO file of the pool, or the folder of VOC or COCO")] = None,
     images: Annotated[Path | None, typer.Option(help="folder of the pool's images")] = None,
     test: Annotated[Path | None, typer.Option(help="COCO file of the test images")] = None,

@@ -21,7 +21,7 @@ from ppal_backend.synthetic.scenes import GENERATOR_VERSION, generate, read_mani
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("coco", "coco-layout", "voc", "emoji")
+FORMATS = ("coco", "folder", "coco-layout", "voc", "emoji")
 POOL, TEST, FACTS = "pool.json", "test.json", "facts.json"
 _TEST_SEED = 1_000_003
 
@@ -123,8 +123,8 @@ class DataSource:
     """Which data to read.
 
     Args:
-        format: ``coco`` (two files), ``coco-layout`` (a folder as published), ``voc`` (a VOCdevkit) or ``emoji``
-            (generated).
+        format: ``coco`` (two files), ``folder`` (``images/``, ``pool.json`` and ``test.json`` in one),
+            ``coco-layout`` (a folder as published), ``voc`` (a VOCdevkit) or ``emoji`` (generated).
         data: COCO file of the pool, or the folder of a layout.
         images: Folder of the pool's images (``coco``).
         test: COCO file of the test set (``coco``).
@@ -184,6 +184,9 @@ class DataSource:
             )
             names = [f"{year} {name}" for year, name in (*self.train_splits, *self.test_splits)]
             return Benchmark(pool, test, {}, f"Pascal VOC ({', '.join(names)})")
+        if self.format == "folder":
+            files = [read_user_coco(self.data / name, self.data / "images", keep_crowd=True) for name in (POOL, TEST)]
+            return Benchmark(files[0].dataset, files[1].dataset, dict(files[0].groups), self.data.resolve().name)
         if self.format == "coco-layout":
             pool, test = (_coco_layout(self.data, names) for names in (self.train_splits, self.test_splits))
             return Benchmark(pool, test, {}, f"COCO ({', '.join((*self.train_splits, *self.test_splits))})")

@@ -26,6 +26,7 @@ import numpy as np
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.folder import RoundFolder
+from ppal_backend.simulation.cost import SLOW_DRAWING, AnnotationTime, drawn_from_nothing
 from ppal_backend.simulation.data import FACTS
 from ppal_backend.simulation.plan import Plan
 
@@ -151,6 +152,22 @@ def _remove(path: Path) -> None:
 
 
 Round = Mapping[str, Any]
+SECONDS = {"labelled_seconds": AnnotationTime(), "labelled_seconds_slow": SLOW_DRAWING}
+"""Figures of a round that are computed from what people do: the seconds of all labels, with two times for drawing."""
+
+
+def _with_seconds(rounds: Sequence[Round]) -> Iterator[Round]:
+    """Rounds with the modelled seconds of all their labels; None from where it was not counted what people do."""
+    if not rounds:
+        return
+    work: Mapping[str, int] | None = drawn_from_nothing(rounds[0]["labelled_images"], rounds[0]["labelled_boxes"])
+    seconds: dict[str, float | None] = dict.fromkeys(SECONDS, 0.0)
+    for found in rounds:
+        for name, taken in SECONDS.items():
+            before = seconds[name]
+            seconds[name] = None if before is None or work is None else before + taken.seconds(work)
+        yield {**found, **seconds}
+        work = found.get("work")
 
 
 @dataclass(frozen=True)
@@ -189,7 +206,7 @@ class Results:
                     if result is None:
                         break
                     found.append(result)
-                rounds[variant.name, seed] = tuple(found)
+                rounds[variant.name, seed] = tuple(_with_seconds(found))
         if not any(rounds.values()):
             raise StateError(f"expected at least one finished round in {root}, got none; run ppal simulate again")
         return cls(root, plan, read_json(root / "data" / FACTS), rounds)

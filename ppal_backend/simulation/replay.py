@@ -15,6 +15,7 @@ from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Engine, Ports
 from ppal_backend.rounds.run import RoundResult, run_round
+from ppal_backend.simulation.cost import work_on
 from ppal_backend.simulation.data import Benchmark
 from ppal_backend.simulation.folder import (
     START,
@@ -191,6 +192,7 @@ class Replay:
             "per_class": dict(metrics.get("per_class", {})),
             "difficulty": named,
             "picks": picks,
+            "work": work_on(picks, self._benchmark, folder / "detections") if picks else None,
             "seconds": result.seconds,
             "training": folder.facts("train"),
             "retrieval": retrieval,

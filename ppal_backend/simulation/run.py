@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
@@ -21,18 +23,21 @@ from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.files import write_json
+from ppal_backend.rounds.ports import TrainingFiles
 from ppal_backend.settings import load_settings
 from ppal_backend.simulation.data import FACTS, Benchmark, source_from
 from ppal_backend.simulation.folder import PLAN, RESULT, locked, round_place
 from ppal_backend.simulation.oracle import PROGRESS
 from ppal_backend.simulation.plan import Plan, load_preset, parse_amount, parse_seeds
 from ppal_backend.simulation.schedule import EngineFactory, run_tasks
-from ppal_backend.simulation.variants import parse_variants
+from ppal_backend.simulation.variants import Variant, parse_variants
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 TASKS_SHOWN = 3
+_WORTH_MEASURING = 10_000  # steps of training, about an hour or more
+_STEPS_MEASURED, _IMAGES_MEASURED = 6, 32
 DEFAULTS: Mapping[str, Any] = {
     "detector": "retinanet_tiny",
     "strategies": ["random", "entropy", "ppal"],
@@ -95,6 +100,8 @@ def simulate(
     with locked(out / ".lock", f"another simulation is running in {out}; wait for it or stop it"):
         plan = prepare(options, out, console)
         _announce(plan, console)
+        if engine_factory is None:
+            _announce_duration(out, plan, options, console)
         try:
             with Board(out, plan, console):
                 run_tasks(
@@ -191,6 +198,56 @@ def _announce(plan: Plan, console: Console) -> None:
         f"+ {plan.budget} a round, {plan.rounds} rounds, seeds {list(plan.seeds)}\nstrategies: {names}",
         highlight=False,
     )
+
+
+def _announce_duration(root: Path, plan: Plan, options: SimulationOptions, console: Console) -> None:
+    """Say how long the trainings that are left will take, from a few steps on images of the pool."""
+    steps = steps_left(root, plan, find_entry(plan.detector, load_settings().model_zoo))
+    if steps < _WORTH_MEASURING:
+        return
+    with console.status("measuring a few steps of training"), tempfile.TemporaryDirectory() as folder:
+        second = _seconds_a_step(root, plan, Path(folder), options.devices[0])
+    hours = steps * second / min(options.jobs, len(plan.seeds) * len(plan.variants)) / 3600
+    console.print(
+        f"{steps} steps of training are left, {second:.2f} s each: {hours:.1f} h with --jobs {options.jobs}, if as "
+        f"many cores are free; looking at the pool and choosing come on top",
+        highlight=False,
+    )
+
+
+def steps_left(root: Path, plan: Plan, entry: ZooEntry) -> int:
+    """Optimiser steps of all trainings that are not over; a first model that strategies share counts once."""
+    total = 0
+    for seed in plan.seeds:
+        first_models = set()
+        for variant in plan.variants:
+            for number in range(plan.rounds + 1):
+                if (round_place(root, seed, variant.folder, number).path / RESULT).is_file():
+                    continue
+                if number == 0:
+                    first_models.add(variant.first_model)
+                else:
+                    images = plan.start + number * (variant.budget or plan.budget)
+                    total += entry.schedule.iterations(images, plan.max_iterations)
+        total += len(first_models) * entry.schedule.iterations(plan.start, plan.max_iterations)
+    return total
+
+
+def _seconds_a_step(root: Path, plan: Plan, folder: Path, device: str) -> float:
+    """Median seconds of a training step on a few images of the pool."""
+    benchmark = Benchmark.read(root / "data")
+    most_boxes_first = sorted(benchmark.boxes, key=lambda image_id: -benchmark.boxes[image_id])
+    benchmark.pool.subset(set(most_boxes_first[:_IMAGES_MEASURED])).write(folder / "train.json")
+    stamps: list[float] = []
+    spec = replace(plan.spec(0, 0, Variant("random"), device, look_at_labelled=False), max_iterations=_STEPS_MEASURED)
+
+    def stamp() -> bool:
+        stamps.append(time.monotonic())
+        return False
+
+    files = TrainingFiles(folder / "train.json")
+    local_engine(plan).train(spec, benchmark.labels, files, folder / "work", lambda progress: None, stamp)
+    return float(np.median(np.diff(stamps)))
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,11 @@ class Task:
 
 
 def tasks_of(root: Path, plan: Plan) -> list[Task]:
-    """The tasks that are not over yet, seed by seed; first models come before the strategies that use them."""
-    tasks: list[Task] = []
-    for seed in plan.seeds:
-        made: dict[str, Task] = {}
-        order = sorted(plan.variants, key=lambda v: v.match is not None)
-        for variant in order:
+    """The tasks that are not over yet, in the order of the strategies, each with all seeds, so that the first of them
+    can be compared before the last have begun; first models come before the strategies that use them."""
+    made: dict[str, Task] = {}
+    for variant in sorted(plan.variants, key=lambda v: v.match is not None):
+        for seed in plan.seeds:
             places = [round_place(root, seed, variant.folder, k) for k in range(plan.rounds + 1)]
             if all(place.result() is not None for place in places):
                 continue
@@ -68,8 +67,7 @@ def tasks_of(root: Path, plan: Plan) -> list[Task]:
                 after.append(Task(seed, "", variant.match).key)
             task = Task(seed, variant.first_model, variant.name, tuple(after))
             made[task.key] = task
-        tasks += made.values()
-    return tasks
+    return list(made.values())
 
 
 def run_tasks(

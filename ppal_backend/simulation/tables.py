@@ -68,10 +68,10 @@ def by_round(summary: Mapping[str, Any], results: Results, key: str) -> str:
     return markdown(header, rows)
 
 
-def counts_by_round(summary: Mapping[str, Any], results: Results, key: str) -> str:
-    """A count of every strategy, round by round."""
+def counts_by_round(summary: Mapping[str, Any], results: Results, key: str, unit: float = 1.0, digits: int = 0) -> str:
+    """A count of every strategy, round by round, in units of ``unit``."""
     rows = [
-        [name, *("–" if pair is None else f"{pair['mean']:.0f}" for pair in s[key])]
+        [name, *("–" if pair is None else f"{pair['mean'] / unit:.{digits}f}" for pair in s[key])]
         for name, s in summary["strategies"].items()
     ]
     return markdown(["strategy", *(f"round {k}" for k in range(results.plan.rounds + 1))], rows)
@@ -80,7 +80,7 @@ def counts_by_round(summary: Mapping[str, Any], results: Results, key: str) -> s
 def comparison(summary: Mapping[str, Any]) -> str:
     """Areas under the curve and everything against the baseline."""
     header = ["strategy", "AULC", "last mAP", "gap in AULC", "p (seeds × rounds)", "p (seeds)", "label saving",
-              "box saving", "gap at equal boxes"]  # fmt: skip
+              "box saving", "time saving", "with slow drawing", "gap at equal boxes"]  # fmt: skip
     rows = []
     for name, s in summary["strategies"].items():
         rows.append(
@@ -93,6 +93,8 @@ def comparison(summary: Mapping[str, Any]) -> str:
                 figure(s.get("p_value_seeds"), 4),
                 share(s.get("label_saving")),
                 share(s.get("box_saving")),
+                share(s.get("time_saving")),
+                share(s.get("time_saving_slow")),
                 percent(s.get("aulc_gap_by_boxes")),
             ]
         )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.datasets.voc import read_voc
@@ -111,7 +112,7 @@ def test_groups_of_a_coco_file_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"format": "yolo"}, "expected a data format of coco, coco-layout, voc, emoji, got 'yolo'"),
+        ({"format": "yolo"}, "expected a data format of coco, folder, coco-layout, voc, emoji, got 'yolo'"),
         ({"format": "voc"}, "expected the folder of the data set, got none; pass it with --data"),
         ({"format": "coco", "data": "x.json"}, "expected a COCO file of test images"),
         ({"colour": 1}, "expected data settings among .*'colour'"),
@@ -160,5 +161,23 @@ def test_presets_are_whole(name):
 
 def test_a_preset_that_does_not_exist_lists_those_that_do():
     assert {"voc-retinanet", "coco-retinanet", "coco-fasterrcnn", "emoji-tiny", "smoke"} <= set(preset_names())
-    with pytest.raises(SettingsError, match="coco-fasterrcnn, coco-retinanet, emoji-second, emoji-tiny, smoke"):
+    with pytest.raises(
+        SettingsError,
+        match="aquarium, cards, coco-fasterrcnn, coco-retinanet, emoji-second, emoji-tiny, facemask, smoke",
+    ):
         load_preset("nonsense")
+
+
+def test_a_folder_with_a_pool_and_a_test_set_is_read(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, number in (("pool", 1), ("test", 2)):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / f"{number}.jpg")
+        rows = {
+            "images": [{"id": number, "file_name": f"{number}.jpg", "width": 40, "height": 30}],
+            "annotations": [{"id": 1, "image_id": number, "category_id": 7, "bbox": [1, 2, 10, 10]}],
+            "categories": [{"id": 7, "name": "fish"}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    data = source_from({**load_preset("aquarium")["data"], "data": tmp_path}).load(tmp_path)
+    assert data.pool.image_ids == (1,) and data.test.image_ids == (2,) and data.source == tmp_path.name
+    assert data.pool.images[0].file_name == str(tmp_path / "images" / "1.jpg")

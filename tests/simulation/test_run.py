@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ppal_backend.detector.zoo import default_zoo_root
+from ppal_backend.detector.zoo import default_zoo_root, find_entry
 from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector
 from ppal_backend.files import read_json
 from ppal_backend.simulation.folder import locked, round_place
-from ppal_backend.simulation.run import SimulationOptions, current_work, finished_rounds, simulate, time_left
+from ppal_backend.simulation.run import (
+    SimulationOptions,
+    current_work,
+    finished_rounds,
+    simulate,
+    steps_left,
+    time_left,
+)
+from ppal_backend.simulation.schedule import tasks_of
 from tests.simulation.fakes import FakeEngine, benchmark, fake_engine, make_plan
 from tests.simulation.folders import coco_layout, voc_devkit
 
@@ -172,3 +180,19 @@ def test_a_detector_that_changed_since_is_another_simulation(tmp_path, monkeypat
         file.write("# changed\n")
     with pytest.raises(StateError, match=r"another simulation .detector_sha256"):
         simulate(options, engine_factory=any_engine)
+
+
+def test_the_steps_that_are_left_count_a_shared_first_model_once(tmp_path):
+    plan = make_plan(benchmark(), "random,ppal,ppal:xi=0.2", seeds=(0, 1), max_iterations=100)
+    entry = find_entry("retinanet_tiny")
+    assert steps_left(tmp_path, plan, entry) == 2 * (2 * 100 + 3 * 3 * 100)
+    place = round_place(tmp_path, 1, "random", 1)
+    place.path.mkdir(parents=True)
+    (place.path / "result.json").write_text("{}")
+    assert steps_left(tmp_path, plan, entry) == 2 * (2 * 100 + 3 * 3 * 100) - 100
+
+
+def test_tasks_of_one_strategy_and_all_seeds_come_before_the_next_strategy(tmp_path):
+    plan = make_plan(benchmark(), "random,ppal", seeds=(0, 1))
+    names = [task.variant for task in tasks_of(tmp_path, plan)]
+    assert names == ["", "random", "", "random", "ppal", "ppal"]
