@@ -69,7 +69,11 @@ class ProjectDefaults(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    detector: str = Field("retinanet_tiny", pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    detector: str = Field(
+        "auto",
+        pattern=r"^[a-z0-9][a-z0-9_]{0,63}$",
+        description="a detector of the model zoo; auto: the first that suits the device and whose weights can be had",
+    )
     budget: Budget = 50
     strategy: str = Field("ppal+labelled", max_length=64)
     delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")

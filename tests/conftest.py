@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Generated scenes and no network: tests of the default, which asks addresses, take this away.
+os.environ.setdefault("PPAL_DETECTOR", "retinanet_tiny")
 
 ROOT = Path(__file__).parent.parent
 

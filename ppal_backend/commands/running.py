@@ -22,7 +22,7 @@ from ppal_backend.commands.shared import (
     progress_bar,
     settings_and_logging,
 )
-from ppal_backend.errors import SettingsError, StateError, StoreUnavailable, UnknownDetector
+from ppal_backend.errors import DetectorError, SettingsError, StateError, StoreUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.logs import configure_logging
 from ppal_backend.settings import Settings
@@ -135,7 +135,7 @@ def _starting(command: str) -> Settings:
     settings = settings_and_logging()
     try:
         checked_options(settings, {})
-    except (SettingsError, UnknownDetector) as error:
+    except (SettingsError, DetectorError) as error:
         raise SettingsError(f"settings: PPAL_DETECTOR or PPAL_STRATEGY, the defaults of projects: {error}") from None
     try:
         open_store(settings).close()

@@ -56,6 +56,12 @@ class LocalEngine:
 
             torch.set_num_threads(threads)
 
+    def kind_of(self, device: str) -> str:
+        """``cuda`` or ``cpu``: what ``DEVICE`` means here."""
+        import torch
+
+        return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.split(":")[0]
+
     def train(
         self, spec: RoundSpec, labels: tuple[str, ...], files: TrainingFiles, folder: Path,
         on_progress: OnProgress, should_stop: Callable[[], bool],

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from flask import request
 
-from ppal_backend.detector.zoo import find_entry
+from ppal_backend.detector.zoo import AUTO, find_entry
+from ppal_backend.detector.zoo.choice import auto_order
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.logs import log_context
+from ppal_backend.operations import detectors
 from ppal_backend.service import auth, ml_base, payloads, predicting
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.payloads import SetupBody, is_loopback, read_json, setup_body
@@ -51,6 +53,7 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
         SettingsError: the API key or Label Studio's address is missing, or an extra parameter is wrong.
         LabelConfigError: the labeling config has no boxes on an image.
         UnknownDetector: the model zoo has no such detector; the text lists those it has.
+        WeightsUnavailable: the initial weights of the detector that is named cannot be had here.
     """
     projects = runtime.store.projects
     known = projects.find(body.project_id)
@@ -61,6 +64,9 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
         options = checked_options(runtime.settings, body.extra_params)
         schema_of(body.label_config, options.from_name)
         kept = {name: getattr(options, name) for name in body.extra_params}
+        if before is None or before[2] != kept:
+            detectors.check_named(runtime.settings, runtime.store, options)
+            projects.set_problem(body.project_id, detectors.TOPIC, "")
         if before != (body.label_config, url, kept):
             new = projects.connect(body.project_id, key, body.label_config, url, kept)
             log.info("project %d %s", body.project_id, "connected" if new else "changed")
@@ -101,9 +107,13 @@ def checked_options(settings: Settings, overrides: dict[str, Any]) -> ProjectOpt
     Raises:
         SettingsError: an unknown or bad extra parameter, or an unknown strategy; the text lists the known ones.
         UnknownDetector: no such detector; the text lists those there are.
+        DetectorError: ``auto``, and the zoo has no order to choose by.
     """
     options = settings.project_options(overrides)
-    find_entry(options.detector, settings.model_zoo)
+    if options.detector == AUTO:
+        auto_order(settings.model_zoo)
+    else:
+        find_entry(options.detector, settings.model_zoo)
     if options.strategy not in STRATEGY_NAMES:
         names = ", ".join(STRATEGY_NAMES)
         raise SettingsError(f"expected a strategy of {names}; got {options.strategy!r}; choose one")

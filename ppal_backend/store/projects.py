@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy import delete, select
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import AnnotationRow, EventRow, ProjectRow, RoundRow, TaskSideRow, VersionRow, now
+from ppal_backend.structures.round import DetectorChoice
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class ProjectRecord:
     ``options`` are the project's own extra parameters; ``repairs`` is what :mod:`ppal_backend.operations.upkeep` has
     set right in Label Studio, so that it does so once and not against a person who changes it again.
     ``poll_failed`` is ``unavailable``, ``token`` or ``other`` when the last poll failed, else "".
+    ``choice`` is the detector that was chosen for a project that names none; None before its first round.
     """
 
     id: int
@@ -42,6 +44,7 @@ class ProjectRecord:
     poll_failed: str = ""
     next_poll_at: datetime | None = None
     poll_asked: bool = False
+    choice: DetectorChoice | None = None
 
 
 class ProjectStore:
@@ -172,6 +175,17 @@ class ProjectStore:
         """Keep what was set right in Label Studio, in place of what was kept before."""
         self._update(project_id, repairs=repairs)
 
+    def set_choice(self, project_id: int, choice: DetectorChoice | None) -> None:
+        """Keep the detector that was chosen for a project that names none; None: the next round chooses anew.
+
+        What a person chooses is an edit: a round that failed before is tried again.
+        """
+        with self._database.transaction() as session:
+            row = session.get(ProjectRow, project_id)
+            if row is not None:
+                row.detector = {} if choice is None else asdict(choice)
+                row.edits += choice is None or choice.by == "person"
+
     def set_paused(self, project_id: int, paused: bool) -> bool:
         """Hold a project's rounds, or let them go on; whether that changes anything.
 
@@ -211,4 +225,5 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.poll_failed or "",
         row.next_poll_at,
         row.poll_asked,
+        DetectorChoice(**row.detector) if row.detector else None,
     )

@@ -41,6 +41,7 @@ class ProjectRow(Base):
     poll_failed: Mapped[str | None]  # "" | unavailable | token | other
     next_poll_at: Mapped[datetime | None]
     poll_asked: Mapped[bool] = mapped_column(default=False, server_default=false())  # somebody wants one at once
+    detector: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")  # a DetectorChoice; empty: none
 
 
 class EventRow(Base):

@@ -25,6 +25,21 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class DetectorChoice:
+    """The detector of a project that names none.
+
+    ``by`` says who chose it: ``rule`` (the zoo's order), ``trial`` (the rule found the weights of none and took the
+    detector for trying out), ``upgrade`` (it is that of the project's last training, from before there was a rule), or
+    ``person``. ``device`` is where the rule assumed it to train, ``cuda`` or ``cpu``, "" where it did not choose.
+    """
+
+    detector: str
+    by: Literal["rule", "trial", "upgrade", "person"]
+    reason: str
+    device: str = ""
+
+
+@dataclass(frozen=True)
 class RoundSpec:
     """A round's parameters. ``kind`` is ``train``, or ``rank`` to order the pool with ``model`` (or at random).
 

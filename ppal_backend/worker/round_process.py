@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ppal_backend.engines.local import LocalEngine, yield_while_waiting
 from ppal_backend.errors import (
@@ -32,9 +32,10 @@ from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache, open_client
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
+from ppal_backend.operations.detectors import detector_for_round
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
-from ppal_backend.rounds.ports import Engine, Observer, Ports
+from ppal_backend.rounds.ports import Observer, Ports
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import (
@@ -52,6 +53,7 @@ from ppal_backend.worker.supervisor import RETRY_AFTER_CRASH_S
 from ppal_backend.worker.watch import Watch
 
 if TYPE_CHECKING:
+    from ppal_backend.engines.ray import RayEngine
     from ppal_backend.rounds.run import RoundResult
 
 log = logging.getLogger(__name__)
@@ -174,15 +176,21 @@ def _spec(
             log.warning("training starts from the zoo's weights: %s has seen the evaluation set", current.version)
         else:
             model = _intact_model(settings, project, current, record.kind)
+    kind: Literal["train", "rank"] = "train" if record.kind == "train" else "rank"
+
+    def device() -> str:
+        return _engine(settings).kind_of(settings.device)
+
+    detector = detector_for_round(settings, store, project, kind, model, device)
     return RoundSpec(
         project_id=project.id,
         project_key=project.key,
         number=record.number,
-        kind="train" if record.kind == "train" else "rank",
+        kind=kind,
         device=settings.device,
         model=model,
         draw_map=True,
-        **options.model_dump(),
+        **{**options.model_dump(), "detector": detector},
     )
 
 
@@ -244,7 +252,7 @@ def label_studio_ports(
     )
 
 
-def _engine(settings: Settings) -> Engine:
+def _engine(settings: Settings) -> LocalEngine | RayEngine:
     """Where the detector runs, as the operator chose."""
     options = (settings.model_zoo, settings.threads, settings.gpus, settings.tracking or None, settings.weights_dir)
     if settings.engine == "local":

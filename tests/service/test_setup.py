@@ -1,6 +1,8 @@
 """/setup: what is kept, when work is enqueued, and what is refused with which words."""
 
+import io
 import json
+import urllib.error
 
 import pytest
 
@@ -219,3 +221,51 @@ def test_broken_extra_parameters_are_answered_with_an_example(client):
     assert answer.status == (
         '400 expected the extra parameters, such as {"budget": 50}, to be valid JSON (line 1 column 1).'
     )
+
+
+def test_weights_that_cannot_be_had_are_told_in_the_dialog_and_not_after_the_images_were_fetched(
+    client, store, jobs, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = []
+
+    def offline(request, timeout):
+        asked.append((request.get_method(), timeout))
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    answer = post(client, extra_params={"detector": "yolox_tiny"})
+    assert answer.status.startswith("400 the initial weights of yolox_tiny cannot be had: there is no file ")
+    assert "cannot be reached (no network); get https://download.openmmlab.com" in answer.status
+    assert "run ppal zoo fetch yolox_tiny --from FILE where detectors train, or name another one." in answer.status
+    assert store.projects.all() == [] and jobs.synced == []
+    assert asked == [("HEAD", 1.5)], "Label Studio waits three seconds"
+    assert post(client, extra_params={"detector": "yolox_nano"}).status_code == 400
+    assert post(client, extra_params={"detector": "yolox_tiny", "init_weights": "random"}).status_code == 200
+    assert len(asked) == 1
+
+
+def test_weights_are_looked_for_when_a_detector_is_named_and_not_at_every_call(
+    client, connected, monkeypatch, tmp_path
+):
+    """Label Studio calls /setup whenever somebody opens the model page or the next task."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: asked.append(request) or io.BytesIO())
+    for _ in range(3):
+        assert post(client, extra_params={"detector": "yolox_tiny", "budget": "60"}).status_code == 200
+    assert post(client, extra_params={"detector": "yolox_tiny", "budget": 60}, schema=OTHER_CONFIG).status_code == 200
+    assert len(asked) == 1
+
+
+def test_a_project_that_names_no_detector_connects_without_any_weights_or_network(make_app, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("nobody has to wait for this"))
+    assert post(make_app(detector="auto").test_client()).status_code == 200
+
+
+def test_a_zoo_without_an_order_is_told(make_app, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "zoo.toml").write_text("")
+    answer = post(make_app(detector="auto", zoo_dir=tmp_path / "zoo").test_client())
+    assert answer.status_code == 400 and "give it a table [auto] of its own, or name a detector" in answer.status

@@ -15,8 +15,8 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 
 import ppal_backend.store
 from ppal_backend.errors import StateError
-from ppal_backend.store import Database, Store
-from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION, _use_write_ahead_log
+from ppal_backend.store import Database, ModelVersion, Store
+from ppal_backend.store.database import FIRST_SCHEMA, SCHEMA_VERSION, _use_write_ahead_log, migrate
 from ppal_backend.store.tables import Base
 
 ADDED_SINCE_THE_FIRST_RELEASE = {
@@ -32,6 +32,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
         "poll_failed",
         "next_poll_at",
         "poll_asked",
+        "detector",
     },
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
@@ -117,6 +118,27 @@ def test_a_database_from_before_the_steps_is_taken_over_with_its_content(tmp_pat
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     store.close()
     assert revision(url) == SCHEMA_VERSION
+
+
+def test_projects_that_have_trained_keep_their_detector_and_others_get_one_chosen(database_url):
+    """The default was `retinanet_tiny`: an upgrade must not change what a project trains."""
+    database = Database(database_url)
+    store = Store(database)
+    for project_id, options in ((1, {"budget": 5}), (2, {"detector": "fcos_r50"}), (3, {})):
+        store.projects.connect(project_id, f"{project_id}.1", "<View/>", "http://ls", options)
+    for project_id, detector, checkpoint in (
+        (1, "fcos_tiny", "a.pth"), (1, "retinanet_tiny", "b.pth"), (1, "", ""), (2, "fcos_r50", "c.pth"), (3, "", ""),
+    ):  # fmt: skip
+        version = f"{project_id}-{checkpoint or detector or 'random'}"
+        store.versions.activate(ModelVersion(project_id, version, 1, detector, checkpoint, (), None, {}))
+    with database.transaction() as session:
+        session.execute(text("ALTER TABLE projects DROP COLUMN detector"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0006'"))
+    migrate(database.engine)
+    choices = {record.id: record.choice for record in store.projects.all()}
+    assert (choices[1].detector, choices[1].by, choices[2], choices[3]) == ("retinanet_tiny", "upgrade", None, None)
+    assert "from before detectors were chosen" in choices[1].reason
+    store.close()
 
 
 def test_opening_twice_changes_nothing_and_needs_no_alembic(tmp_path):

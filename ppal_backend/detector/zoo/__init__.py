@@ -18,6 +18,7 @@ _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone")
 _DIGEST_DIGITS = 64
 _RECIPES = "recipe"  # the table that holds named schedules
+AUTO = "auto"  # instead of a name: the first that can be had, in the order of the table of that name
 _INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
 
 
@@ -188,12 +189,13 @@ def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
             names the entry.
     """
     folder = default_zoo_root() if root is None else Path(root)
-    tables = _tables(folder)
+    tables = zoo_tables(folder)
     packaged: dict[str, ZooEntry] = {}
     recipes: dict[str, Any] = {}
     if tables.pop(_INCLUDE, False):
-        packaged, recipes = load_zoo(), _tables(default_zoo_root()).get(_RECIPES, {})
+        packaged, recipes = load_zoo(), zoo_tables(default_zoo_root()).get(_RECIPES, {})
     recipes = {**recipes, **tables.pop(_RECIPES, {})}
+    tables.pop(AUTO, None)
     taken = names_in(packaged)
     own = {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
     if twice := sorted(names_in(own) & taken):
@@ -204,12 +206,21 @@ def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
     return {**packaged, **own}
 
 
+RESERVED = frozenset({AUTO, _RECIPES, _INCLUDE})
+"""Names that mean something else in the file."""
+
+
 def names_in(zoo: Mapping[str, ZooEntry]) -> set[str]:
     """Every name and alias in a zoo."""
     return {name for entry in zoo.values() for name in (entry.name, *entry.aliases)}
 
 
-def _tables(folder: Path) -> dict[str, Any]:
+def zoo_tables(folder: Path) -> dict[str, Any]:
+    """The zoo's file as it is: detectors, named schedules, and the order for ``auto``.
+
+    Raises:
+        DetectorError: It is missing or not valid TOML.
+    """
     file = folder / ZOO_FILE
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from ppal_backend.detector.recipe import read_recipe
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.semi import is_semi, predicting_part
 from ppal_backend.detector.weights import apply_weights, load_any, load_checkpoint, state_dict_of
-from ppal_backend.detector.zoo import ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
+from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
 from ppal_backend.files import atomic_file, sha256_of
@@ -103,6 +103,11 @@ def _free_name(wanted: str, own_zoo: Path) -> str:
     name = re.sub(r"[^a-z0-9]+", "_", wanted.lower()).strip("_")
     if not _NAME.fullmatch(name):
         raise DetectorError(f"expected a name of small letters, digits and _, got {wanted!r}; give one with --name")
+    if name in RESERVED:
+        raise DetectorError(
+            f"expected the name of a detector, got {name!r}, which means something else in the zoo's file; "
+            "give another with --name"
+        )
     taken = names_in(load_zoo())
     if (own_zoo / ZOO_FILE).is_file():
         taken |= names_in(load_zoo(own_zoo))

@@ -75,16 +75,16 @@ def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: 
     elif weights.file is not None:
         raise WeightsUnavailable(
             f"initial weights of {entry.name} are missing: expected {target}, which no address is known for; get "
-            f"{weights.file} ({weights.source}; sha256 {weights.sha256}) and run {_by_hand(entry.name, weights_dir)}, "
-            f"or {RANDOM}"
+            f"{weights.file} ({weights.source}; sha256 {weights.sha256}) and run "
+            f"{fetch_command(entry.name, weights_dir)}, or {RANDOM}"
         )
     elif weights.url is None:
         raise WeightsUnavailable(
             f"initial weights of {entry.name} are missing: expected {target}; "
-            f"restore the file with {_by_hand(entry.name)} or make it again ({weights.source})"
+            f"restore the file with {fetch_command(entry.name)} or make it again ({weights.source})"
         )
     else:
-        _download(weights, target, _by_hand(entry.name, weights_dir), entry.name, on_progress)
+        _download(weights, target, fetch_command(entry.name, weights_dir), entry.name, on_progress)
     return target
 
 
@@ -123,9 +123,18 @@ def place_weights(entry: ZooEntry, source: Path, weights_dir: Path | None = None
     return target
 
 
-def _by_hand(name: str, weights_dir: Path | None = None) -> str:
-    """The command that puts a file in place."""
+def fetch_command(name: str, weights_dir: Path | None = None) -> str:
+    """The command that puts a file in place of an entry's initial weights."""
     return f"ppal zoo fetch {name} --from FILE" + (f" --to {weights_dir}" if weights_dir is not None else "")
+
+
+def verify_weights(entry: ZooEntry, weights_dir: Path | None = None) -> None:
+    """Check that the file in place of an entry's initial weights is the one that the zoo means.
+
+    Raises:
+        WeightsUnavailable: The entry has no weights, or the file has another checksum.
+    """
+    _verify(_weights_of(entry), weights_target(entry, weights_dir), entry.name)
 
 
 def _weights_of(entry: ZooEntry) -> Weights:
@@ -137,7 +146,7 @@ def _weights_of(entry: ZooEntry) -> Weights:
 
 
 def _verify(weights: Weights, path: Path, name: str) -> None:
-    remedy = f"download {weights.url} again" if weights.url else f"restore the file with {_by_hand(name)}"
+    remedy = f"download {weights.url} again" if weights.url else f"restore the file with {fetch_command(name)}"
     _compare(weights, sha256_of(path) if weights.sha256 else "", path, name, remedy)
 
 

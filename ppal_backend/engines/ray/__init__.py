@@ -53,6 +53,10 @@ class RayEngine:
         self._options = LocalOptions(zoo_root, threads or 1, processes, tracking, weights_dir)
         self._steps = StepRunner(self._cluster, self._options)
 
+    def kind_of(self, device: str) -> str:
+        """``cuda`` or ``cpu``: what ``DEVICE`` means in this cluster."""
+        return self._cluster.kind_of(device)
+
     def train(
         self, spec: RoundSpec, labels: tuple[str, ...], files: TrainingFiles, folder: Path,
         on_progress: OnProgress, should_stop: Callable[[], bool],

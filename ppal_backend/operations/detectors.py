@@ -1,0 +1,194 @@
+"""The detector of a project: as it is named, or chosen once by the zoo's order (``detector = "auto"``) and kept.
+
+The round's process chooses, for only there it is known where detectors train. A choice by the rule stays, with two
+exceptions: the detector for trying out gives way as soon as the weights of another can be had, and one that is not in
+the zoo any more is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ppal_backend.detector.zoo import AUTO, find_entry, load_zoo
+from ppal_backend.detector.zoo.choice import Reach, auto_order, choose, fetch_advice, weights_problem
+from ppal_backend.errors import DetectorError, StateError, WeightsUnavailable
+from ppal_backend.settings import ProjectOptions, Settings
+from ppal_backend.store import ALIVE_WITHIN_S, Lease, ProjectRecord, Store
+from ppal_backend.structures.round import DetectorChoice, ModelRef
+
+log = logging.getLogger(__name__)
+
+TOPIC = "detector"
+CONNECT_TIMEOUT_S = 1.5  # Label Studio waits three seconds for an answer to /setup
+NOT_YET = "the first round chooses it: by whether there is a GPU, and by which weights can be had"
+
+
+@dataclass(frozen=True)
+class DetectorInForce:
+    """What the next training of a project trains.
+
+    Args:
+        name: The detector; "" for a project that names none before its first round.
+        named: Whether the project or the operator named it.
+        reason: Why it is this one, "" for one that is named.
+        warning: That it is for trying out and what to do; "" for any other.
+    """
+
+    name: str
+    named: bool
+    reason: str = ""
+    warning: str = ""
+
+    @property
+    def text(self) -> str:
+        """In a line."""
+        if self.named:
+            return f"{self.name} (named by the settings)"
+        return f"{AUTO}: {self.name} ({self.reason})" if self.name else f"{AUTO}: {self.reason}"
+
+
+def in_force(settings: Settings, record: ProjectRecord) -> DetectorInForce:
+    """The detector of a project as it is known; asks no address and looks at no weights.
+
+    Raises:
+        SettingsError: a stored extra parameter is not valid any more.
+    """
+    options, choice = settings.project_options(record.options), record.choice
+    if options.detector != AUTO:
+        return DetectorInForce(options.detector, named=True)
+    if choice is None:
+        return DetectorInForce("", named=False, reason=NOT_YET)
+    return DetectorInForce(choice.detector, False, choice.reason, _warning(settings, record.id, choice))
+
+
+def _warning(settings: Settings, project_id: int, choice: DetectorChoice) -> str:
+    try:
+        is_trial = choice.by == "trial" or (
+            choice.by == "upgrade" and choice.detector == auto_order(settings.model_zoo).trial
+        )
+        advice = fetch_advice(choice.device, settings.model_zoo, settings.weights_dir) if choice.by == "trial" else ""
+    except DetectorError as error:  # a zoo that was damaged since: the next round says so as well
+        return str(error)
+    if not is_trial:
+        return ""
+    text = f"{choice.detector} was made for trying out; it will not work on photographs"
+    if choice.by == "upgrade":
+        return f"{text}; choose another detector on the Settings page, or name one in the extra parameters"
+    return (
+        f"{text} ({choice.reason}); where detectors train, run {advice}: the next round then changes over by itself, "
+        f"and ppal round {project_id} starts one"
+    )
+
+
+def check_named(settings: Settings, store: Store, options: ProjectOptions) -> None:
+    """See that a detector that is named can start its training, as far as this machine can tell, within two seconds.
+
+    Where all living workers are on other machines, their first round tells.
+
+    Raises:
+        WeightsUnavailable: its initial weights cannot be had; the text says what to do.
+        UnknownDetector: the zoo has no such detector.
+    """
+    if options.detector == AUTO or options.init_weights == "random":
+        return
+    entry = find_entry(options.detector, settings.model_zoo)
+    problem = weights_problem(entry, settings.weights_dir, Reach(CONNECT_TIMEOUT_S))
+    if problem and trains_here(store):
+        raise WeightsUnavailable(problem)
+    if problem:
+        log.warning("left to the workers, which are on other machines: %s", problem)
+
+
+def trains_here(store: Store) -> bool:
+    """Whether rounds run on this machine, or none says where they do."""
+    alive = [Lease.parse(name) for name, age in store.workers.ages_s().items() if age < ALIVE_WITHIN_S]
+    return not alive or any(lease.is_here for lease in alive)
+
+
+def choose_by_hand(settings: Settings, store: Store, project_id: int, name: str) -> DetectorChoice | None:
+    """Keep a person's choice for a project that names no detector; ``auto`` lets the next round choose anew.
+
+    Returns:
+        The choice, None for ``auto``.
+
+    Raises:
+        StateError: the project is not connected, or its detector is named by its settings.
+        UnknownDetector: the zoo has no such detector.
+        WeightsUnavailable: its weights cannot be had.
+    """
+    options = settings.project_options(store.projects.get(project_id).options)
+    if options.detector != AUTO:
+        raise StateError(
+            f"expected a project that names no detector, got one that names {options.detector}; change 'detector' in "
+            f"its extra parameters (Settings > Model in Label Studio) or PPAL_DETECTOR"
+        )
+    choice = None
+    if name == AUTO:
+        auto_order(settings.model_zoo)
+    else:
+        check_named(settings, store, options.model_copy(update={"detector": name}))
+        entry = find_entry(name, settings.model_zoo)
+        choice = DetectorChoice(entry.name, "person", "somebody chose it on the Settings page")
+    store.projects.set_choice(project_id, choice)
+    store.projects.set_problem(project_id, TOPIC, "")
+    return choice
+
+
+def detector_for_round(
+    settings: Settings,
+    store: Store,
+    project: ProjectRecord,
+    kind: Literal["train", "rank"],
+    model: ModelRef | None,
+    device: Callable[[], str],
+) -> str:
+    """The detector of a round that begins. Where its weights cannot be had, the project says so from then on.
+
+    Args:
+        settings: the operator's settings.
+        store: the state, which keeps a choice.
+        project: the project.
+        kind: whether the round trains.
+        model: the model that it ranks with or, with ``init_weights = last``, starts from.
+        device: tells ``cuda`` or ``cpu``: where detectors train here.
+
+    Raises:
+        WeightsUnavailable: the round is to train, and cannot.
+        UnknownDetector: the zoo has no such detector.
+        DetectorError: the zoo has no order to choose by.
+    """
+    options = settings.project_options(project.options)
+    name = options.detector
+    if name == AUTO:
+        name = _chosen(settings, store, project, device)
+    entry = find_entry(name, settings.model_zoo)
+    goes_on = options.init_weights == "last" and model is not None and model.detector == name
+    elsewhere = settings.engine == "ray"  # what the nodes have is seen when they train
+    problem = ""
+    if not (goes_on or elsewhere or options.init_weights == "random"):
+        problem = weights_problem(entry, settings.weights_dir)
+    store.projects.set_problem(project.id, TOPIC, problem)
+    if problem and kind == "train":
+        raise WeightsUnavailable(problem)
+    return name
+
+
+def _chosen(settings: Settings, store: Store, project: ProjectRecord, device: Callable[[], str]) -> str:
+    """The project's choice, made now where there is none that stays."""
+    before = project.choice
+    is_known = before is not None and before.detector in load_zoo(settings.model_zoo)
+    if before is not None and before.by != "trial" and is_known:
+        return before.detector
+    where = device()
+    found = choose(where, settings.model_zoo, settings.weights_dir)
+    reason = found.reason
+    if before is not None and not is_known:
+        reason = f"{before.detector}, chosen before, is not in the zoo any more; {reason}"
+    choice = DetectorChoice(found.detector, "trial" if found.is_trial else "rule", reason, where)
+    if choice != before:
+        store.projects.set_choice(project.id, choice)
+        log.info("detector %s: %s", choice.detector, choice.reason)
+    return choice.detector
