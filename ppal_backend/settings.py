@@ -165,6 +165,9 @@ class Settings(ProjectDefaults, BaseSettings):
     repair_queue: bool = Field(
         True, description="set a project's task sampling and model version right once when somebody changes them"
     )
+    times_by_annotator: bool = Field(
+        False, description="tell on the first page of each annotator how long an image takes; from the next round on"
+    )
     max_request_mib: int = Field(64, ge=1)
     max_image_megapixels: int = Field(100, ge=1)
     allowed_image_hosts: str = ""

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from statistics import median, quantiles
 from typing import Any, Protocol
 
 from ppal_backend.datasets.categories import CategoryMap
@@ -278,3 +279,46 @@ def _action(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> st
         return "relabelled"
     apart = (abs(float(shown.get(key) or 0) - float(submitted.get(key) or 0)) for key in _FRAME)
     return "kept" if all(distance <= _SAME_PCT for distance in apart) else "moved"
+
+
+FAR_OUT_IQR = 3.0
+"""Lead times this many interquartile ranges above the upper quartile are left out: somebody went for lunch."""
+
+
+def labeling_times(
+    tasks: Iterable[Mapping[str, Any]], from_name: str, by_annotator: bool = False
+) -> dict[str, dict[str, float]]:
+    """Seconds that people took for an image, with boxes proposed to them and without.
+
+    Args:
+        tasks: Tasks as exported, read once. Of each the annotation counts that training uses, if Label Studio measured
+            its time (``lead_time``).
+        from_name: Name of the RectangleLabels control; a prediction without a box of it proposes nothing.
+        by_annotator: Whether to tell it of each annotator too.
+
+    Returns:
+        By ``with`` and ``without``, and with ``by_annotator`` by ``with ID`` and ``without ID`` too: ``images``,
+        their ``median_s``, and how many images were left ``out`` because their time is far out. Groups without an
+        image are missing.
+    """
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+    for task in tasks:
+        annotation = choose_annotation(task)
+        lead_time = annotation.get("lead_time") if annotation is not None else None
+        if annotation is None or isinstance(lead_time, bool) or not isinstance(lead_time, int | float) or not 0 < lead_time < math.inf:
+            continue
+        prediction = annotation.get("prediction")
+        proposed = isinstance(prediction, Mapping) and bool(_boxes(prediction.get("result"), from_name))
+        group = "with" if proposed else "without"
+        seconds[group].append(float(lead_time))
+        who = annotation.get("completed_by")
+        who = who.get("id") if isinstance(who, Mapping) else who
+        if by_annotator and who is not None:
+            seconds[f"{group} {who}"].append(float(lead_time))
+    return {group: _typical(found) for group, found in sorted(seconds.items())}
+
+
+def _typical(seconds: list[float]) -> dict[str, float]:
+    low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    kept = [s for s in seconds if s <= high + FAR_OUT_IQR * (high - low)]
+    return {"images": len(kept), "median_s": round(median(kept), 1), "out": len(seconds) - len(kept)}

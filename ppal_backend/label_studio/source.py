@@ -16,6 +16,7 @@ from ppal_backend.datasets.label_studio_json import (
     agreement_of,
     annotations_to_coco,
     choose_annotation,
+    labeling_times,
 )
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
@@ -72,12 +73,18 @@ class LabelStudioSource:
         images: where images are fetched to.
         project_id: the project.
         from_name: the RectangleLabels control to use; None for the first one on an Image.
+        times_by_annotator: whether the report tells of each annotator how long an image took.
     """
 
     def __init__(
-        self, client: LabelStudioClient, images: ImageCache, project_id: int, from_name: str | None = None
+        self,
+        client: LabelStudioClient,
+        images: ImageCache,
+        project_id: int,
+        from_name: str | None = None,
+        times_by_annotator: bool = False,
     ) -> None:
-        self._client, self._images = client, images
+        self._client, self._images, self._times_by_annotator = client, images, times_by_annotator
         self._project_id, self._from_name = project_id, from_name
 
     def export(self, folder: Path) -> Sequence[int]:
@@ -110,6 +117,7 @@ class LabelStudioSource:
             on_progress(Progress("dataset", done, len(wanted), "images"))
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
         agreement = agreement_of(read_export(folder / "annotated.json"), schema.from_name)
+        times = labeling_times(read_export(folder / "annotated.json"), schema.from_name, self._times_by_annotator)
         entries = [PoolEntry(i, str(found[i].path), found[i].width, found[i].height) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
@@ -118,6 +126,7 @@ class LabelStudioSource:
             report={
                 "conversion": report.as_dict(),
                 "agreement": agreement,
+                "times": times,
                 "image_problems": list(unusable.values())[:MAX_REPORTED_PROBLEMS],
             },
             unreadable=[i for i, _ in pool if i in unusable],

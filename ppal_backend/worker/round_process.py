@@ -243,7 +243,9 @@ def label_studio_ports(
         store.projects.set_problem(project.id, topic, problem)
     engine = _engine(settings)
     return Ports(
-        source=LabelStudioSource(client, image_cache(settings, client), spec.project_id, spec.from_name),
+        source=LabelStudioSource(
+            client, image_cache(settings, client), spec.project_id, spec.from_name, settings.times_by_annotator
+        ),
         engine=engine,
         publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
         observer=observer,

@@ -1,8 +1,8 @@
-"""Kept, moved, relabelled, removed, added: what an export tells of pre-annotations."""
+"""Kept, moved, relabelled, removed, added, and seconds saved: what an export tells of pre-annotations."""
 
 import pytest
 
-from ppal_backend.datasets.label_studio_json import agreement_of
+from ppal_backend.datasets.label_studio_json import agreement_of, labeling_times
 
 V1, V2 = "ppal-r1-aaa", "ppal-r2-bbb"
 
@@ -68,3 +68,40 @@ def test_the_annotation_that_training_uses_is_the_one_that_counts():
     one = task([box("a")], [])["annotations"][0] | {"updated_at": "2026-01-01T00:00:00Z"}
     later = task([box("a")], [box("a")])["annotations"][0] | {"id": 2, "updated_at": "2026-01-02T00:00:00Z"}
     assert counts({"id": 1, "annotations": [later, one]}) == {V1: (1, 1, 0, 0, 0, 0)}
+
+
+def took(seconds, shown=(), who=1, **annotation):
+    return task(list(shown), [], lead_time=seconds, completed_by={"id": who}, **annotation)
+
+
+def test_seconds_are_medians_with_and_without_proposed_boxes():
+    tasks = [took(s, [box("a")]) for s in (4.0, 6.0, 100.0)] + [took(s) for s in (10, 30)]
+    tasks.append(took(8.0, [box("a", control="other")]))
+    assert labeling_times(tasks, "label") == {
+        "with": {"images": 3, "median_s": 6.0, "out": 0},
+        "without": {"images": 3, "median_s": 10, "out": 0},
+    }
+
+
+def test_a_lunch_break_does_not_count():
+    tasks = [took(s) for s in (9, 10, 11, 12, 13, 3600)]
+    assert labeling_times(tasks, "label") == {"without": {"images": 5, "median_s": 11, "out": 1}}
+
+
+@pytest.mark.parametrize("seconds", [None, 0, -3, float("nan"), float("inf"), "12", True])
+def test_a_time_that_was_not_measured_does_not_count(seconds):
+    assert labeling_times([took(seconds), task([], [])], "label") == {}
+
+
+def test_annotators_are_told_apart_only_when_asked_for():
+    tasks = [took(4.0), took(8.0, who=2), took(2.0, [box("a")], who=2)]
+    assert sorted(labeling_times(tasks, "label")) == ["with", "without"]
+    found = labeling_times(tasks, "label", by_annotator=True)
+    assert {group: row["median_s"] for group, row in found.items()} == {
+        "with": 2.0, "with 2": 2.0, "without": 6.0, "without 1": 4.0, "without 2": 8.0,
+    }  # fmt: skip
+
+
+def test_an_annotator_may_be_a_bare_number():
+    found = labeling_times([task([], [], lead_time=3.0, completed_by=5)], "label", by_annotator=True)
+    assert "without 5" in found
