@@ -305,7 +305,12 @@ def labeling_times(
     for task in tasks:
         annotation = choose_annotation(task)
         lead_time = annotation.get("lead_time") if annotation is not None else None
-        if annotation is None or isinstance(lead_time, bool) or not isinstance(lead_time, int | float) or not 0 < lead_time < math.inf:
+        if (
+            annotation is None
+            or isinstance(lead_time, bool)
+            or not isinstance(lead_time, int | float)
+            or not 0 < lead_time < math.inf
+        ):
             continue
         prediction = annotation.get("prediction")
         proposed = isinstance(prediction, Mapping) and bool(_boxes(prediction.get("result"), from_name))

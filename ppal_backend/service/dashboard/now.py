@@ -1,14 +1,16 @@
-"""The overview of all projects, and of one: the round at work, and how long it may still take."""
+"""The overview of all projects, and of one: how far it is, how good, what happens next, and the round at work."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from ppal_backend.errors import PPALError
 from ppal_backend.rounds.folder import OUTPUTS
+from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
 
@@ -95,23 +97,155 @@ def _running(record: RoundRecord, usual_s: float | None, elapsed_s: float) -> St
     return Step(name, IN_WORDS[name], "running", done, total, detail, elapsed_s, rest)
 
 
+FEWEST_IMAGES = 10
+CLASSES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Labelled boxes of a class; ``share`` in [0, 1] of the class with most."""
+
+    label: str
+    boxes: int
+    share: float
+    is_rare: bool
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for an image (median), of how many images; ``who`` is an annotator's id, "" for all of them."""
+
+    who: str
+    with_s: float | None
+    with_images: int
+    without_s: float | None
+    without_images: int
+    left_out: int
+
+
+def quality_in_words(metrics: Mapping[str, Any] | None, budget: int) -> str:
+    """How good the model is, in a sentence.
+
+    Args:
+        metrics: of the training that made the model in force; None before there is one.
+        budget: annotations that start a training.
+    """
+    if metrics is None or metrics.get("map") is None:
+        return f"No model yet: the first one trains by itself after {counted(budget, 'annotation')}."
+    images, value = int(metrics.get("images") or 0), float(metrics["map"])
+    if images < FEWEST_IMAGES:
+        return f"Measured on {counted(images, 'image')}: too few to tell."
+    interval = metrics.get("map_interval")
+    spread = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
+    return f"mAP {value:.3f}{spread}, measured on {counted(images, 'image')} that it did not learn from."
+
+
+def next_in_words(project: Project, state: str, left: float | None, missing: int) -> str:
+    """What happens next and when, in a sentence.
+
+    Args:
+        project: the project.
+        state: of its open round (see :func:`state_of`), "" without one.
+        left: seconds until that round is done, None where nobody can tell.
+        missing: annotations to the next training.
+    """
+    if project.record.paused:
+        return "Paused: nothing starts until somebody presses Resume."
+    if state:
+        record = project.opened[0]
+        what = "training" if record.kind == "train" else "ordering the tasks"
+        if state == "running":
+            when = "" if left is None else f"; the new queue is there in about {span(left)}"
+            return f"Round {record.number} is {what}{when}."
+        return {
+            "waiting": f"Round {record.number} waits for what is told above.",
+            "cancelling": f"Round {record.number} is being cancelled.",
+        }.get(state, f"Round {record.number} starts as soon as a worker is free.")
+    if project.rounds and project.rounds[-1].state == "failed":
+        return "Nothing starts by itself: the last round failed, as told above."
+    if project.record.task_count and project.labelled_tasks >= project.record.task_count and missing:
+        return "Everything is labelled. More tasks get a place in the queue as soon as they are imported."
+    if not missing:
+        return "A training starts within seconds."
+    return f"The next training starts by itself after {counted(missing, 'more annotation', 'more annotations')}."
+
+
+def class_counts(per_class: Mapping[str, int]) -> list[ClassCount]:
+    """Labelled boxes by class, most first; rare is what the page of classes calls so."""
+    most = max(per_class.values(), default=0)
+    rare_below = max(FEW_BOXES, RARE_SHARE * median(per_class.values())) if per_class else 0
+    rows = [ClassCount(k, n, n / most if most else 0.0, n < rare_below) for k, n in per_class.items()]
+    return sorted(rows, key=lambda row: -row.boxes)
+
+
+def balance_in_words(rows: Sequence[ClassCount]) -> str:
+    """How evenly the boxes lie over the classes, in a sentence; "" where that is no question."""
+    if len(rows) < 2 or not rows[0].boxes:
+        return ""
+    most, least = rows[0], rows[-1]
+    if not least.boxes:
+        none = [row.label for row in rows if not row.boxes]
+        return f"No box yet of {', '.join(none[:5])}{f' and {len(none) - 5} more' if len(none) > 5 else ''}."
+    times = most.boxes / least.boxes
+    if times < 2:
+        return "Evenly spread."
+    return f"{most.label} has {times:.0f} times as many boxes as {least.label}."
+
+
+def paces(times: Mapping[str, Mapping[str, float]]) -> list[Pace]:
+    """Seconds for an image as rows: of all annotators together, then of each where that was asked for."""
+    whos = sorted({name.partition(" ")[2] for name in times})
+    rows = []
+    for who in whos:
+        found = [times.get(f"{group} {who}".strip(), {}) for group in ("with", "without")]
+        numbers = [(f.get("median_s"), int(f.get("images", 0))) for f in found]
+        rows.append(Pace(who, *numbers[0], *numbers[1], sum(int(f.get("out", 0)) for f in found)))
+    return rows
+
+
+def summary_of(project: Project, state: str, left: float | None) -> dict[str, Any]:
+    """What a lead wants to know at a glance."""
+    number, facts = project.snapshot or (None, {})
+    missing = max(0, project.options.budget - project.new_annotations)
+    rows = class_counts(facts.get("labelled_per_class") or {})
+    return {
+        "labelled": project.labelled_tasks,
+        "tasks": project.record.task_count,
+        "quality": quality_in_words(project.trained.metrics if project.trained else None, project.options.budget),
+        "next": next_in_words(project, state, left, missing),
+        "classes": rows[:CLASSES_SHOWN],
+        "more_classes": rows[CLASSES_SHOWN:],
+        "balance": balance_in_words(rows),
+        "paces": paces(facts.get("times") or {}),
+        "as_of": number,
+    }
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 image, 2 images."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def span(seconds: float) -> str:
+    """A time span in words, rounded to what people want to know."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
 def overview(projects: Sequence[Project]) -> list[dict[str, Any]]:
     """A row for each project; what is wrong with one does not hide the others."""
     return [_overview_row(p) for p in projects]
 
 
 def _overview_row(project: Project) -> dict[str, Any]:
-    metrics = project.trained.metrics if project.trained else {}
-    row = {
-        "project": project,
-        "open": project.opened[0] if project.opened else None,
-        "map": metrics.get("map"),
-        "images": metrics.get("labelled_images"),
-        "labels": (),
-        "budget": None,
-    }
+    row: dict[str, Any] = {"project": project, "state": "", "labels": (), "summary": None}
     try:
-        return {**row, "labels": project.labels, "budget": project.options.budget}
+        shown = _round(project)
+        summary = summary_of(project, shown["state"], shown["left_s"])
+        return {**row, "state": shown["state"], "labels": project.labels, "summary": summary}
     except PPALError:  # the labeling config or an extra parameter is not usable any more, which is a finding
         return row
 
@@ -126,7 +260,19 @@ def state_of(record: RoundRecord, paused: bool) -> str:
 
 
 def now_page(project: Project) -> dict[str, Any]:
-    """The round at work, the ones before it, and what hinders."""
+    """How far the project is, the round at work, and the ones before it."""
+    shown = _round(project)
+    return {
+        **shown,
+        "summary": summary_of(project, shown["state"], shown["left_s"]),
+        "waiting": project.opened[1:],
+        "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
+        "missing": max(0, project.options.budget - project.new_annotations),
+    }
+
+
+def _round(project: Project) -> dict[str, Any]:
+    """The open round and its steps."""
     record = project.opened[0] if project.opened else None
     time = datetime.now(UTC).replace(tzinfo=None)
     shown: dict[str, Any] = {"record": record, "state": "", "line": [], "left_s": None, "log": []}
@@ -137,9 +283,4 @@ def now_page(project: Project) -> dict[str, Any]:
         if state in ("waiting", "paused"):
             line = [replace(s, state="stopped", left_s=None) if s.state == "running" else s for s in line]
         shown.update(state=state, line=line, left_s=left_s(line), log=project.log_lines(record.number))
-    return {
-        **shown,
-        "waiting": project.opened[1:],
-        "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
-        "missing": max(0, project.options.budget - project.new_annotations),
-    }
+    return shown

@@ -213,9 +213,33 @@ class Project:
         """Annotations that no training has used yet."""
         return self.runtime.store.ledger.new_count(self.id)
 
+    @cached_property
+    def labelled_tasks(self) -> int:
+        """Tasks with a usable annotation."""
+        return self.runtime.store.ledger.task_count(self.id)
+
+    @cached_property
+    def snapshot(self) -> tuple[int, Mapping[str, Any]] | None:
+        """The newest round that has read the annotations, and what it noted; None before there is one."""
+        for record in reversed(self.rounds):
+            mark = self.files(record.number).marks().get("dataset")
+            if mark is not None:
+                return record.number, mark.facts
+        return None
+
     def labelled_since(self, number: int) -> frozenset[int]:
         """Tasks with an annotation that came after a round had read them."""
         return frozenset(self.runtime.store.ledger.tasks_after(self.id, number))
+
+    @property
+    def name(self) -> str:
+        """What Label Studio calls the project."""
+        return self.record.title or f"Project {self.id}"
+
+    @property
+    def label_link(self) -> str:
+        """Where Label Studio begins to serve the queue, as its button Label All Tasks does."""
+        return f"{self.label_studio}/projects/{self.id}/data?labeling=1"
 
     @property
     def label_studio(self) -> str:

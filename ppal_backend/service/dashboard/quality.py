@@ -128,17 +128,14 @@ def _reason(task: Mapping[str, Any], dispute: Mapping[str, Any]) -> str:
 
 def quality_page(project: Project, page: int) -> dict[str, Any]:
     """What the newest snapshot of the annotations tells."""
-    for record in reversed(project.rounds):
-        files = project.files(record.number)
-        mark = files.marks().get("dataset")
-        if mark is not None:
-            break
-    else:
+    if project.snapshot is None:
         return {"number": None, "rows": [], "review": None}
+    number, facts = project.snapshot
+    files = project.files(number)
     versions = [v.version for v in project.versions]
-    rows = agreement_rows(mark.facts.get("agreement") or {}, versions)
-    learned = {name: count for name, count in mark.facts.get("conversion", {}).items() if count}
-    shown: dict[str, Any] = {"number": record.number, "rows": rows, "total": total_of(rows), "learned": learned}
+    rows = agreement_rows(facts.get("agreement") or {}, versions)
+    learned = {name: count for name, count in facts.get("conversion", {}).items() if count}
+    shown: dict[str, Any] = {"number": number, "rows": rows, "total": total_of(rows), "learned": learned}
     review = files.review()
     if review is None:
         return {**shown, "review": None}

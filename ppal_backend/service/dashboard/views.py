@@ -27,7 +27,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from ppal_backend.doctor import Finding
-from ppal_backend.doctor.health import health, next_try
+from ppal_backend.doctor.health import LABEL_STUDIO_NOTE, health, next_try
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.operations import control
@@ -61,6 +61,7 @@ DONE = {
     "cancel": "The open rounds are being cancelled.",
     "pause": "Paused: the running round stops at the next safe point, no other starts.",
     "resume": "The project's rounds go on.",
+    "connect": "Connected. The first round puts the tasks in order; then press Label now.",
     "retry": "It is tried again; a running worker does so within seconds.",
     "rollback": "The earlier version is in force again.",
 }
@@ -136,6 +137,15 @@ class Actions:
         done = control.try_again(self.runtime.store, project_id)
         self.runtime.notifier.notify(project_id)
         return done
+
+    def connect(self, project_id: int, backend_url: str) -> str:
+        """Connect a project of the Label Studio of the settings, as its dialog Connect Model does."""
+        from ppal_backend.doctor.connecting import connect_project
+
+        settings = self.runtime.settings
+        with self.connect_to(settings, "") as client:
+            steps = connect_project(client, settings, project_id, backend_url)
+        return ", ".join(f"{step.what} {step.done}" for step in steps)
 
     def roll_back(self, project_id: int, version: str) -> str:
         """Make an earlier version the one in force again."""
@@ -213,7 +223,29 @@ def overview() -> str:
         }
         for row in now_pages.overview(projects)
     ]
-    return render_template("ppal/overview.html", rows=rows, findings=shared)
+    known, (note, _) = {p.id for p in projects}, runtime.store.notes.get(LABEL_STUDIO_NOTE)
+    others = [
+        {**found, "token": _dashboard().tokens.make(int(found["id"]))}
+        for found in note.get("projects", ())
+        if found["id"] not in known
+    ]
+    return render_template(
+        "ppal/overview.html", rows=rows, findings=shared, others=others, address=_own_address(), is_known=bool(note)
+    )
+
+
+@ui.post(f"{PROJECT}/connect")
+def connect(project_id: int) -> AnyResponse:
+    """Connects a project that this backend does not know yet."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    said = _dashboard().actions.connect(project_id, _own_address())
+    log.info("project %d was connected on the dashboard: %s", project_id, said)
+    return redirect(url_for("ui.now", project_id=project_id, done="connect"), code=303)
+
+
+def _own_address() -> str:
+    """This backend's address: what the operator set, else how the browser has reached it."""
+    return _dashboard().runtime.settings.public_url or request.host_url.rstrip("/")
 
 
 @ui.get(f"{PROJECT}/")
@@ -348,13 +380,13 @@ def as_next_try(finding: Finding) -> str:
     return next_try(finding)
 
 
+@ui.app_template_filter("ppal_seconds")
+def as_seconds(value: float) -> str:
+    """What an image takes, in seconds or, from two minutes on, in minutes."""
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
 @ui.app_template_filter("ppal_span")
 def as_span(seconds: float | None) -> str:
     """A time span in words, rounded to what people want to know."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+    return "unknown" if seconds is None else now_pages.span(seconds)

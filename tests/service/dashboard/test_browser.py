@@ -76,7 +76,7 @@ def open_page(browser, shown):
         page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.route(f"{LABEL_STUDIO}/**", lambda route: route.fulfill(body="<title>Label Studio</title>"))
+        context.route(f"{LABEL_STUDIO}/**", lambda route: route.fulfill(body="<title>Label Studio</title>"))
         if image is not None:  # instead of files that the place does not have
             page.route("**/rounds/*/*/*", lambda route: route.fulfill(body=image, content_type="image/png"))
         assert page.goto(place.url + path).status == 200
@@ -168,8 +168,9 @@ def test_pointing_at_the_map_shows_image_place_and_reason_and_a_press_opens_the_
     card.get_by_text(f"Task {chosen[2]}").wait_for()
     assert "query set, place 3" in card.inner_text() and "by uncertainty" in card.inner_text()
     assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-    page.mouse.click(*point_at(page, chosen[2]))
-    page.wait_for_url(f"{LABEL_STUDIO}/projects/1/data?task={chosen[2]}")
+    with page.context.expect_page() as opened:
+        page.mouse.click(*point_at(page, chosen[2]))
+    assert opened.value.url == f"{LABEL_STUDIO}/projects/1/data?task={chosen[2]}"
 
 
 def test_the_map_is_walked_by_keyboard_in_the_order_of_the_queue(map_page, axe):
@@ -186,8 +187,9 @@ def test_the_map_is_walked_by_keyboard_in_the_order_of_the_queue(map_page, axe):
     assert card.get_attribute("aria-live") == "polite", "it is read out"
     page.evaluate(axe)
     assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"{LABEL_STUDIO}/projects/1/data?task={chosen[0]}")
+    with page.context.expect_page() as opened:
+        page.keyboard.press("Enter")
+    assert opened.value.url == f"{LABEL_STUDIO}/projects/1/data?task={chosen[0]}"
 
 
 def test_the_list_beside_the_map_points_at_it(map_page):

@@ -59,7 +59,9 @@ def test_pages_run_nothing_of_others_and_hold_nothing_inline(client, page):
 
 def test_the_overview_tells_what_each_project_is_at(client):
     text = text_of(client.get("/ui/"))
-    assert "Project 1 cat, dog" in text and "0.530" in text and "0 of 5" in text and "idle" in text
+    assert "Project 1 cat, dog" in text and "idle" in text
+    assert "mAP 0.530 (0.480 to 0.570), measured on 12 images that it did not learn from." in text
+    assert "The next training starts by itself after 5 more annotations." in text
 
 
 def test_now_lists_the_rounds_before_newest_first(client):

@@ -82,7 +82,7 @@ def test_the_page_tells_what_near_means_and_what_is_drawn(client, trained):
     candidates = len(set(query["candidate_ids"]) - set(query["image_ids"]))
     assert f"query set 5 candidates {candidates} the rest {25 - candidates} labelled before 50" in text
     assert 'value="s"' not in page and f'data-points="{POINTS}"' in page
-    listed = re.findall(r'data-task="(\d+)">', page)
+    listed = re.findall(r'data-task="(\d+)"', page)
     assert [int(t) for t in listed] == query["image_ids"]
     assert f'<a href="http://ls.test:8080/projects/1/data?task={listed[0]}" data-task' in page
 

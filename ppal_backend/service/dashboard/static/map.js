@@ -150,6 +150,8 @@ function tell(index) {
   const link = document.createElement("a");
   link.href = map.dataset.tasks + task;
   link.textContent = `Task ${task}`;
+  link.target = "_blank";
+  link.rel = "noopener";
   const tag = document.createElement("span");
   tag.className = "tag";
   tag.textContent = place ? `${NAMES[kind]}, place ${place}` : NAMES[kind];
@@ -162,10 +164,8 @@ function tell(index) {
   shown.replaceChildren(image, title, why);
 }
 
-function openTask(event) {
-  const address = map.dataset.tasks + points.ids[picked];
-  if (event.ctrlKey || event.metaKey) window.open(address, "_blank", "noopener");
-  else window.location.assign(address);
+function openTask() {
+  window.open(map.dataset.tasks + points.ids[picked], "_blank", "noopener");
 }
 
 canvas.addEventListener("pointermove", (event) => {
@@ -182,7 +182,7 @@ canvas.addEventListener("click", (event) => {
   const index = nearest(event);
   if (index < 0) return;
   pick(index);
-  if (event.pointerType !== "touch") openTask(event); // a finger cannot point first: it picks, the link opens
+  if (event.pointerType !== "touch") openTask(); // a finger cannot point first: it picks, the link opens
 });
 
 canvas.addEventListener("keydown", (event) => {
@@ -194,7 +194,7 @@ canvas.addEventListener("keydown", (event) => {
     event.preventDefault();
     pick(places[Math.min(places.length - 1, Math.max(0, steps[event.key]))]);
   } else if (event.key === "Enter" && picked >= 0) {
-    openTask(event);
+    openTask();
   }
 });
 
