@@ -127,8 +127,8 @@ def _label_studio(text: str, kind: str, next_try_at: datetime | None) -> Finding
 def _failed_round(record: RoundRecord) -> Finding:
     found = from_problem(f"round {record.number}", record.error)
     again = (
-        "Nothing starts by itself until an annotation, the labeling config or an option changes; Try again or "
-        f"`ppal round {record.project_id}{' --rank' if record.kind == 'rank' else ''}` starts it at once"
+        "Nothing starts by itself until an annotation, the labeling config or an option changes; Try again (or "
+        f"`ppal round {record.project_id}{' --rank' if record.kind == 'rank' else ''}`) starts it at once"
     )
     advice = f"{_sentence(found.advice)} {again}" if "; " in record.error else again
     return replace(found, title=f"Round {record.number} failed", advice=advice, can_try_again=True)

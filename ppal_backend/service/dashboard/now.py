@@ -158,11 +158,11 @@ def next_in_words(project: Project, state: str, left: float | None, missing: int
             when = "" if left is None else f"; the new queue is there in about {span(left)}"
             return f"Round {record.number} is {what}{when}."
         return {
-            "waiting": f"Round {record.number} waits for what is told above.",
+            "waiting": f"Round {record.number} waits, and is tried again by itself.",
             "cancelling": f"Round {record.number} is being cancelled.",
         }.get(state, f"Round {record.number} starts as soon as a worker is free.")
     if project.rounds and project.rounds[-1].state == "failed":
-        return "Nothing starts by itself: the last round failed, as told above."
+        return "Nothing starts by itself: the last round failed."
     if project.record.task_count and project.labelled_tasks >= project.record.task_count and missing:
         return "Everything is labelled. More tasks get a place in the queue as soon as they are imported."
     if not missing:

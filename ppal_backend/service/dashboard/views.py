@@ -23,6 +23,7 @@ from flask import (
     send_file,
     url_for,
 )
+from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -369,9 +370,11 @@ def as_time(value: datetime | None) -> str:
 
 
 @ui.app_template_filter("ppal_sentence")
-def as_sentence(text: str) -> str:
-    """A text with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
+def as_sentence(text: str) -> Markup:
+    """A text with a capital letter and a full stop; what stands between backticks is code."""
+    parts = (text[:1].upper() + text[1:].rstrip(".") + "." if text else "").split("`")
+    code, end = Markup("<code>"), Markup("</code>")
+    return Markup("").join(code + part + end if n % 2 else escape(part) for n, part in enumerate(parts))
 
 
 @ui.app_template_filter("ppal_next_try")

@@ -132,7 +132,7 @@ def test_what_is_next_follows_the_rounds(place, client):
     place.store.rounds.claim(1, Lease.mine())
     assert "Next Round 1 is ordering the tasks." in text_of(client.get("/ui/projects/1/"))
     place.store.rounds.release(record.id, 60, "it is down; wait")
-    assert "Next Round 1 waits" in text_of(client.get("/ui/projects/1/"))
+    assert "Next Round 1 waits, and is tried again by itself." in text_of(client.get("/ui/projects/1/"))
     place.store.rounds.claim(1, Lease.mine())
     place.store.rounds.fail(record.id, "broken; mend it")
     assert "Next Nothing starts by itself: the last round failed" in text_of(client.get("/ui/projects/1/"))
