@@ -209,6 +209,9 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
 USES_LABELLED = frozenset(name for name, recipe in STRATEGIES.items() if recipe.labelled)
 """Strategies that use the model's detections on, or features of, labelled images where they are given."""
 
+READS_COUNTS = frozenset({"pal", "ppal+pal"})
+"""Strategies that read how many boxes before suppression a detection stands for."""
+
 
 def strategy_names() -> tuple[str, ...]:
     """Names of all strategies, baselines first."""

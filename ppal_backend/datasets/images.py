@@ -46,12 +46,15 @@ _DECODE_ERRORS = (
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """A cached image: ``width`` and ``height`` are pixels as a browser displays it, and as stored in ``path``."""
+    """A cached image: ``width`` and ``height`` are pixels as a browser displays it, and as stored in ``path``.
+
+    ``checksum`` is the SHA-256 of the file, "" where it is not known."""
 
     task_id: int
     path: Path
     width: int
     height: int
+    checksum: str = ""
 
 
 class ImageCache:
@@ -59,7 +62,8 @@ class ImageCache:
 
     A file is JPEG or PNG as fetched when that is RGB or grey and upright, else an RGB PNG of what a browser shows
     (EXIF orientation applied, transparency on white, first frame). A sidecar with size and checksum is written last:
-    a file without it, or that differs from it, is fetched again.
+    a file without it, or that differs from it, is fetched again. The checksum is computed anew only of a file that was
+    written to since: a round over a large project would else read all of its images.
 
     Args:
         root: Folder of the cache; made when needed.
@@ -113,11 +117,13 @@ class ImageCache:
         try:
             note = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
             path = stem.with_suffix(_suffix(note["suffix"]))
-            if path.stat().st_size != note["bytes"] or sha256_of(path) != note["sha256"]:
+            status = path.stat()
+            untouched = status.st_mtime_ns == note.get("mtime_ns")
+            if status.st_size != note["bytes"] or not (untouched or sha256_of(path) == note["sha256"]):
                 logger.warning("task %d: the cached image is damaged, fetching it again", task_id)
                 return None
             os.utime(stem.with_suffix(".json"))  # so that prune_images knows what was used last
-            return ImageInfo(task_id, path, int(note["width"]), int(note["height"]))
+            return ImageInfo(task_id, path, int(note["width"]), int(note["height"]), str(note["sha256"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
@@ -131,13 +137,14 @@ class ImageCache:
             suffix, width, height = self._verify(task_id, part, converted)
             source = part if suffix is not None else converted
             path = stem.with_suffix(suffix or ".png")
-            note = {"suffix": path.suffix, "bytes": source.stat().st_size, "sha256": sha256_of(source)}
-            note |= {"width": width, "height": height}
+            status, checksum = source.stat(), sha256_of(source)
+            note = {"suffix": path.suffix, "bytes": status.st_size, "sha256": checksum}
+            note |= {"mtime_ns": status.st_mtime_ns, "width": width, "height": height}
             source.replace(path)
         with _temporary(stem) as part:
             part.write_text(json.dumps(note), encoding="utf-8")
             part.replace(stem.with_suffix(".json"))
-        return ImageInfo(task_id, path, width, height)
+        return ImageInfo(task_id, path, width, height, checksum)
 
     def _download(self, task_id: int, url: str, part: Path) -> None:
         size = 0

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppal_backend.acquisition.strategies import READS_COUNTS
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
 from ppal_backend.structures.round import ModelRef, OnProgress, RoundSpec
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from ppal_backend.detector.infer.inference import PoolInference
 
 log = logging.getLogger(__name__)
-
-_READ_COUNTS = ("pal", "ppal+pal")  # strategies that read how many boxes before suppression a detection stands for
 
 
 def yield_while_waiting() -> None:
@@ -135,7 +134,7 @@ class LocalEngine:
 
         return PoolInference(
             model.detector, Path(model.checkpoint), model.labels, spec.device, self._zoo_root,
-            count=spec.strategy in _READ_COUNTS, embedding=spec.embedding, levels=spec.levels,
+            count=spec.strategy in READS_COUNTS, embedding=spec.embedding, levels=spec.levels,
         )  # fmt: skip
 
 

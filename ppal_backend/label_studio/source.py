@@ -118,7 +118,7 @@ class LabelStudioSource:
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
         agreement = agreement_of(read_export(folder / "annotated.json"), schema.from_name)
         times = labeling_times(read_export(folder / "annotated.json"), schema.from_name, self._times_by_annotator)
-        entries = [PoolEntry(i, str(found[i].path), found[i].width, found[i].height) for i, _ in pool if i in found]
+        entries = [_entry(found[i]) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
             pool=entries,
@@ -161,6 +161,10 @@ class LabelStudioSource:
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _entry(image: ImageInfo) -> PoolEntry:
+    return PoolEntry(image.task_id, str(image.path), image.width, image.height, image.checksum)
 
 
 def images_problem(total: int, unusable: Mapping[int, str], annotated: Collection[int]) -> str:

@@ -10,6 +10,8 @@ number to [0.5, 1), so no detector's numbers are too large or too small for it, 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +44,8 @@ class DetectionsWriter:
     """Writes shards of ``shard_size`` images; a shard appears whole or not at all.
 
     ``done`` holds the image ids that earlier, complete shards already hold: a resumed pass skips them. A shard that
-    cannot be read is removed, its images are not done.
+    cannot be read is removed, its images are not done. Of an image that is written twice the last time counts.
+    ``stamps`` are what :meth:`add` was told of the images that are done, 0 where it was told nothing.
 
     Args:
         folder: Where the shards go.
@@ -52,22 +55,27 @@ class DetectionsWriter:
 
     def __init__(self, folder: Path, shard_size: int = 256, *, half: bool = True) -> None:
         self._folder, self._size, self._half = folder, shard_size, half
-        self._rows: list[tuple[Detections, Mapping[str, Any]]] = []
+        self._rows: list[tuple[Detections, Mapping[str, Any], int]] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self.done: set[int] = set()
+        self.stamps: dict[int, int] = {}
         self._next = 0
         for path in shards_of(folder):
             try:
-                self.done.update(detections.image_id for detections, _ in _read(path))
+                self.stamps.update(_stamps_of_intact(path))
             except DAMAGE as error:
                 log.error("%s is damaged (%s); its images are done again", path, error)
                 path.unlink()
             else:
                 self._next = int(path.stem.removeprefix("shard-")) + 1
 
-    def add(self, detections: Detections, features: Mapping[str, Any]) -> None:
-        """Add one image."""
-        self._rows.append((detections, features))
+    @property
+    def done(self) -> set[int]:
+        """Images that complete shards held at the start."""
+        return set(self.stamps)
+
+    def add(self, detections: Detections, features: Mapping[str, Any], stamp: int = 0) -> None:
+        """Add one image; ``stamp`` tells its file from one that was changed, 0 for nothing known."""
+        self._rows.append((detections, features, stamp))
         if len(self._rows) >= self._size:
             self.flush()
 
@@ -75,11 +83,12 @@ class DetectionsWriter:
         """Write what is held; call it at the end."""
         if not self._rows:
             return
-        items = [d for d, _ in self._rows]
+        items = [d for d, _, _ in self._rows]
         arrays: dict[str, np.ndarray] = {
             "image_ids": np.array([d.image_id for d in items], dtype=np.int64),
             "counts": np.array([len(d) for d in items], dtype=np.int64),
             "softmax": np.array([d.softmax for d in items]),
+            "stamps": np.array([stamp for _, _, stamp in self._rows], dtype=np.int64),
         }
         for name in (*_ROWS, *_OPTIONAL):
             if all(getattr(d, name) is not None for d in items):
@@ -89,7 +98,7 @@ class DetectionsWriter:
         if all(d.image_size is not None for d in items):
             arrays["image_sizes"] = np.array([d.image_size for d in items], dtype=np.int64)
         for name in self._rows[0][1]:
-            arrays[_FEATURE + name] = np.stack([np.asarray(f[name]) for _, f in self._rows])
+            arrays[_FEATURE + name] = np.stack([np.asarray(f[name]) for _, f, _ in self._rows])
         with atomic_file(self._folder / f"shard-{self._next:05d}.npz") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         self._next += 1
@@ -117,9 +126,17 @@ def read_detections(folder: Path, only_boxes: bool = False) -> Iterator[tuple[De
         yield from _read(path, only_boxes)
 
 
-def count_images(folder: Path) -> int:
-    """Images in the folder, of which nothing but their ids is read."""
-    return sum(len(_Shard(path).image_ids) for path in shards_of(folder))
+def link_shards(source: Path, folder: Path) -> int:
+    """Put the shards of another folder into an empty one, as hard links where the disk has them; how many there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = shards_of(source)
+    for path in paths:
+        try:
+            os.link(path, folder / path.name)
+        except OSError:
+            with path.open("rb") as file, atomic_file(folder / path.name) as copy:
+                shutil.copyfileobj(file, copy)
+    return len(paths)
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -134,7 +151,8 @@ class StoredDetections(Sequence[Detections]):
 
     Args:
         folder: Where :class:`DetectionsWriter` left its shards.
-        image_ids: Images to take, others are left out; None for all. Their order is that of the folder.
+        image_ids: Images to take, others are left out; None for all. Their order is that of the folder; of an image
+            that is there twice the last one counts.
         embeddings: Whether images come with embeddings; else those have width 0 and stay on disk.
         mark: Applied to every image that is read, for instance to tell which detections are right.
     """
@@ -150,13 +168,14 @@ class StoredDetections(Sequence[Detections]):
         self._folder, self._embeddings, self._mark = folder, embeddings, mark
         wanted = None if image_ids is None else set(image_ids)
         self._shards = [_Shard(path) for path in shards_of(folder)]
-        self._places: list[tuple[int, int]] = []
-        self._position: dict[int, int] = {}
+        found: dict[int, tuple[int, int]] = {}
         for number, shard in enumerate(self._shards):
             for row, image_id in enumerate(shard.image_ids.tolist()):
-                if (wanted is None or image_id in wanted) and image_id not in self._position:
-                    self._position[image_id] = len(self._places)
-                    self._places.append((number, row))
+                if wanted is None or image_id in wanted:
+                    found.pop(image_id, None)  # looked at once more since
+                    found[image_id] = number, row
+        self._places = list(found.values())
+        self._position = {image_id: position for position, image_id in enumerate(found)}
 
     @property
     def image_ids(self) -> tuple[int, ...]:
@@ -341,6 +360,17 @@ class _Shard:
         )
         sizes = self.array("image_sizes")[images] if "image_sizes" in self.names else None
         return ImageBatch(self.image_ids[images], self._counts[images], joined, sizes)
+
+
+def _stamps_of_intact(path: Path) -> dict[int, int]:
+    """Stamps by image id of a shard that can be read in full, its checksums compared."""
+    with np.load(path, allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files}
+    boxes = int(arrays["counts"].sum())
+    if any(len(arrays[name]) != boxes for name in (*_ROWS, *_OPTIONAL, _EXPONENTS) if name in arrays):
+        raise ValueError(f"expected {boxes} rows of every array")
+    ids = arrays["image_ids"].tolist()
+    return dict(zip(ids, arrays["stamps"].tolist() if "stamps" in arrays else [0] * len(ids), strict=True))
 
 
 def _read(

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PoolEntry:
-    """One unlabelled image: its task id, file and size in pixels."""
+    """One unlabelled image: its task id, file and size in pixels; ``checksum`` of its content where it is known."""
 
     image_id: int
     path: str
     width: int
     height: int
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

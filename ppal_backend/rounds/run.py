@@ -17,12 +17,13 @@ from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds import evaluation_set
-from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, count_images, read_queue
+from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, read_queue
 from ppal_backend.rounds.evaluation_set import EVALUATION, FEWEST_TO_TRAIN, SPLIT, TRAINING, position
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.labelled import labelled_entries, mark_true_positives, truth_by_image
 from ppal_backend.rounds.pool_map import FEATURE, MAP, labelled_to_draw, map_of, pool_to_draw
 from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFiles
+from ppal_backend.rounds.reuse import FINGERPRINTS, fingerprint_of, stamp_of, take_over
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.query import CandidatePool, QueryContext
@@ -184,13 +185,21 @@ class _Run:
         model = self.model
         if model is None:
             return self._cold_start()
-        seen = self._infer("detections", self.pool, model)
+        seen, looked_at = self._infer("detections", self.pool, model)
         known = labelled_entries(self.train_set) if self.looks_at_labelled else []
         ids = {entry.image_id for entry in known}
         labelled = known + [entry for entry in self._drawn() if entry.image_id not in ids]
         if self.pool and labelled:
-            self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)
-        return {"images": seen, "unreadable_images": len(self.pool) - seen}
+            looked_at += self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)[1]
+        return {
+            "images": seen,
+            "unreadable_images": len(self.pool) - seen,
+            "looked_at": looked_at,
+            FINGERPRINTS: {
+                "detections": fingerprint_of(self.spec, model, True),
+                "labelled_detections": fingerprint_of(self.spec, model, self.looks_at_labelled),
+            },
+        }
 
     def _cold_start(self) -> dict[str, Any]:
         """Before any training: features of the images at best, and no detections."""
@@ -204,20 +213,28 @@ class _Run:
                 writer.add(Detections.empty(entry.image_id), {})
             writer.flush()
             return {"images": len(self.pool), "unreadable_images": 0, "strategy": "random"}
-        seen = self._infer("detections", self.pool, untrained, keep_boxes=False)
+        seen, _ = self._infer("detections", self.pool, untrained, keep_boxes=False)
         shutil.rmtree(self.folder / UNTRAINED)
         return {"images": seen, "unreadable_images": len(self.pool) - seen, "strategy": "typiclust"}
 
-    def _infer(self, name: str, entries: Sequence[PoolEntry], model: ModelRef, keep_boxes: bool = True) -> int:
-        """What the model says of these images into the folder ``name``; how many could be read."""
+    def _infer(
+        self, name: str, entries: Sequence[PoolEntry], model: ModelRef, keep_boxes: bool = True
+    ) -> tuple[int, int]:
+        """What the model says of these images into the folder ``name``; how many could be read, and were looked at now.
+
+        Not looked at are images that this round, or an earlier one with the same model, has looked at.
+        """
+        take_over(self.folder, name, fingerprint_of(self.spec, model, keep_boxes))
         writer = DetectionsWriter(self.folder / name)
-        todo = [entry for entry in entries if entry.image_id not in writer.done]
-        observer = self.ports.observer
+        stamps = {entry.image_id: stamp_of(entry) for entry in entries}
+        todo = [e for e in entries if writer.stamps.get(e.image_id, -1) not in (0, stamps[e.image_id])]
+        observer, looked_at = self.ports.observer, 0
         for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
             found = item.detections if keep_boxes else Detections.empty(item.detections.image_id)
-            writer.add(found, item.features)
+            writer.add(found, item.features, stamps[found.image_id])
+            looked_at += 1
         writer.flush()
-        return count_images(self.folder / name)
+        return len(StoredDetections(self.folder / name, stamps)), looked_at
 
     def step_candidates(self) -> dict[str, Any]:
         candidates = self.strategy.candidates(self.context, self._budget, self._rng())
