@@ -1,20 +1,24 @@
 """How good a detector of the zoo gets on photographs that other people labelled, and how long that takes.
 
-    python -m benchmarks.photographs --data DIR [--detector NAME] [--weights FILE] [--images N …] [--seeds K] [--json]
+    python -m benchmarks.photographs --data DIR [--detector NAME] [--weights FILE] [--images N …] [--seeds K]
+        [--slices CHOICE …] [--look TILE …] [--json]
 
 ``DIR`` holds ``images/``, ``pool.json`` and ``test.json`` (COCO). For every seed, ``N`` images of the pool are drawn at
 random, the detector is trained on them as a round trains it (without images held out), and its mAP is measured on the
 whole test set. A checkpoint lies in ``--work`` when that is given, and a run that was cut off goes on from there.
+``--slices`` trains on tiles, and ``--look`` measures each training again as if it had learned from tiles of that side
+(or from whole images: ``off``).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,11 @@ import torch
 from ppal_backend.detector.infer.evaluation import evaluate
 from ppal_backend.detector.train.request import TrainRequest
 from ppal_backend.detector.train.training import train
+from ppal_backend.detector.weights import load_checkpoint, save_final
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
 from ppal_backend.files import read_json, write_json
+from ppal_backend.settings import as_slices
 
 
 def absolute(source: Path, images: Path, target: Path, keep: Sequence[int] | None = None) -> tuple[str, ...]:
@@ -43,9 +49,12 @@ def absolute(source: Path, images: Path, target: Path, keep: Sequence[int] | Non
     return tuple(item["name"] for item in sorted(content["categories"], key=lambda item: item["id"]))
 
 
-def measure(options: argparse.Namespace, images: int, seed: int, work: Path) -> dict[str, Any]:
-    """Train once and evaluate."""
-    folder = work / f"{options.data.name}-{options.detector}-{images}-{seed}"
+def measure(
+    options: argparse.Namespace, images: int, seed: int, slices: int | str, work: Path
+) -> Iterator[dict[str, Any]]:
+    """Train once, and evaluate in every way of looking that is asked for."""
+    tiles = "" if slices == "off" else f"-{slices}"
+    folder = work / f"{options.data.name}-{options.detector}-{images}-{seed}{tiles}"
     folder.mkdir(parents=True, exist_ok=True)
     ids = sorted(image["id"] for image in read_json(options.data / "pool.json")["images"])
     chosen = np.random.default_rng(seed).permutation(ids)[:images].tolist()
@@ -62,22 +71,35 @@ def measure(options: argparse.Namespace, images: int, seed: int, work: Path) -> 
             max_iterations=options.steps,
             zoo_root=options.zoo,
             weights_dir=work / "weights",
+            slices=slices,
         )
     )
-    started = time.monotonic()
-    found = evaluate(options.detector, result.checkpoint, classes, folder / "test.json", zoo_root=options.zoo)
-    return {
-        "data": options.data.name,
-        "detector": options.detector,
-        "images": len(chosen),
-        "seed": seed,
-        "steps": result.iterations,
-        "map": found.map,
-        "map50": found.map50,
-        "per_class": dict(found.per_class),
-        "train_s": result.seconds,
-        "test_images_a_second": found.images / (time.monotonic() - started),
-    }
+    for look in dict.fromkeys((result.slices or "off", *options.look)):
+        checkpoint = looking_through(result.checkpoint, look, folder / "look.pth")
+        started = time.monotonic()
+        found = evaluate(options.detector, checkpoint, classes, folder / "test.json", zoo_root=options.zoo)
+        yield {
+            "data": options.data.name,
+            "detector": options.detector,
+            "images": len(chosen),
+            "seed": seed,
+            "slices": slices,
+            "look": look,
+            "steps": result.iterations,
+            "map": found.map,
+            "map50": found.map50,
+            "map_small": found.map_small,
+            "per_class": dict(found.per_class),
+            "train_s": result.seconds,
+            "test_images_a_second": found.images / (time.monotonic() - started),
+        }
+
+
+def looking_through(checkpoint: Path, look: int | str, target: Path) -> Path:
+    """The same weights, as if they had learned from tiles of that side, or from whole images."""
+    content = load_checkpoint(checkpoint)
+    save_final(target, content["state_dict"], {**content["meta"], "slices": None if look == "off" else look})
+    return target
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -89,6 +111,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[45], help="sizes of the training set (default: 45)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--slices", type=as_slices, nargs="+", default=["off"], help="off, auto or the side of a tile")
+    parser.add_argument("--look", type=as_slices, nargs="+", default=[], help="other tiles to look through, or off")
     parser.add_argument("--steps", type=int, help="cap on the optimiser steps (default: the schedule's)")
     parser.add_argument("--zoo", type=Path, help="another zoo's folder")
     parser.add_argument("--work", type=Path, help="where trainings are kept (default: nowhere)")
@@ -99,26 +123,32 @@ def main(words: Sequence[str] | None = None) -> None:
         work = options.work or Path(temporary)
         if options.weights is not None:
             place_weights(find_entry(options.detector, options.zoo), options.weights, work / "weights")
-        for images in options.images:
+        for images, slices in itertools.product(options.images, options.slices):
             rows = []
             for seed in range(options.first_seed, options.first_seed + options.seeds):
-                rows.append(measure(options, images, seed, work))
-                _tell(rows[-1], as_json=options.json)
-            if not options.json:
-                values = [row["map"] or 0.0 for row in rows]
+                for row in measure(options, images, seed, slices, work):
+                    rows.append(row)
+                    _tell(row, as_json=options.json)
+            for look in {} if options.json else dict.fromkeys(row["look"] for row in rows):
+                values = [row["map"] or 0.0 for row in rows if row["look"] == look]
                 sys.stdout.write(
-                    f"{options.data.name}, {options.detector}, {rows[0]['images']} images: mAP {np.mean(values):.3f} "
-                    f"in the mean of {len(rows)} seeds ({min(values):.3f} to {max(values):.3f})\n"
+                    f"{options.data.name}, {options.detector}, {rows[0]['images']} images, trained with slices "
+                    f"{slices}, looked at with {look}: mAP {np.mean(values):.3f} in the mean of {len(values)} seeds "
+                    f"({min(values):.3f} to {max(values):.3f})\n"
                 )
 
 
 def _tell(row: dict[str, Any], *, as_json: bool) -> None:
-    sys.stdout.write(
-        json.dumps(row) + "\n"
+    line = (
+        json.dumps(row)
         if as_json
-        else f"  seed {row['seed']}: mAP {row['map'] or 0:.3f}, AP50 {row['map50'] or 0:.3f}, {row['steps']} steps in "
-        f"{row['train_s']:.0f} s, {row['test_images_a_second']:.0f} test images a second\n"
+        else (
+            f"  seed {row['seed']}, tiles {row['look']}: mAP {row['map'] or 0:.3f}, AP50 {row['map50'] or 0:.3f}, "
+            f"of small boxes {row['map_small'] or 0:.3f}, {row['steps']} steps in {row['train_s']:.0f} s, "
+            f"{row['test_images_a_second']:.0f} test images a second"
+        )
     )
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

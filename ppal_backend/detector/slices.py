@@ -226,6 +226,8 @@ class RandomSlice:
         """Cut, or return the image as it is."""
         height, width = results["img"].shape[:2]
         if np.random.uniform() >= self._prob or not windows(width, height, self._tile):
+            if not results["img"].flags.writeable:  # mapped from disk, see ``LoadDecodedImage``
+                results["img"] = np.array(results["img"])
             return results
         side = _side(width, height, self._tile)
         boxes = results["gt_bboxes"].tensor.numpy()

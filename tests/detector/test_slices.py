@@ -390,6 +390,29 @@ def test_a_training_keeps_its_choice_in_the_checkpoint(large_json: Path, zoo_roo
     assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_photos_are_decoded_once_a_training_and_learned_from_to_the_same_bits(
+    zoo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_set(tmp_path / "photos", 4, seed=2, size=(400, 300))
+    decoded: list[tuple[int, ...]] = []
+    whole = cv2.imdecode
+
+    def imdecode(*arguments: Any) -> Any:
+        image = whole(*arguments)
+        decoded.append(image.shape[:2])
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    kept = train(request(tmp_path / "kept", data, zoo_root, slices=96))
+    assert decoded == [(300, 400)] * 4 and not (tmp_path / "kept" / "images").exists()
+    monkeypatch.setattr("ppal_backend.detector.train.image_cache._MOST_BYTES", 0)
+    decoded.clear()
+    anew = train(request(tmp_path / "anew", data, zoo_root, slices=96))
+    assert len(decoded) == 8 * 4
+    own, other = (load_checkpoint(r.checkpoint)["state_dict"] for r in (kept, anew))
+    assert all(torch.equal(value, other[name]) for name, value in own.items())
+
+
 def test_auto_that_finds_nothing_to_slice_trains_to_the_same_bits(zoo_root: Path, tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", 8, size=(76, 60))
     auto = train(request(tmp_path / "auto", data, zoo_root, slices="auto"))

@@ -35,6 +35,8 @@ def with_image_cache(
     crops, several branches) need the photo itself and are returned as they are, and so is one for small images.
     The images that a step combines with the one at hand are read in the same way.
 
+    Where tiles are cut out of images first, decoded photos are kept as they are, and of one only the tile is read.
+
     Args:
         steps: Steps of the pipeline.
         records: Images of the training.
@@ -42,6 +44,8 @@ def with_image_cache(
     """
     plain = [_with_cached_source(dict(step), records, folder) for step in steps]
     kinds = [step["type"] for step in plain[:3]]
+    if kinds == ["LoadImageFromFile", "LoadAnnotations", "RandomSlice"]:
+        return [{**plain[0], "type": "LoadDecodedImage", "folder": str(folder)}, *plain[1:]]
     if kinds != ["LoadImageFromFile", "LoadAnnotations", "Resize"]:
         return plain
     scale = plain[2].get("scale")
@@ -83,7 +87,7 @@ class LoadResizedImage(LoadImageFromFile):
         width, height = results["width"], results["height"]
         if not _is_worth_it(width, height, self._scale):
             return super().transform(results)
-        copy = self._folder / f"{hashlib.sha256(str(results['img_path']).encode()).hexdigest()}.bmp"
+        copy = _copy_of(results, self._folder, ".bmp")
         if copy.is_file():
             read = super().transform({**results, "img_path": str(copy)})
             if read is not None:
@@ -92,16 +96,52 @@ class LoadResizedImage(LoadImageFromFile):
             return read
         read = super().transform(results)
         if read is not None and read["img_shape"] == (height, width):
-            self._keep(copy, mmcv.imrescale(read["img"], self._scale))
+            image = mmcv.imrescale(read["img"], self._scale)
+            if _has_room(self._folder, image.nbytes):
+                with atomic_file(copy) as file:
+                    file.write(cv2.imencode(".bmp", image)[1].tobytes())  # lossless, and read in no time
         return read
 
-    def _keep(self, copy: Path, image: np.ndarray) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        kept = sum(1 for _ in self._folder.iterdir())
-        if (kept + 1) * image.nbytes > _MOST_BYTES or shutil.disk_usage(self._folder).free < _LEAVE_FREE:
-            return
-        with atomic_file(copy) as file:
-            file.write(cv2.imencode(".bmp", image)[1].tobytes())  # lossless, and read in no time
+
+@TRANSFORMS.register_module()
+class LoadDecodedImage(LoadImageFromFile):
+    """Reads an image, or maps into memory the pixels that an earlier call has decoded.
+
+    What is mapped cannot be written to, and is read where it is looked at: ``RandomSlice`` copies a tile of it.
+
+    Args:
+        folder: Where decoded images lie.
+        options: Options of mmcv's own reader.
+    """
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._folder = Path(folder)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Read one image."""
+        if results["width"] * results["height"] < _FEWEST_PIXELS:
+            return super().transform(results)
+        copy = _copy_of(results, self._folder, ".npy")
+        if copy.is_file():
+            image = np.load(copy, mmap_mode="r")
+            return {**results, "img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+        read = super().transform(results)
+        if read is not None and _has_room(self._folder, read["img"].nbytes):
+            with atomic_file(copy) as file:
+                np.save(file, read["img"])
+        return read
+
+
+def _copy_of(results: dict[str, Any], folder: Path, suffix: str) -> Path:
+    return folder / f"{hashlib.sha256(str(results['img_path']).encode()).hexdigest()}{suffix}"
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    """Whether another copy of about this size in bytes may be kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = sum(1 for _ in folder.iterdir())
+    return (kept + 1) * size <= _MOST_BYTES and shutil.disk_usage(folder).free >= _LEAVE_FREE
 
 
 def _scaled(
