@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ppal_backend.commands.shared import (
     FAILED,
     AsJson,
     console,
     errors_in_one_line,
+    folding_table,
     print_json,
     settings_and_logging,
     show_finding,
@@ -31,7 +31,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: ppal doctor
     """
-    from ppal_backend.doctor.run import diagnose
+    from ppal_backend.doctor.run import cause_first, diagnose
     from ppal_backend.store import Database, Store, find_store
 
     with errors_in_one_line(as_json):
@@ -41,13 +41,13 @@ def doctor(as_json: AsJson = False) -> None:
             store = find_store(settings)
         except (StateError, StoreUnavailable):  # which is one of the findings
             store = Store(Database("sqlite://"))
-        with closing(store):
-            for finding in diagnose(settings, store):
-                found.append(finding)
-                if not as_json:
-                    show_finding(finding)
+        with closing(store), waiting("checking"):
+            found = list(diagnose(settings, store))
     if as_json:
         print_json([asdict(finding) for finding in found])
+    else:
+        for finding in cause_first(found):
+            show_finding(finding)
     if any(finding.state == "failed" for finding in found):
         raise typer.Exit(FAILED)
 
@@ -107,9 +107,9 @@ def settings(
         console.print(f"settings file: {file or 'none'}", highlight=False, soft_wrap=True)
         whose = "every project, unless it says otherwise" if project is None else f"project {project}"
         for title, rows in (("this backend", parts["operator"]), (whose, parts["projects"])):
-            table = Table("name", "value", "from", "", title=title)
+            table = folding_table("name", "value", "from", "", title=title, typed=("name",))
             for row in rows:
-                table.add_row(row.name, escape(row.value), row.origin, row.text)
+                table.add_row(row.name.replace(", ", "\n"), escape(row.value), row.origin, row.text)
             console.print(table)
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ppal_backend.commands.shared import (
     AsJson,
     console,
     errors_in_one_line,
+    folding_table,
     opened,
     print_json,
     progress_bar,
@@ -62,7 +62,7 @@ def status(
         for p in projects:
             title = f"project {p.id}{f' ({escape(p.title)})' if p.title else ''}: "
             title += _plural(store.ledger.new_count(p.id), "new annotation")
-            table = Table("round", "kind", "state", "step", "mAP", "why", title=title)
+            table = folding_table("round", "kind", "state", "step", "mAP", "why", title=title, typed=("round", "mAP"))
             for r in store.rounds.of_project(p.id):
                 state = "waiting" if r.is_waiting else r.state
                 table.add_row(
@@ -167,7 +167,7 @@ def versions(project: Project, as_json: AsJson = False) -> None:
         if as_json:
             print_json(rows)
             return
-        table = Table("version", "round", "published", "detector", "mAP", "active", "files")
+        table = folding_table("version", "round", "published", "detector", "mAP", "active", "files", typed=("version",))
         for row in rows:
             table.add_row(row["version"], str(row["round_number"]), f"{row['created_at']:%Y-%m-%d %H:%M}",
                           row["detector"] or "none", figure(row["metrics"].get("map")),

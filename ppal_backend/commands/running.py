@@ -4,6 +4,7 @@ of it with a Label Studio; ``ppal demo-data`` makes its images."""
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +22,9 @@ from ppal_backend.commands.shared import (
     print_json,
     progress_bar,
     settings_and_logging,
+    show_finding,
 )
+from ppal_backend.doctor import from_problem
 from ppal_backend.errors import DetectorError, SettingsError, StateError, StoreUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.logs import configure_logging
@@ -30,6 +33,9 @@ from ppal_backend.store import ALIVE_WITHIN_S, Lease, announce, database_file, o
 from ppal_backend.structures.round import Progress
 
 Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs that train one detector together (PPAL_GPUS)")]
+
+
+TOKEN_CHECK_S = 10.0
 
 
 class Profile(StrEnum):
@@ -63,8 +69,43 @@ def up(
         else:
             from ppal_backend.launcher import up as run_up
 
-            _starting("up")
+            _tell_where(_starting("up"))
             run_up()
+
+
+def _tell_where(settings: Settings) -> None:
+    """Where people go now: dashboard and connect address, whether the token is taken, and what comes next."""
+    here = f"http://localhost:{settings.port}"
+    lines = [
+        f"dashboard: {settings.public_url or here}/ui/",
+        f"address to connect in Label Studio (Settings > Model): {settings.public_url or here}",
+    ]
+    for line in lines:
+        aside.print(line, highlight=False, soft_wrap=True, markup=False)
+    threading.Thread(target=_check_token, args=(settings,), daemon=True).start()  # a start waits for nobody
+
+
+def _check_token(settings: Settings) -> None:
+    from ppal_backend.doctor import installation
+    from ppal_backend.errors import LabelStudioError
+    from ppal_backend.label_studio.source import open_client
+
+    try:
+        with open_client(settings, tries=1, timeout_s=TOKEN_CHECK_S) as client:
+            found = [installation.reachable(client)]
+            if found[0].state != "failed":
+                found.append(installation.token(client))
+    except SettingsError as error:
+        found = [from_problem("settings", str(error))]
+    except LabelStudioError as error:
+        found = [from_problem("token", str(error))]
+    for finding in found:
+        show_finding(finding, aside)
+    if any(finding.state == "failed" for finding in found):
+        after = "next: correct that; the backend starts all the same, and ppal doctor tells more"
+    else:
+        after = "next: connect a project, on the dashboard or by ppal connect; then Label All Tasks in Label Studio"
+    aside.print(after, highlight=False, soft_wrap=True, markup=False)
 
 
 def serve() -> None:

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ import typer
 from rich import progress
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from ppal_backend.doctor import Finding
 from ppal_backend.errors import PPALError, RoundCancelled, StateError
@@ -124,18 +125,27 @@ def state_of(settings: Settings, project: int | None = None) -> Iterator[Store]:
         yield store
 
 
+def folding_table(*names: str, title: str = "", typed: Sequence[str] = ()) -> Table:
+    """A table of which nothing is cut off: long cells go on in the next line. What people type or copy, the columns
+    ``typed``, stays in one line while the terminal is wide enough for it."""
+    table = Table(title=title or None)
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name in typed)
+    return table
+
+
 _MARKS = {"ok": "[green]ok[/]", "note": "note", "warning": "[yellow]warning[/]", "failed": "[bold red]failed[/]"}
 
 
-def show_finding(finding: Finding) -> None:
+def show_finding(finding: Finding, where: Console = console) -> None:
     """A finding in the words of the pages: what, cause, what to do, when the next try is."""
     from ppal_backend.doctor.health import next_try
 
     name = finding.title or finding.check
-    console.print(f"{_MARKS[finding.state]} {escape(f'{name}: {finding.seen}')}", highlight=False, soft_wrap=True)
+    where.print(f"{_MARKS[finding.state]} {escape(f'{name}: {finding.seen}')}", highlight=False, soft_wrap=True)
     advice = " ".join(part for part in (finding.advice, next_try(finding)) if part)
     if advice:
-        console.print(f"   -> {advice}", highlight=False, soft_wrap=True, markup=False)
+        where.print(f"   -> {advice}", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

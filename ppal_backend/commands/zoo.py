@@ -13,6 +13,7 @@ from ppal_backend.commands.shared import (
     AsJson,
     console,
     errors_in_one_line,
+    folding_table,
     print_json,
     progress_bar,
     settings_and_logging,
@@ -36,7 +37,7 @@ def list_(as_json: AsJson = False) -> None:
         if as_json:
             print_json({name: asdict(entry) for name, entry in entries.items()})
             return
-        table = Table("name", "title", "head", "input", "COCO AP", "weights")
+        table = folding_table("name", "title", "head", "input", "COCO AP", "weights", typed=("name",))
         for name, entry in entries.items():
             start = entry.weights.kind if entry.weights else "from scratch" if entry.from_scratch else "none"
             table.add_row(name, entry.title, entry.head_family, _size(entry.input_size), _ap(entry.coco_ap), start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ppal_backend.doctor import Finding, failed, from_problem, installation
 from ppal_backend.doctor.project import project
@@ -11,6 +11,12 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store
+
+CAUSES = (
+    "credentials", "state", "database", "disk", "settings", "queue", "artifacts", "service", "worker", "address",
+    "label studio", "token", "clock", "detector", "projects",
+)  # fmt: skip
+"""Checks, each before those that it can be the cause of; those of projects come after all."""
 
 ClientOf = Callable[[Settings, str], LabelStudioClient]
 
@@ -40,6 +46,16 @@ def diagnose(settings: Settings, store: Store, client_of: ClientOf = open_client
     urls = {settings.label_studio_url} if settings.label_studio_url else {p.url for p in projects}
     for url in sorted(urls) or [""]:
         yield from _label_studio(settings, store, url, client_of)
+
+
+def cause_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Failures first, then warnings, then what is well; among each a cause before what may come of it."""
+
+    def place(finding: Finding) -> tuple[int, int]:
+        rank = CAUSES.index(finding.check) if finding.check in CAUSES else len(CAUSES)
+        return ("failed", "warning", "note", "ok").index(finding.state), rank
+
+    return sorted(findings, key=place)
 
 
 def _label_studio(settings: Settings, store: Store, url: str, client_of: ClientOf) -> Iterator[Finding]:

@@ -34,7 +34,9 @@ FETCHES_AHEAD = 256  # so that a project of any size has no more fetches waiting
 MAX_REPORTED_PROBLEMS = 20
 
 
-def open_client(settings: Settings, url: str = "", hostname: str = "", tries: int = 4) -> LabelStudioClient:
+def open_client(
+    settings: Settings, url: str = "", hostname: str = "", tries: int = 4, timeout_s: float = 120.0
+) -> LabelStudioClient:
     """A client for the Label Studio that the operator set, else for ``url``.
 
     Args:
@@ -42,6 +44,7 @@ def open_client(settings: Settings, url: str = "", hostname: str = "", tries: in
         url: where Label Studio is, unless the settings say so.
         hostname: what Label Studio calls itself, "" when it has not told.
         tries: how often a read is sent in all.
+        timeout_s: limit for a read.
 
     Raises:
         SettingsError: there is no address or no token.
@@ -52,7 +55,7 @@ def open_client(settings: Settings, url: str = "", hostname: str = "", tries: in
         missing = "LABEL_STUDIO_URL" if not address else "LABEL_STUDIO_API_KEY"
         raise SettingsError(f"expected {missing} in the backend's environment, got none; set it and start again")
     others = [a for a in (settings.label_studio_public_url, hostname) if a.startswith(("http://", "https://"))]
-    return LabelStudioClient(address, key, tries=tries, other_urls=others)
+    return LabelStudioClient(address, key, timeout_s, tries=tries, other_urls=others)
 
 
 def image_cache(settings: Settings, client: LabelStudioClient) -> ImageCache:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from flask import Blueprint, Flask, Response, current_app, g, jsonify, redirect, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
 
 from ppal_backend.logs import log_context
 from ppal_backend.service import auth, http_errors, metrics, payloads, readiness
@@ -79,6 +80,14 @@ def runtime() -> Runtime:
 
 
 @routes.get("/")
+def root() -> dict[str, str] | AnyResponse:
+    """Alive, as ``/health``; a browser is sent to the dashboard."""
+    wants = request.accept_mimetypes
+    if wants["text/html"] > wants["application/json"]:
+        return redirect(url_for("ui.overview"))
+    return health()
+
+
 @routes.get("/health")
 def health() -> dict[str, str]:
     """Alive: asks neither model, database nor Label Studio."""

@@ -1,10 +1,13 @@
 """The commands: errors are one line and exit code 1, JSON is JSON."""
 
 import json
+import threading
 
 import pytest
 
 from ppal_backend.settings import load_settings
+from ppal_backend.store import ModelVersion
+from tests.label_studio.fake import LEGACY, PAT, FakeLabelStudio
 
 
 def test_a_round_for_an_unknown_project_is_an_error_of_one_line(run):
@@ -68,3 +71,74 @@ def test_gpus_reach_the_processes_that_run_rounds(run, monkeypatch, command):
         monkeypatch.setattr(f"ppal_backend.{name}", lambda *_, **__: seen.append(load_settings().gpus))
     assert run(command, "--gpus", "4").exit_code == 0 and run(command).exit_code == 0
     assert seen == [4, 4], "without the option the environment stands"
+
+
+class TestEightyColumns:
+    """Nothing is cut off, and what must be typed stands in one line."""
+
+    @pytest.fixture(autouse=True)
+    def narrow(self, run, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+
+    def shown(self, done):
+        assert done.exit_code == 0, done.output
+        assert "\u2026" not in done.stdout, "something is cut off"
+        assert max(len(line) for line in done.stdout.splitlines() if "\u2502" in line) <= 80
+        return done.stdout
+
+    def test_versions(self, run, store):
+        store.projects.connect(7, "7.1", "<View/>", "", {})
+        name, detector = "ppal-p7-r12-1c9e5f", "faster_rcnn_r50_fpn_with_a_long_name"
+        store.versions.activate(ModelVersion(7, name, 12, detector, "", ("a",), None, {"map": 0.25}))
+        assert name in self.shown(run("versions", "7"))
+
+    def test_zoo_list(self, run):
+        names = list(json.loads(run("zoo", "list", "--json").stdout))
+        text = self.shown(run("zoo", "list"))
+        assert len(names) > 10 and [name for name in names if f" {name} " not in text] == []
+
+    def test_settings(self, run):
+        text = self.shown(run("settings"))
+        for name in ("PPAL_TIMES_BY_ANNOTATOR", "LABEL_STUDIO_PUBLIC_URL", "LABEL_STUDIO_API_KEY", "MODEL_DIR"):
+            assert name in text
+
+    def test_status(self, run, store):
+        store.projects.connect(7, "7.1", "<View/>", "", {})
+        store.rounds.request(7, "train", "a very long reason " * 9)
+        assert self.shown(run("status", "7")).count("reason") == 9
+
+
+class TestUp:
+    """What ``ppal up`` says before it starts anything."""
+
+    @pytest.fixture
+    def up(self, run, monkeypatch):
+        class Direct(threading.Thread):
+            def start(self):
+                self.run()
+
+        monkeypatch.setattr("ppal_backend.launcher.up", lambda: None)
+        monkeypatch.setattr("ppal_backend.commands.running.threading.Thread", Direct)
+        monkeypatch.setenv("LABEL_STUDIO_URL", "http://ls.test:8080")
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "k")
+        monkeypatch.setenv("PPAL_PUBLIC_URL", "http://ppal.local:9090")
+        return lambda: run("up").stderr
+
+    def test_it_tells_both_addresses_the_token_and_what_is_next(self, up, monkeypatch):
+        server = FakeLabelStudio()
+        monkeypatch.setattr("ppal_backend.label_studio.source.open_client", lambda *a, **o: server.client(PAT, tries=1))
+        said = up()
+        assert "dashboard: http://ppal.local:9090/ui/" in said
+        assert "address to connect in Label Studio (Settings > Model): http://ppal.local:9090\n" in said
+        assert "ok token: personal access token of a@example.com" in said and "next: connect a project" in said
+
+    def test_a_refused_token_is_told_and_it_starts_all_the_same(self, up, monkeypatch):
+        server = FakeLabelStudio()
+        client = server.client(LEGACY[:-1] + "0", tries=1)
+        monkeypatch.setattr("ppal_backend.label_studio.source.open_client", lambda *a, **o: client)
+        said = up()
+        assert "refused" in said and "next: correct that; the backend starts all the same" in said
+
+    def test_a_missing_token_is_named(self, up, monkeypatch):
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "")
+        assert "expected LABEL_STUDIO_API_KEY in the backend's environment" in up()

@@ -4,8 +4,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from ppal_backend.doctor import failed, ok, warning
 from ppal_backend.doctor.installation import address, usable_host
-from ppal_backend.doctor.run import diagnose
+from ppal_backend.doctor.run import CAUSES, cause_first, diagnose
 from ppal_backend.errors import DetectorError, StoreUnavailable
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.store import Lease, ModelVersion
@@ -388,3 +389,16 @@ class TestProject:
         store.rounds.claim(1, Lease.mine())
         store.rounds.fail(record.id, "only 1 image is annotated")
         said(examine()[f"project 1: round {record.number}"], "failed", "only 1 image", "ppal round")
+
+
+def test_the_cause_is_named_before_what_comes_of_it():
+    found = [ok("credentials", "x"), warning("token", "x", "y"), failed("project 1: webhook", "x", "y"),
+             failed("worker", "x", "y"), failed("service", "x", "y"), ok("disk", "x")]  # fmt: skip
+    assert [f.check for f in cause_first(found)] == [
+        "service", "worker", "project 1: webhook", "token", "credentials", "disk",
+    ]  # fmt: skip
+
+
+def test_every_check_has_its_place(examine):
+    checks = [check for check in examine() if not check.startswith("project ")]
+    assert set(checks) <= set(CAUSES)

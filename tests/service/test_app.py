@@ -257,3 +257,15 @@ def test_closing_passes_on_what_waits(app, client, connected, jobs):
     client.post("/webhook", json=annotation_payload())
     app.extensions[EXTENSION].close()
     assert jobs._synced == [7]
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_browser"),
+    [("text/html,application/xhtml+xml,*/*;q=0.8", True), ("*/*", False), ("application/json", False), (None, False)],
+)
+def test_a_browser_is_sent_to_the_dashboard_and_label_studio_is_not(client, accept, is_browser):
+    answer = client.get("/", headers={"Accept": accept} if accept else {})
+    if is_browser:
+        assert answer.status_code == 302 and answer.location == "/ui/"
+    else:
+        assert answer.status_code == 200 and answer.json["model_class"] == "PPALBackend"
