@@ -35,6 +35,7 @@ def status(
     Example: ppal status 1 --json
     """
     from ppal_backend.doctor.health import health
+    from ppal_backend.operations.known_labels import lines_for
     from ppal_backend.structures.round import describe_slicing
 
     with opened(as_json, project) as (settings, store):
@@ -51,6 +52,7 @@ def status(
                         "problems": p.problems,
                         "health": [asdict(finding) for finding in found[p.id]],
                         "new_annotations": store.ledger.new_count(p.id),
+                        "known_labels": lines_for(settings, store, p),
                         "rounds": [asdict(r) for r in store.rounds.of_project(p.id)],
                         "versions": [asdict(v) for v in store.versions.of_project(p.id)],
                     }
@@ -73,6 +75,8 @@ def status(
             slicing = describe_slicing(trained[-1].metrics) if trained else ""
             if slicing:
                 console.print(escape(slicing), highlight=False, soft_wrap=True)
+            for line in lines_for(settings, store, p):
+                console.print(escape(line), highlight=False, soft_wrap=True)
             for finding in found[p.id]:
                 if finding not in shared:
                     show_finding(finding)

@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import build_pipeline
+from ppal_backend.detector.infer.relabelling import Relabelling
 from ppal_backend.detector.weights import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
@@ -30,6 +31,7 @@ class LoadedDetector:
     checkpoint: FinalCheckpoint
     device: torch.device
     pipeline: Compose
+    relabelling: Relabelling | None = None  # of published weights that predict a project's labels
 
     @property
     def tile(self) -> int | None:
@@ -73,10 +75,13 @@ def load_detector(
     """
     entry = find_entry(detector, zoo_root)
     final = load_final(checkpoint, detector, classes)
-    config = build_config(entry, classes)
+    rows = final.meta.get("weights_classes")
+    config = build_config(entry, classes if rows is None else rows)
     model = build_model(config)
+    relabelling = None if rows is None else Relabelling.of(rows, classes, final.meta["known"])
     try:
         model.load_state_dict(final.state_dict)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {checkpoint} do not fit {detector}: {error}") from error
-    return LoadedDetector(model.to(device).eval(), entry, config, final, device, build_pipeline(config.test_pipeline))
+    pipeline = build_pipeline(config.test_pipeline)
+    return LoadedDetector(model.to(device).eval(), entry, config, final, device, pipeline, relabelling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ def adopt_checkpoint(
         CheckpointError: The file cannot be loaded safely, or says too little.
         UnknownDetector: The zoo has no such detector, or none was named.
     """
-    from ppal_backend.detector.weights import load_any, save_final, state_dict_of
+    from ppal_backend.detector.weights import classes_of, load_any, save_final, state_dict_of
     from ppal_backend.detector.zoo import find_entry
 
     checkpoint = Path(checkpoint).resolve()
     content = load_any(checkpoint)
     meta: dict[str, Any] = content["meta"] if isinstance(content.get("meta"), dict) else {}
-    labels = tuple(classes or _classes(meta))
+    labels = tuple(classes or classes_of(content))
     if not labels:
         raise CheckpointError(f"expected {checkpoint} to name its classes, found none; pass them with --classes")
     if "detector" in meta and config is None and not classes:
@@ -66,16 +66,6 @@ def adopt_checkpoint(
     facts = {"detector": detector, "classes": list(labels), "difficulty": None}
     save_final(adopted, state_dict_of(content, checkpoint), facts)
     return ModelRef(detector, str(adopted), labels), zoo_root
-
-
-def _classes(meta: dict[str, Any]) -> tuple[str, ...]:
-    """Classes as this project, mmdetection 3 and mmdetection 2 write them."""
-    dataset = meta.get("dataset_meta")
-    inner = dataset.get("classes") if isinstance(dataset, Mapping) else None
-    for found in (meta.get("classes"), inner, meta.get("CLASSES")):
-        if isinstance(found, list | tuple) and found and all(isinstance(label, str) for label in found):
-            return tuple(found)
-    return ()
 
 
 def _zoo_of(config: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ppal_backend.acquisition.strategies import READS_COUNTS
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
-from ppal_backend.structures.round import ModelRef, OnProgress, RoundSpec
+from ppal_backend.structures.round import AS_IS, ModelRef, OnProgress, RoundSpec
 
 if TYPE_CHECKING:
     from ppal_backend.detector.infer.inference import PoolInference
@@ -87,6 +87,7 @@ class LocalEngine:
             tracking=self._tracking,
             weights_dir=self._weights_dir,
             slices=spec.slices,
+            known=spec.known,
             **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)
@@ -105,6 +106,12 @@ class LocalEngine:
         if not save_untrained(spec.detector, labels, path, spec.device, self._zoo_root, self._weights_dir):
             return None
         return ModelRef(spec.detector, str(path), labels)
+
+    def as_is(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef:
+        from ppal_backend.detector.weights.initial import save_as_is
+
+        save_as_is(spec.detector, labels, spec.known, folder / AS_IS, self._zoo_root, self._weights_dir)
+        return ModelRef(spec.detector, str(folder / AS_IS), labels)
 
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
         from ppal_backend.detector.infer.evaluation import evaluate

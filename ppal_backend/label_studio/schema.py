@@ -33,7 +33,9 @@ class LabelSchema:
         data_key: Where in ``task["data"]`` the image's address stands: a key, or a path such as ``files.photo`` or
             ``photos[0]``.
         labels: Label strings as annotations hold them (a Label's alias where it has one), in config order.
-        predicted_values: Detector class name -> label, from the Labels' ``predicted_values``.
+        predicted_values: Detector class name -> label, from the Labels' ``predicted_values``; of several labels that
+            list a name, the first.
+        class_names: Label -> the names that its ``predicted_values`` lists, for Labels that have the attribute.
         score_threshold: The control's ``model_score_threshold`` in [0, 1], or None.
         aliases: Displayed value -> label, for Labels that have an alias (older annotations may hold the value).
         label_thresholds: Label -> its own ``model_score_threshold``, where one is set.
@@ -50,6 +52,7 @@ class LabelSchema:
     score_threshold: float | None = None
     aliases: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     label_thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -67,8 +70,11 @@ class LabelSchema:
         return self.aliases.get(name)
 
     def label_of_class(self, class_name: str) -> str | None:
-        """Return the label for a detector's class name (``predicted_values`` first), None if there is none."""
-        return self.predicted_values.get(class_name) or self.label(class_name)
+        """Return the label for a version's class name, None if there is none.
+
+        A version's classes are labels of the project, so a label of the name comes before ``predicted_values``.
+        """
+        return self.label(class_name) or self.predicted_values.get(class_name)
 
     def threshold(self, label: str, default: float) -> float:
         """Return the least score of a pre-annotation of ``label``: the Label's, the control's, else ``default``."""
@@ -131,6 +137,7 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
     labels: list[str] = []
     aliases: dict[str, str] = {}
     predicted: dict[str, str] = {}
+    class_names: dict[str, tuple[str, ...]] = {}
     thresholds: dict[str, float] = {}
     for element in control.iter():
         value = _get(element, "value")
@@ -140,9 +147,11 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
         labels.append(label)
         if label != value:
             aliases[value] = label
-        for name in (_get(element, "predicted_values") or "").split(","):
-            if name.strip():
-                predicted.setdefault(name.strip(), label)
+        listed = _get(element, "predicted_values")
+        if listed is not None:
+            class_names[label] = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+            for name in class_names[label]:
+                predicted.setdefault(name, label)
         own = _threshold(element)
         if own is not None:
             thresholds[label] = own
@@ -155,6 +164,7 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
         score_threshold=_threshold(control),
         aliases=MappingProxyType({value: label for value, label in aliases.items() if value not in labels}),
         label_thresholds=MappingProxyType(thresholds),
+        class_names=MappingProxyType(class_names),
     )
 
 

@@ -32,7 +32,15 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 DATABASE = "ppal.db"
 FORMAT = 1
-SMALL = ("spec.json", "metrics.json", "query_set.json", "steps/*.json", "train/*.json", "dataset/labels.json")
+SMALL = (
+    "spec.json",
+    "metrics.json",
+    "query_set.json",
+    "steps/*.json",
+    "train/*.json",
+    "adopt/*.json",
+    "dataset/labels.json",
+)
 
 
 def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgress | None = None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ GIB = 1024**3
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "export": ("export/*",),
     "dataset": ("dataset/*",),
+    "adopt": ("adopt/*.json", "adopt/*.pth"),
     "train": ("train/*.json", "train/*.pth"),
     "evaluate": ("metrics.json",),
     "infer": ("detections/*.npz", "labelled_detections/*.npz"),
@@ -45,12 +46,14 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 STATES = ("spec.json", "publish.json")
 """Small files that are written between steps, and that a round cannot be resumed well without."""
 
-NEEDED_AFTER_PUBLISHING = ("train", "evaluate", "query")
+NEEDED_AFTER_PUBLISHING = ("adopt", "train", "evaluate", "query")
+MODELS = ("adopt", "train")
+"""Steps that leave a checkpoint."""
 
 SHOWN = ("metrics.json", "query_set.json", "map.json", "dataset/pool.json", "dataset/quality.json")
 """What pages show of a round, beside its marks."""
 
-HEAVY = ("export", "dataset", "train", "detections", "labelled_detections", "candidates.json")
+HEAVY = ("export", "dataset", "adopt", "train", "detections", "labelled_detections", "candidates.json")
 """What is removed of a round. Its spec, marks, metrics and query set stay: they are small and tell its story."""
 
 
@@ -141,7 +144,7 @@ class Rounds:
         """
         path, parts = self._settings.model_dir.resolve() / checkpoint, Path(checkpoint).parts
         if self.bucket is not None and not path.is_file() and len(parts) == 6 and parts[1].isdigit():
-            self.fetch(key, int(parts[1]), int(parts[3]), ("train",))
+            self.fetch(key, int(parts[1]), int(parts[3]), MODELS)
         return path
 
     def fetch_shown(self, key: str, project_id: int, number: int) -> Path:
@@ -263,8 +266,8 @@ class RoundFolder:
             self._mark(step).unlink(missing_ok=True)
             for path in [] if step == "publish" else outputs_of(self.path, step):
                 path.unlink(missing_ok=True)
-            if step == "train":
-                shutil.rmtree(self.path / "train", ignore_errors=True)
+            if step in MODELS:
+                shutil.rmtree(self.path / step, ignore_errors=True)
 
     def _undo_damaged(self, steps: list[str], damaged: list[Path]) -> list[str]:
         """Take away a damaged step and what came of it: half-done steps too, or their files would pass for results of
@@ -277,8 +280,8 @@ class RoundFolder:
             kept = step == "publish" or (step == "infer" and step == steps[0])
             for path in damaged if kept else outputs_of(self.path, step):
                 path.unlink(missing_ok=True)
-            if step == "train":
-                shutil.rmtree(self.path / "train", ignore_errors=True)
+            if step in MODELS:
+                shutil.rmtree(self.path / step, ignore_errors=True)
         return finished
 
     def facts(self, step: str) -> dict[str, Any]:
@@ -302,7 +305,7 @@ class RoundFolder:
 
     def checkpoint(self, stored: str) -> str:
         """A checkpoint of this round that was stored with its path, here: the path may be another machine's."""
-        here = self.path / "train" / Path(stored).name
+        here = self.path / Path(stored).parent.name / Path(stored).name
         return str(here) if not Path(stored).is_file() and here.is_file() else stored
 
     def _mark(self, step: str) -> Path:
@@ -472,7 +475,7 @@ def need_intact(checkpoint: Path, version: str) -> None:
     if not checkpoint.is_file():
         raise StateError(f"expected the checkpoint of version {version} at {checkpoint}, got no file; {advice}")
     for folder in checkpoint.parents:
-        mark = folder / "steps" / "train.json"
+        mark = folder / "steps" / f"{checkpoint.parent.name}.json"
         if mark.is_file() and _is_json(mark):
             wanted = read_json(mark).get("sha256", {}).get(str(checkpoint.relative_to(folder)))
             if wanted is not None and sha256_of(checkpoint) != wanted:

@@ -106,6 +106,14 @@ class Engine(Protocol):
         """A model that can describe images but detect nothing yet, written to ``folder``; None where that would
         need a download or take too long."""
 
+    def as_is(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef:
+        """The zoo's detector as published, written to ``folder``: it predicts the labels that ``spec.known`` names.
+
+        Raises:
+            WeightsUnavailable: its weights cannot be had.
+            CheckpointError: they cannot be used.
+        """
+
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
         """COCO metrics of a model on labelled images: ``map``, ``map50``, ``per_class``."""
 

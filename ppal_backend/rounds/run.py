@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.errors import RoundCancelled, TooFewAnnotations
+from ppal_backend.errors import CheckpointError, RoundCancelled, TooFewAnnotations, WeightsUnavailable
 from ppal_backend.rounds import evaluation_set
 from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, read_queue
 from ppal_backend.rounds.evaluation_set import EVALUATION, FEWEST_TO_TRAIN, SPLIT, TRAINING, position
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 TRAIN_STEPS = ("export", "dataset", "train", "evaluate", "infer", "candidates", "query", "publish")
 RANK_STEPS = ("export", "dataset", "infer", "candidates", "query", "publish")
+AS_IS_STEPS = ("export", "dataset", "adopt", "infer", "candidates", "query", "publish")
+FIRST_BOXES = "first boxes"
+"""Topic of why a project whose labels are known gets no boxes before its first labels."""
 HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
 VALIDATION_SHARE = 0.1
@@ -52,7 +55,9 @@ class RoundResult:
 
 def steps_of(spec: RoundSpec) -> tuple[str, ...]:
     """The steps this round goes through, in order."""
-    return TRAIN_STEPS if spec.kind == "train" else RANK_STEPS
+    if spec.kind == "train":
+        return TRAIN_STEPS
+    return AS_IS_STEPS if spec.is_as_is else RANK_STEPS
 
 
 def run_round(spec: RoundSpec, folder: RoundFolder, ports: Ports) -> RoundResult:
@@ -93,7 +98,7 @@ class _Run:
 
     def step_dataset(self) -> dict[str, Any]:
         data = self.ports.source.prepare(self.folder / "export", self.ports.observer.progress)
-        for topic, problem in data.problems.items():
+        for topic, problem in {FIRST_BOXES: "", **data.problems}.items():
             self.ports.observer.noticed(topic, problem)
         split = self._split(data)
         held_out, kept = split[EVALUATION], split[TRAINING]
@@ -146,6 +151,23 @@ class _Run:
             return set()
         ranked = sorted(image_ids, key=lambda i: position(f"{self.spec.project_key}/validation", i))
         return set(ranked[: max(1, int(VALIDATION_SHARE * len(ranked)))])
+
+    def step_adopt(self) -> dict[str, Any]:
+        """Take the zoo's detector as it is. Without its weights the pool is ordered as where no label is known."""
+        known = {label: names for label, names in self.spec.known.items() if label in self.labels}
+        model, problem = None, ""
+        if known and self.pool:
+            try:
+                model = self.ports.engine.as_is(replace(self.spec, known=known), self.labels, self.folder / "adopt")
+            except (WeightsUnavailable, CheckpointError) as error:
+                problem = (
+                    f"no boxes before the first labels, though {self.spec.detector} knows {', '.join(known)}: {error}; "
+                    f"then run ppal round {self.spec.project_id} --rank"
+                )
+                log.warning("%s", problem)
+        self.ports.observer.noticed(FIRST_BOXES, problem)
+        self.folder.write("adopt/model.json", None if model is None else asdict(model))
+        return {"known": known if model is not None else {}, "problem": problem}
 
     def step_train(self) -> dict[str, Any]:
         train_json = self.folder / "dataset" / "train.json"
@@ -326,7 +348,13 @@ class _Run:
         return RoundResult(
             version=str(self.folder.facts("publish")["version"]),
             model=self.model,
-            metrics={**metrics, **counts, **self._slicing(), "trained_on_everything": self.spec.train_on_everything},
+            metrics={
+                **metrics,
+                **counts,
+                **self._slicing(),
+                "trained_on_everything": self.spec.train_on_everything,
+                "known": {label: list(names) for label, names in self.spec.known.items()},
+            },
             queue=tuple(self.queue),
             seconds=self.folder.seconds(),
         )
@@ -346,10 +374,12 @@ class _Run:
 
     @property
     def model(self) -> ModelRef | None:
-        """The model that ranks: the one this round trained, or for a ``rank`` round the one it was given."""
-        if self.spec.kind == "rank":
+        """The model that ranks: the one this round trained or adopted, or for a ``rank`` round the one it was given."""
+        if self.spec.kind == "rank" and not self.spec.is_as_is:
             return self.spec.model
-        stored = self.folder.read("train/model.json")
+        stored = self.folder.read("adopt/model.json" if self.spec.is_as_is else "train/model.json")
+        if stored is None:
+            return None
         difficulty = stored["difficulty"]
         return ModelRef(
             stored["detector"],

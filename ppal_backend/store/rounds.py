@@ -59,9 +59,15 @@ class RoundStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def request(self, project_id: int, kind: str, reason: str) -> RoundRecord:
+    def request(self, project_id: int, kind: str, reason: str, as_is: bool = False) -> RoundRecord:
         """Ask for a round. While one is pending, requests join it (a ``train`` request turns a pending
         ``rank`` into ``train``).
+
+        Args:
+            project_id: the project.
+            kind: ``train`` or ``rank``.
+            reason: for people.
+            as_is: the zoo's detector as it is orders the pool: the project's first round is round 0 then.
 
         Raises:
             StateError: the project is unknown.
@@ -69,22 +75,24 @@ class RoundStore:
         if kind not in KINDS:
             raise ValueError(f"expected kind to be one of {KINDS}, got {kind!r}")
         try:
-            return self._request(project_id, kind, reason)
+            return self._request(project_id, kind, reason, as_is)
         except IntegrityError:  # two processes asked at once: join the one that was first
-            return self._request(project_id, kind, reason)
+            return self._request(project_id, kind, reason, as_is)
 
-    def _request(self, project_id: int, kind: str, reason: str) -> RoundRecord:
+    def _request(self, project_id: int, kind: str, reason: str, as_is: bool) -> RoundRecord:
         with self._database.transaction() as session:
             project = session.get(ProjectRow, project_id, with_for_update=True)
             if project is None:
                 raise StateError(f"project {project_id} is not connected to this backend")
             row = session.scalar(_of(project_id, "pending").with_for_update())
             if row is None:
-                row = RoundRow(project_id=project_id, number=project.next_round, kind=kind, reason=reason)
-                project.next_round += 1
+                first = session.scalar(select(RoundRow.id).where(RoundRow.project_id == project_id).limit(1)) is None
+                number = 0 if as_is and first and kind == "rank" else _next_number(project)
+                row = RoundRow(project_id=project_id, number=number, kind=kind, reason=reason)
                 session.add(row)
             elif kind == "train" and row.kind == "rank":
                 row.kind, row.reason = kind, reason
+                row.number = row.number or _next_number(project)  # a training is never round 0
             row.changes, row.edits = project.changes, project.edits
             session.flush()
             return _record(row)
@@ -314,6 +322,12 @@ class RoundStore:
 
 def _of(project_id: int, state: str) -> Any:
     return select(RoundRow).where(RoundRow.project_id == project_id, RoundRow.state == state)
+
+
+def _next_number(project: ProjectRow) -> int:
+    number = project.next_round
+    project.next_round += 1
+    return number
 
 
 def _holds(row: RoundRow, lease: Lease) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import VersionRow
+from ppal_backend.structures.round import AS_IS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class ModelVersion:
     metrics: dict[str, Any]
     created_at: datetime | None = None
     active: bool = True
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its model is one that a training made, not the zoo's detector as it is."""
+        return bool(self.checkpoint) and not self.checkpoint.endswith(f"/{AS_IS}")
 
 
 class VersionStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,10 @@ STRATEGY_NAMES = (
     "ppal+balance", "ppal+pal", "typiclust",
 )  # fmt: skip
 """The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
+
+
+AS_IS = "as_is.pth"
+"""File name of a checkpoint that holds the zoo's detector as published, told in a project's labels."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class RoundSpec:
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
     decided stands in its checkpoint, so a ranking does as the training of its model did.
+    ``known`` maps labels to the classes of the zoo's weights that they are known from: a training's head starts from
+    their rows, and a ``rank`` round without a ``model`` orders the pool by the zoo's detector as it is.
     """
 
     project_id: int
@@ -89,6 +95,12 @@ class RoundSpec:
     slices: int | str = "off"
     evaluation_images: int = 40
     train_on_everything: bool = False
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def is_as_is(self) -> bool:
+        """Whether the pool is ordered by the zoo's detector as it is."""
+        return self.kind == "rank" and self.model is None and bool(self.known)
 
     def __post_init__(self) -> None:
         if self.kind not in ("train", "rank"):

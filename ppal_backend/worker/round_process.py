@@ -33,6 +33,7 @@ from ppal_backend.label_studio.source import LabelStudioSource, image_cache, ope
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
 from ppal_backend.operations.detectors import detector_for_round
+from ppal_backend.operations.known_labels import known_or_none
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
 from ppal_backend.rounds.ports import Observer, Ports
@@ -170,6 +171,8 @@ def _spec(
         return spec if spec.model is None else replace(spec, model=_model_here(settings, project, spec.model))
     options = settings.project_options(project.options)
     current = store.versions.active(project.id, with_model=True)
+    if current is not None and not current.is_trained:
+        current = None  # the zoo's detector as it is: taken anew, with the labels as they are now
     model = None
     if (record.kind == "rank" or options.init_weights == "last") and current is not None:
         if record.kind == "train" and current.metrics.get("trained_on_everything"):
@@ -190,6 +193,7 @@ def _spec(
         device=settings.device,
         model=model,
         draw_map=True,
+        known=known_or_none(settings, project, detector).plain,
         **{**options.model_dump(), "detector": detector},
     )
 

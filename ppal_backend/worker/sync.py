@@ -23,6 +23,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
+from ppal_backend.operations.known_labels import known_or_none
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store
@@ -278,10 +279,24 @@ class Synchroniser:
             rounds.request(project.id, "train", f"{new} new annotations, {options.budget} start a round")
         elif failed is not None and failed.edits != edits:
             rounds.request(project.id, failed.kind, f"round {failed.number} failed, and settings changed since")
-        elif new_tasks:
-            rounds.request(project.id, "rank", "new tasks were imported")
-        elif last is None:
-            rounds.request(project.id, "rank", "the project was connected")
+        elif new_tasks or last is None or self._is_known_anew(project, last):
+            self._request_ranking(project, last, new_tasks)
+
+    def _request_ranking(self, project: ProjectRecord, last: RoundRecord | None, new_tasks: bool) -> None:
+        known = known_or_none(self._settings, project)
+        if last is None and known and not new_tasks and not project.task_count:
+            return  # nothing to put boxes on, or not polled yet: a project with annotations trains first
+        reason = "the project was connected" if last is None else "what the detector knows of the labels has changed"
+        reason = "new tasks were imported" if new_tasks else reason
+        self._store.rounds.request(project.id, "rank", reason, as_is=bool(known))
+
+    def _is_known_anew(self, project: ProjectRecord, last: RoundRecord) -> bool:
+        """Whether, before any training, the detector knows other labels than when it ordered the pool."""
+        if last.kind != "rank" or last.state != "done" or "known" not in last.metrics:
+            return False
+        if any(version.is_trained for version in self._store.versions.of_project(project.id)):
+            return False
+        return bool(known_or_none(self._settings, project).plain != last.metrics["known"])
 
 
 class LabelStudioLook:

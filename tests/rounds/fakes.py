@@ -39,6 +39,7 @@ class FakeWorld:
         self.labelled, self.pool_size, self.unreadable = labelled, pool, unreadable
         self.calls, self.kill_in, self.exported_ids, self.states = [], None, [], []
         self.published, self.stop, self.steps = [], False, []
+        self.known, self.as_is_error = None, None
         self.infer_limit, self.has_weights, self.lost, self.problems = None, False, False, {}
         self.error, self.spec = None, None
 
@@ -89,6 +90,15 @@ class FakeWorld:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "untrained.pth").write_bytes(b"initial weights")
         return ModelRef(spec.detector, str(folder / "untrained.pth"), labels)
+
+    def as_is(self, spec, labels, folder):
+        self._call("as_is")
+        if self.as_is_error is not None:
+            raise self.as_is_error
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "as_is.pth").write_bytes(b"published weights")
+        self.known = dict(spec.known)
+        return ModelRef(spec.detector, str(folder / "as_is.pth"), labels)
 
     def evaluate(self, spec, model, ann_json):
         self._call("evaluate")

@@ -180,3 +180,17 @@ def test_cancel_ends_a_round_that_waits_and_one_whose_process_died(store, projec
         store.rounds.ask_cancel(record.id)
         assert store.rounds.get(record.id).state == "cancelled", "nobody is there to stop it"
         assert store.rounds.running(project) is None
+
+
+def test_round_0_is_a_projects_first_ranking_by_the_detector_as_it_is(store, project):
+    first = store.rounds.request(project, "rank", "known labels", as_is=True)
+    assert (first.number, store.rounds.request(project, "rank", "again", as_is=True).number) == (0, 0)
+    store.rounds.finish(store.rounds.claim(project, ME).id, {}, ME)
+    assert store.rounds.request(project, "rank", "known labels", as_is=True).number == 1
+
+
+def test_a_training_is_never_round_0(store, project):
+    store.rounds.request(project, "rank", "known labels", as_is=True)
+    assert [store.rounds.request(project, "train", "annotations").number for _ in range(2)] == [1, 1]
+    store.rounds.finish(store.rounds.claim(project, ME).id, {}, ME)
+    assert store.rounds.request(project, "train", "more", as_is=True).number == 2

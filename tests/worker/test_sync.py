@@ -367,3 +367,95 @@ def test_a_label_studio_that_does_not_answer_holds_up_no_other_project(world):
     world.sync._next_poll.clear()
     assert not world.sync.poll_in_background(2), "one poll of a project at a time"
     answer.set()
+
+
+COCO_CONFIG = (
+    '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+    '<Label value="cars"/><Label value="fish"/></RectangleLabels></View>'
+)
+
+
+@pytest.fixture
+def known(world):
+    """The world, with a detector that knows one of the labels."""
+    world.store.projects.connect(1, "1.1", COCO_CONFIG, "http://ls", {"detector": "yolox_nano"})
+    world.remote.config = COCO_CONFIG
+    world.numbers = lambda: [(r.number, r.kind, r.state) for r in world.store.rounds.of_project(1)]
+    return world
+
+
+def finish(world, known=None):
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.store.rounds.finish(record.id, {} if known is None else {"known": known})
+
+
+def test_a_project_whose_labels_are_known_starts_with_round_0_once_it_was_polled(known):
+    known.sync(1)
+    assert known.numbers() == [], "whether it has annotations is not known yet"
+    known.poll_now()
+    known.poll_now()
+    assert known.numbers() == [(0, "rank", "pending")]
+    finish(known, {"cars": ["car"]})
+    known.poll_now()
+    assert known.numbers() == [(0, "rank", "done")]
+    known.annotate(1, 2, 3)
+    assert known.numbers()[1:] == [(1, "train", "pending")]
+
+
+def test_a_project_with_annotations_trains_first(known):
+    known.remote.changed = [TaskUpdate(i, f"2026-01-0{i}", (SeenAnnotation(i, i),)) for i in (1, 2, 3)]
+    known.sync(1)
+    known.poll_now()
+    assert known.numbers() == [(1, "train", "pending")]
+
+
+def test_a_training_that_comes_before_round_0_began_is_round_1(known):
+    known.poll_now()
+    known.annotate(1, 2, 3)
+    assert known.numbers() == [(1, "train", "pending")]
+    finish(known)
+    known.annotate(11, 12, 13)
+    assert known.numbers()[-1] == (2, "train", "pending")
+
+
+def test_an_empty_project_waits_for_its_tasks(known):
+    known.remote.tasks = 0
+    known.poll_now()
+    known.sync(1)
+    assert known.numbers() == []
+    known.remote.tasks = 50
+    known.poll_now()
+    assert known.numbers() == [(0, "rank", "pending")]
+
+
+def test_a_failed_round_0_is_told_and_not_tried_again_until_something_changes(known):
+    known.poll_now()
+    record = known.store.rounds.claim(1, Lease.mine())
+    known.store.rounds.fail(record.id, "the detector cannot be built")
+    for _ in range(3):
+        known.poll_now()
+    assert known.numbers() == [(0, "rank", "failed")]
+    assert "round 0 failed: the detector cannot be built" in known.store.projects.get(1).problems["round"]
+    known.remote.config = COCO_CONFIG.replace("fish", "dogs")
+    known.poll_now()
+    assert known.numbers()[1:] == [(1, "rank", "pending")]
+
+
+def test_labels_that_become_known_before_any_training_get_their_boxes(known):
+    known.poll_now()
+    finish(known, {"cars": ["car"]})
+    known.remote.config = COCO_CONFIG.replace('"fish"', '"fish" predicted_values="bird"')
+    known.poll_now()
+    known.poll_now()
+    assert known.numbers()[1:] == [(1, "rank", "pending")]
+    finish(known, {"fish": ["bird"], "cars": ["car"]})
+    known.poll_now()
+    assert known.numbers()[1:] == [(1, "rank", "done")], "once"
+
+
+def test_a_project_whose_labels_nobody_knows_has_no_round_0(known):
+    known.store.projects.connect(
+        2, "2.1", COCO_CONFIG.replace("cars", "corals"), "http://ls", {"detector": "yolox_nano"}
+    )
+    known.sync(2)
+    assert [(r.number, r.kind) for r in known.store.rounds.of_project(2)] == [(1, "rank")]

@@ -161,6 +161,11 @@ def export_model(
         _need_onnx()
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         loaded = load_detector(detector, Path(checkpoint), classes, torch.device("cpu"), zoo_root)
+        if loaded.relabelling is not None:
+            raise DetectorError(
+                f"expected a trained version, got one of {detector} as the zoo has it, whose classes are not the "
+                "project's labels; annotate tasks and train it first, or export the published checkpoint itself"
+            )
         image = _blank_input(loaded)
         try:
             outputs = DenseOutputs(loaded.model, image).eval().requires_grad_(False)

@@ -20,6 +20,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
+from ppal_backend.detector.infer.relabelling import iou_threshold_of
 from ppal_backend.detector.models import LoadedDetector
 from ppal_backend.detector.slices import Window, cut_by_window, merge, windows
 from ppal_backend.errors import ImageError
@@ -172,10 +173,15 @@ def predict_packed(loaded: LoadedDetector, packed: Sequence[Packed], amp: bool =
         amp: Whether to use half precision on CUDA.
 
     Returns:
-        mmdet's data samples, boxes in pixels of the original image.
+        mmdet's data samples, boxes in pixels of the original image, labels those of ``loaded.checkpoint.classes``.
     """
     with torch.no_grad(), mixed_precision(loaded.device, amp):
-        return list(loaded.model.test_step(pseudo_collate(packed)))
+        samples = list(loaded.model.test_step(pseudo_collate(packed)))
+        if loaded.relabelling is not None:
+            threshold = iou_threshold_of(loaded.model)
+            for sample in samples:
+                sample.pred_instances = loaded.relabelling.apply(sample.pred_instances, threshold)
+    return samples
 
 
 def predict_batch(

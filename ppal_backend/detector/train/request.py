@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class TrainRequest:
         tracking: ``tensorboard`` or ``mlflow`` to write curves below ``work_dir``; None for neither.
         slices: Whether to learn from tiles of the images too, and to look through them later: ``off``, ``auto`` (by
             the size of the boxes) or the side of a tile in pixels of the image.
+        known: Label -> classes of the zoo's weights whose rows of the head it starts from.
     """
 
     detector: str
@@ -69,6 +71,7 @@ class TrainRequest:
     mixed_precision: bool = True
     tracking: str | None = None
     slices: int | str = "off"
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -93,6 +96,7 @@ class TrainRequest:
             "max_iterations": self.max_iterations,
             "difficulty": [self.xi, self.momentum, self.absent] if self.difficulty else None,
             **({"slices": self.slices} if self.slices != "off" else {}),
+            **({"known": {label: list(names) for label, names in self.known.items()}} if self.known else {}),
             **({"unlabelled_sha256": digest_of_names(self.unlabelled)} if self.unlabelled else {}),
             **({"val_sha256": sha256_of(self.val_json), "patience": self.patience} if self.val_json else {}),
         }

@@ -81,6 +81,18 @@ def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.
     return tensors
 
 
+def classes_of(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a checkpoint names, as this project, mmdetection 3 and mmdetection 2 write them; () for none."""
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    dataset = meta.get("dataset_meta")
+    inner = dataset.get("classes") if isinstance(dataset, Mapping) else None
+    for found in (meta.get("classes"), inner, meta.get("CLASSES")):
+        if isinstance(found, list | tuple) and found and all(isinstance(label, str) for label in found):
+            return tuple(found)
+    return ()
+
+
 def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], kind: str, origin: Path) -> int:
     """Copy weights into a model where name and shape agree.
 

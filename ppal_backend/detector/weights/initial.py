@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,17 @@ from ppal_backend.detector.data import ImageRecord, build_pipeline, data_info, r
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.train.semi import trained_part
-from ppal_backend.detector.weights import apply_weights, has_folded_statistics, load_any, save_final, state_dict_of
+from ppal_backend.detector.weights import (
+    apply_weights,
+    classes_of,
+    has_folded_statistics,
+    load_any,
+    save_final,
+    state_dict_of,
+)
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.detector.zoo.fetch import weights_file, weights_target
+from ppal_backend.errors import CheckpointError
 
 if TYPE_CHECKING:
     from ppal_backend.detector.train.request import TrainRequest
@@ -36,10 +44,20 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A checkpoint on disk; ``kind`` is ``detector`` or ``backbone``."""
+    """A checkpoint on disk.
+
+    Args:
+        path: The file.
+        kind: ``detector`` or ``backbone``.
+        classes: What its head's rows stand for by the zoo, for a file that does not say; () for unknown.
+        known: Label -> the classes among them that it starts from; used unless the file is a training of this project,
+            whose rows go over by label.
+    """
 
     path: Path
     kind: str
+    classes: tuple[str, ...] = ()
+    known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def starts_random(request: TrainRequest, entry: ZooEntry) -> bool:
@@ -57,15 +75,17 @@ def find_weights(request: TrainRequest, entry: ZooEntry) -> InitialWeights | Non
     """
     if starts_random(request, entry):
         return None
+    classes: tuple[str, ...] = ()
     if request.init_weights is None:
         path = weights_file(entry, request.weights_dir)
         kind = entry.weights.kind if entry.weights is not None else "detector"
+        classes = entry.weights.classes if entry.weights is not None else ()
     else:
         path, kind = Path(request.init_weights), "detector"
     tensors = state_dict_of(load_any(path), path)
     if kind == "detector" and not any(name.startswith("backbone.") for name in tensors):
         kind = "backbone"
-    return InitialWeights(path, kind)
+    return InitialWeights(path, kind, classes, request.known)
 
 
 def initialiser(
@@ -85,14 +105,21 @@ def initialiser(
     content = load_any(weights.path)
     tensors = state_dict_of(content, weights.path)
     meta = content.get("meta")
-    # only this package writes "classes" there, and its rows are known to be in that order
-    known = tuple(meta.get("classes", ())) if isinstance(meta, dict) else ()
+    as_is = meta.get("weights_classes") if isinstance(meta, dict) else None
+    rows = tuple(as_is or classes_of(content) or weights.classes)
+    if not as_is and isinstance(meta, dict) and "classes" in meta:  # a training of this package
+        sources: Mapping[str, Sequence[str]] = {label: (label,) for label in classes if label in rows}
+    else:
+        sources = {
+            label: names for label, names in weights.known.items() if label in classes and set(names) <= set(rows)
+        }
 
     def initialise(model: torch.nn.Module) -> None:
         part = trained_part(model)
         fitting = tensors
-        if known and known != tuple(classes):
-            fitting = carry_classes(tensors, known, classes, part.state_dict(), _wider(config, len(classes) + 1))
+        if weights.kind == "detector" and rows and rows != tuple(classes):
+            wider = _wider(config, len(classes) + 1)
+            fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
         apply_weights(part, fitting, weights.kind, weights.path)
         if images and has_folded_statistics(tensors):
             measured = images[:_MEASURED_IMAGES]
@@ -172,13 +199,15 @@ def carry_classes(
     new: Sequence[str],
     fresh: Mapping[str, torch.Tensor],
     wider: Shapes,
+    sources: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Rearrange the weights of a detector's head for other classes.
 
     Which rows belong to classes is read off the shapes of the same detector with one class more: the first dimension
     of such a tensor grows by ``a`` and holds ``a * C`` rows, or ``a * (C + 1)`` with a background in the last place.
     Rows of classification are ordered by anchor, then class; those of box regression (``fc_reg`` and the like) by
-    class, then coordinate. Rows of labels that the old detector did not know stay fresh.
+    class, then coordinate. A label that comes from several classes gets the mean of their rows. Rows of labels that the
+    old detector did not know stay fresh.
 
     Args:
         tensors: Weights of the old detector by name.
@@ -186,38 +215,107 @@ def carry_classes(
         new: Labels of the new detector, likewise.
         fresh: Weights of the new detector before training, by name.
         wider: Shapes of the new detector with one class more, by name.
+        sources: New label -> the old ones it comes from; None for the one of the same name.
 
     Returns:
         ``tensors`` with those that depend on classes made to fit; where a shape is not as expected, the fresh ones.
     """
     carried = dict(tensors)
+    if sources is None:
+        sources = {label: (label,) for label in new if label in old}
+    pairs = [
+        (index, [old.index(name) for name in sources[label]]) for index, label in enumerate(new) if label in sources
+    ]
     for name, target in fresh.items():
         if name in tensors and target.dim() > 0 and wider[name] != target.shape:
-            carried[name] = _rows(name, tensors[name], old, new, target, wider[name][0] - target.shape[0])
+            group = wider[name][0] - target.shape[0]
+            carried[name] = _rows(name, tensors[name], (len(old), len(new)), pairs, target, group)
     return carried
 
 
 def _rows(
-    name: str, source: torch.Tensor, old: Sequence[str], new: Sequence[str], target: torch.Tensor, group: int
+    name: str,
+    source: torch.Tensor,
+    counts: tuple[int, int],
+    pairs: Sequence[tuple[int, Sequence[int]]],
+    target: torch.Tensor,
+    group: int,
 ) -> torch.Tensor:
-    background = target.shape[0] - group * len(new)
-    expected = (group * len(old) + background, *target.shape[1:])
+    """One tensor with its rows rearranged; ``counts`` are the numbers of old and new classes."""
+    old, new = counts
+    background = target.shape[0] - group * new
+    expected = (group * old + background, *target.shape[1:])
     result = target.detach().cpu().clone()
     if group < 1 or background not in (0, group) or tuple(source.shape) != expected:
         return result
     by_class = name.rsplit(".", 2)[-2].endswith("reg")
-    position = {label: index for index, label in enumerate(old)}
-    pairs = [(index, position[label]) for index, label in enumerate(new) if label in position]
-    if background:
-        pairs.append((len(new), len(old)))
+    moves = [*pairs, (new, [old])] if background else pairs
     wide_new, wide_old = result.shape[0] // group, source.shape[0] // group
     for row in range(group):
-        for to, come in pairs:
+        for to, come in moves:
             if by_class:
-                result[to * group + row] = source[come * group + row]
+                result[to * group + row] = source[[index * group + row for index in come]].mean(0)
             else:
-                result[row * wide_new + to] = source[row * wide_old + come]
+                result[row * wide_new + to] = source[[row * wide_old + index for index in come]].mean(0)
     return result
+
+
+def save_as_is(
+    detector: str,
+    labels: Sequence[str],
+    known: Mapping[str, Sequence[str]],
+    path: Path,
+    zoo_root: Path | None = None,
+    weights_dir: Path | None = None,
+) -> None:
+    """Write the zoo's detector, with all the classes it knows, as a checkpoint that predicts a project's labels.
+
+    Loaded, it predicts as published; what it says of a class comes out under the first label that is known from it, and
+    what it says of all other classes is left out (see :class:`~ppal_backend.detector.infer.relabelling.Relabelling`).
+
+    Args:
+        detector: Name in the zoo.
+        labels: Labels of the project in the order of the class indices.
+        known: Label -> classes of the weights that it is known from, at least one.
+        path: Where to write; loads like a trained detector's.
+        zoo_root: Folder of the zoo; None for the packaged one.
+        weights_dir: Folder for downloaded weights; None for the default cache.
+
+    Raises:
+        UnknownDetector: The zoo has no such detector.
+        WeightsUnavailable: The weights cannot be had, or have the wrong checksum.
+        CheckpointError: They are damaged, unsafe, of another architecture, or know other classes than the zoo says.
+    """
+    entry = find_entry(detector, zoo_root)
+    file = weights_file(entry, weights_dir)
+    content = load_any(file)
+    tensors = state_dict_of(content, file)
+    rows = classes_of(content) or (entry.weights.classes if entry.weights is not None else ())
+    unknown = sorted({name for names in known.values() for name in names} - set(rows))
+    if unknown or not known:
+        raise CheckpointError(
+            f"expected the weights of {detector} in {file} to know {', '.join(unknown) or 'a label'}, got "
+            f"{len(rows)} other classes; correct weights.classes of its zoo entry"
+        )
+    with isolated(f"ppal-{uuid.uuid4().hex}"):
+        model = build_model(build_config(entry, rows))
+        own = model.state_dict()
+        differing = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
+        if differing:
+            raise CheckpointError(
+                f"expected weights of {detector} with {len(rows)} classes in {file}, got {len(differing)} of "
+                f"{len(own)} tensors missing or of another shape ({differing[0]}); choose the right file, and "
+                "correct weights.classes of its zoo entry"
+            )
+    meta = {
+        "detector": detector,
+        "classes": list(labels),
+        "difficulty": None,
+        "weights_classes": list(rows),
+        "known": {label: list(names) for label, names in known.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_final(path, {name: tensors[name] for name in own}, meta)
 
 
 def save_untrained(

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.detector.zoo.known_classes import COCO_CLASSES
 from ppal_backend.errors import DetectorError, UnknownDetector
 
 ZOO_FILE = "zoo.toml"
 _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone")
 _DIGEST_DIGITS = 64
+_CLASS_LISTS = {"coco": COCO_CLASSES}  # what an entry may name instead of listing them
 _RECIPES = "recipe"  # the table that holds named schedules
 AUTO = "auto"  # instead of a name: the first that can be had, in the order of the table of that name
 _INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
@@ -34,6 +36,8 @@ class Weights:
         licence: Licence of the weights.
         source: What they were trained on, or by which script.
         file: Name of a file without an address, which people put in place themselves; it needs a whole digest.
+        classes: Names of the classes that a whole detector knows, in the order of its head's rows; () where nobody
+            says.
     """
 
     kind: str
@@ -43,6 +47,7 @@ class Weights:
     licence: str
     source: str = ""
     file: str | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in _WEIGHT_KINDS:
@@ -301,4 +306,13 @@ def _weights(folder: Path, table: Mapping[str, Any] | None) -> Weights | None:
         licence=table["licence"],
         source=table.get("source", ""),
         file=table.get("file"),
+        classes=_classes(table.get("classes", [])),
     )
+
+
+def _classes(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str) and given in _CLASS_LISTS:
+        return _CLASS_LISTS[given]
+    if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
+        raise ValueError(f"expected classes as a list of names or one of {sorted(_CLASS_LISTS)}, got {given!r:.80}")
+    return tuple(given)

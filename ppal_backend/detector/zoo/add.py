@@ -24,7 +24,7 @@ from ppal_backend.detector.models import build_model
 from ppal_backend.detector.recipe import read_recipe
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.semi import is_semi, predicting_part
-from ppal_backend.detector.weights import apply_weights, load_any, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights import apply_weights, classes_of, load_any, load_checkpoint, state_dict_of
 from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
@@ -212,9 +212,10 @@ def _fit(entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool) 
         family = _family(model, difficulty)
         if weights is None:
             return family, None
-        tensors = state_dict_of(load_any(weights), weights)
+        content = load_any(weights)
+        tensors = state_dict_of(content, weights)
         count = apply_weights(predicting, tensors, _kind(tensors), weights)
-    torch.save({"state_dict": tensors}, target)
+    torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": list(classes_of(content))}}}, target)
     return family, count
 
 
@@ -253,13 +254,16 @@ def _table(entry: ZooEntry, family: str, weights: Path | None, file: Path) -> st
     }
     lines = [f"[{entry.name}]", *_rows(values)]
     if weights is not None:
-        described = {
-            "kind": _kind(load_checkpoint(file)["state_dict"]),
+        stored = load_checkpoint(file)
+        described: dict[str, Any] = {
+            "kind": _kind(stored["state_dict"]),
             "path": f"{entry.name}/{file.name}",
             "sha256": sha256_of(file),
             "licence": "your own",
             "source": str(weights.resolve()),
         }
+        if described["kind"] == "detector":
+            described["classes"] = list(classes_of(stored))
         lines += ["", f"[{entry.name}.weights]", *_rows(described)]
     lines += ["", f"[{entry.name}.schedule]", *_rows(asdict(entry.schedule))]
     return "\n".join(lines) + "\n"

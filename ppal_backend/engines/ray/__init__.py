@@ -72,6 +72,11 @@ class RayEngine:
         model: ModelRef | None = self._steps.run("untrained", (spec, labels, folder), folder, self._needs(spec))
         return model
 
+    def as_is(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef:
+        spec = self._placed(spec)
+        model: ModelRef = self._steps.run("as_is", (spec, labels, folder), folder, self._needs(spec))
+        return model
+
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
         spec = self._placed(spec)
         metrics: Mapping[str, Any] = self._steps.run(

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from ppal_backend.errors import PPALError
+from ppal_backend.operations.known_labels import lines_for
 from ppal_backend.rounds.folder import OUTPUTS
 from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
@@ -20,6 +21,7 @@ ONLY_TRAINING = ("train", "evaluate")
 IN_WORDS = {
     "export": "Read the annotations",
     "dataset": "Fetch and check the images",
+    "adopt": "Take the published detector as it is",
     "train": "Train",
     "evaluate": "Measure on held-out images",
     "infer": "Look at the pool",
@@ -44,9 +46,10 @@ class Step:
     left_s: float | None = None
 
 
-def steps_of(kind: str) -> tuple[str, ...]:
-    """The steps of a round, in order."""
-    return tuple(step for step in OUTPUTS if kind == "train" or step not in ONLY_TRAINING)
+def steps_of(kind: str, as_is: bool = False) -> tuple[str, ...]:
+    """The steps of a round, in order; ``as_is`` where the zoo's detector orders the pool as it is."""
+    left_out = () if kind == "train" else ONLY_TRAINING
+    return tuple(step for step in OUTPUTS if step not in left_out and (as_is or step != "adopt"))
 
 
 def step_line(
@@ -62,7 +65,8 @@ def step_line(
     """
     begun = max([m.finished_at for m in marks.values()] + [record.started_at or record.created_at])
     line = []
-    for name in steps_of(record.kind):
+    as_is = record.number == 0 or record.step == "adopt" or "adopt" in marks
+    for name in steps_of(record.kind, as_is):
         if name in marks:
             line.append(Step(name, IN_WORDS[name], "done", seconds=marks[name].seconds))
         elif record.state == "running" and name == record.step:
@@ -268,6 +272,7 @@ def now_page(project: Project) -> dict[str, Any]:
         "waiting": project.opened[1:],
         "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
         "missing": max(0, project.options.budget - project.new_annotations),
+        "known": lines_for(project.runtime.settings, project.runtime.store, project.record),
     }
 
 

@@ -197,9 +197,9 @@ class Project:
 
     @cached_property
     def trained(self) -> ModelVersion | None:
-        """The version whose training made the model in force: it has the measurements."""
+        """The version whose training made the model in force: it has the measurements. None before any training."""
         model = self.runtime.store.versions.active(self.id, with_model=True)
-        if model is None or not model.checkpoint:
+        if model is None or not model.is_trained:
             return None
         return next(v for v in self.versions if v.checkpoint == model.checkpoint)
 

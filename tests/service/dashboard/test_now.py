@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS
+from ppal_backend.rounds.run import AS_IS_STEPS, RANK_STEPS, TRAIN_STEPS
 from ppal_backend.service.dashboard.now import IN_WORDS, left_s, step_line, steps_of, usual_seconds
 from ppal_backend.service.dashboard.project import StepMark
 from ppal_backend.store import RoundRecord
@@ -24,7 +24,9 @@ def marks(**ended):
 
 
 def test_steps_are_those_that_rounds_run():
-    assert steps_of("train") == TRAIN_STEPS and steps_of("rank") == RANK_STEPS and set(IN_WORDS) == set(TRAIN_STEPS)
+    assert steps_of("train") == TRAIN_STEPS and steps_of("rank") == RANK_STEPS
+    assert steps_of("rank", as_is=True) == AS_IS_STEPS
+    assert set(IN_WORDS) == {*TRAIN_STEPS, *AS_IS_STEPS}
 
 
 def test_progress_tells_the_rest_of_a_step_and_the_last_round_the_rest_of_the_line():
