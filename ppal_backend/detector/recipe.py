@@ -17,7 +17,6 @@ Steps = list[dict[str, Any]]
 
 _COMBINING = ("Mosaic", "MixUp", "CachedMosaic", "CachedMixUp", "CopyPaste")
 _ONLY_OF_CACHES = ("max_cached_images", "random_pop")
-_FOLLOWED = ("EMAHook", "PipelineSwitchHook", "YOLOXModeSwitchHook")
 _NOT_NEEDED = {
     "CheckInvalidLossHook": "every loss is checked",
     "NumClassCheckHook": "the number of classes is set",
