@@ -12,7 +12,6 @@ from tests.service.conftest import (  # noqa: F401
     make_app,
     predictor,
     settings,
-    store,
 )
 
 
@@ -33,7 +32,7 @@ def internal_site():
 
 
 @pytest.fixture
-def healthy_worker(store):  # noqa: F811
+def healthy_worker(store):
     """A worker that has just shown a sign of life."""
     from ppal_backend.store import Heartbeat
 
