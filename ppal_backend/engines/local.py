@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppal_backend.acquisition.strategies import READS_COUNTS
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
 from ppal_backend.structures.round import AS_IS, ModelRef, OnProgress, RoundSpec
@@ -137,6 +136,7 @@ class LocalEngine:
 
     def open(self, spec: RoundSpec, model: ModelRef) -> PoolInference:
         """A detector ready to look at the pool of a round."""
+        from ppal_backend.acquisition.strategies import READS_COUNTS
         from ppal_backend.detector.infer.inference import PoolInference
 
         return PoolInference(
