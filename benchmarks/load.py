@@ -91,6 +91,7 @@ class Place:
             "BASIC_AUTH_USER": USER,
             "BASIC_AUTH_PASS": PASSWORD,
             "START_TRAINING_EACH_N_UPDATES": "100000",
+            "PPAL_DETECTOR": "retinanet_tiny",
             "PPAL_MAX_ITERATIONS": str(STEPS),
             "PPAL_MIN_FREE_GIB": "0.1",
             "DEVICE": "cpu",

@@ -91,15 +91,17 @@ def settings(
 
     Example: ppal settings 1 --json
     """
+    from ppal_backend.operations.detectors import in_force
     from ppal_backend.service.dashboard.origins import operator_settings, project_options
 
     with errors_in_one_line(as_json):
         found = settings_and_logging()
-        overrides = {}
+        overrides, detector = {}, None
         if project is not None:
             with state_of(found, project) as store:
-                overrides = store.projects.get(project).options
-        parts = {"operator": operator_settings(found), "projects": project_options(found, overrides)}
+                record = store.projects.get(project)
+                overrides, detector = record.options, in_force(found, record)
+        parts = {"operator": operator_settings(found), "projects": project_options(found, overrides, detector)}
         file = config_file()
         if as_json:
             print_json({"file": file, **{name: [asdict(row) for row in rows] for name, rows in parts.items()}})

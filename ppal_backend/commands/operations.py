@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from ppal_backend.commands.shared import (
     show_finding,
     waiting,
 )
+from ppal_backend.errors import SettingsError
 
 Project = Annotated[int, typer.Argument(help="Label Studio project id")]
 
@@ -35,6 +37,7 @@ def status(
     Example: ppal status 1 --json
     """
     from ppal_backend.doctor.health import health
+    from ppal_backend.operations.detectors import in_force
     from ppal_backend.operations.known_labels import lines_for
     from ppal_backend.structures.round import describe_slicing
 
@@ -43,12 +46,17 @@ def status(
         if not projects and not as_json:
             console.print(f"no project is connected in {settings.model_dir.resolve()}", highlight=False, soft_wrap=True)
         found = {p.id: health(settings, store, p) for p in projects}
+        detectors = {}
+        for p in projects:
+            with suppress(SettingsError):  # of a project whose settings cannot be used, which is a finding
+                detectors[p.id] = in_force(settings, p)
         if as_json:
             print_json(
                 [
                     {
                         "project": p.id,
                         "title": p.title,
+                        "detector": asdict(detectors[p.id]) if p.id in detectors else None,
                         "problems": p.problems,
                         "health": [asdict(finding) for finding in found[p.id]],
                         "new_annotations": store.ledger.new_count(p.id),
@@ -71,6 +79,8 @@ def status(
                     str(r.number), r.kind, state, r.step, figure(r.metrics.get("map")), escape(r.error or r.reason)
                 )
             console.print(table)
+            if p.id in detectors:
+                console.print(f"detector {escape(detectors[p.id].text)}", highlight=False, soft_wrap=True)
             trained = [r for r in store.rounds.of_project(p.id) if r.kind == "train" and r.state == "done"]
             slicing = describe_slicing(trained[-1].metrics) if trained else ""
             if slicing:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from ppal_backend.doctor import Finding, from_problem, warning
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.schema import parse_label_config
+from ppal_backend.operations.detectors import TOPIC, in_force
 from ppal_backend.service import readiness
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, RoundRecord, Store
@@ -28,6 +29,7 @@ _TITLES = {
     "pause": "Paused",
     "settings": "The project's settings cannot be used",
     "events": "Some events could not be used",
+    "detector": "The detector cannot be trained",
 }
 _OF_ROUNDS = ("poll", "round")  # told from the project and its rounds instead
 _AS_WARNING = ("annotations", "events")
@@ -112,9 +114,22 @@ def _project(
                 finding = replace(finding, next_try_at=waiting.next_try_at, can_try_again=True)
             yield finding
     try:
+        yield from trial_detector(settings, project)
         parse_label_config(project.label_config, settings.project_options(project.options).from_name)
     except PPALError as error:
         yield _titled(from_problem("settings", str(error)))
+
+
+def trial_detector(settings: Settings, project: ProjectRecord) -> Iterator[Finding]:
+    """That a project got the detector for trying out because no other could be had.
+
+    Raises:
+        SettingsError: an extra parameter is not valid any more.
+    """
+    found = in_force(settings, project)
+    if found.advice:
+        seen = f"{found.name} was made for trying out; it will not work on photographs ({found.reason})"
+        yield replace(warning(TOPIC, seen, found.advice), title="The detector is not for photographs")
 
 
 def _label_studio(text: str, kind: str, next_try_at: datetime | None) -> Finding:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ppal_backend.doctor import Finding, failed, from_problem, ok, warning
-from ppal_backend.doctor.health import project_state
+from ppal_backend.doctor.health import project_state, trial_detector
 from ppal_backend.doctor.installation import SWITCHES, usable_host
-from ppal_backend.errors import LabelStudioError
+from ppal_backend.errors import DetectorError, LabelStudioError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.connection import (
     SWITCHED_OFF_AFTER,
@@ -20,6 +20,7 @@ from ppal_backend.label_studio.connection import (
 )
 from ppal_backend.label_studio.publish import sampling_problem, version_problem
 from ppal_backend.label_studio.transport import NotFound
+from ppal_backend.operations.detectors import TOPIC, check_named, in_force, trains_here
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
@@ -36,6 +37,7 @@ def project(settings: Settings, store: Store, client: LabelStudioClient, record:
             _webhook(settings, client, record, name, connections),
             _sampling(name, described),
             _model_version(store, record, name, described, connections),
+            *_detector(settings, store, record, name),
             *_state(settings, store, record, name),
         ]
     except NotFound:
@@ -128,7 +130,25 @@ def _model_version(
     return from_problem(check, problem) if problem else ok(check, active.version)
 
 
+def _detector(settings: Settings, store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
+    """Whether the project's next training can begin: the weights as they are now, where that can be seen here."""
+    check = f"{name}: {TOPIC}"
+    try:
+        found = in_force(settings, record)
+        trial = [replace(finding, check=check) for finding in trial_detector(settings, record)]
+        options = settings.project_options(record.options)
+        if found.name and trains_here(store):
+            check_named(settings, store, options.model_copy(update={"detector": found.name}))
+        elif record.problems.get(TOPIC):
+            yield from_problem(check, record.problems[TOPIC])
+            return
+    except (DetectorError, SettingsError) as error:
+        yield from_problem(check, str(error))
+        return
+    yield from trial or [ok(check, found.text)]
+
+
 def _state(settings: Settings, store: Store, record: ProjectRecord, name: str) -> Iterator[Finding]:
     for finding in project_state(settings, store, record):
-        if finding.check not in ("webhook", "queue"):  # looked at above, as they are now
+        if finding.check not in ("webhook", "queue", TOPIC):  # looked at above, as they are now
             yield replace(finding, check=f"{name}: {finding.check}")

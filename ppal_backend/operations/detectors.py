@@ -33,14 +33,14 @@ class DetectorInForce:
     Args:
         name: The detector; "" for a project that names none before its first round.
         named: Whether the project or the operator named it.
-        reason: Why it is this one, "" for one that is named.
-        warning: That it is for trying out and what to do; "" for any other.
+        reason: Why it is this one, or how it will be chosen; "" for one that is named.
+        advice: What to do instead of training a detector for trying out; "" where it is none or somebody wants it.
     """
 
     name: str
     named: bool
     reason: str = ""
-    warning: str = ""
+    advice: str = ""
 
     @property
     def text(self) -> str:
@@ -61,26 +61,22 @@ def in_force(settings: Settings, record: ProjectRecord) -> DetectorInForce:
         return DetectorInForce(options.detector, named=True)
     if choice is None:
         return DetectorInForce("", named=False, reason=NOT_YET)
-    return DetectorInForce(choice.detector, False, choice.reason, _warning(settings, record.id, choice))
+    return DetectorInForce(choice.detector, False, choice.reason, _advice(settings, record.id, choice))
 
 
-def _warning(settings: Settings, project_id: int, choice: DetectorChoice) -> str:
+def _advice(settings: Settings, project_id: int, choice: DetectorChoice) -> str:
     try:
-        is_trial = choice.by == "trial" or (
-            choice.by == "upgrade" and choice.detector == auto_order(settings.model_zoo).trial
-        )
-        advice = fetch_advice(choice.device, settings.model_zoo, settings.weights_dir) if choice.by == "trial" else ""
-    except DetectorError as error:  # a zoo that was damaged since: the next round says so as well
+        if choice.by == "trial":
+            commands = fetch_advice(choice.device, settings.model_zoo, settings.weights_dir)
+            return (
+                f"run {commands} on the machine where detectors train; the next round then changes over by itself, and "
+                f"`ppal round {project_id} --rank` starts one"
+            )
+        if choice.by == "upgrade" and choice.detector == auto_order(settings.model_zoo).trial:
+            return "choose another on the project's Settings page, or name one in its extra parameters"
+    except DetectorError as error:  # the zoo was damaged since, which the next round says as well
         return str(error)
-    if not is_trial:
-        return ""
-    text = f"{choice.detector} was made for trying out; it will not work on photographs"
-    if choice.by == "upgrade":
-        return f"{text}; choose another detector on the Settings page, or name one in the extra parameters"
-    return (
-        f"{text} ({choice.reason}); where detectors train, run {advice}: the next round then changes over by itself, "
-        f"and ppal round {project_id} starts one"
-    )
+    return ""
 
 
 def check_named(settings: Settings, store: Store, options: ProjectOptions) -> None:

@@ -131,7 +131,7 @@ def test_a_damaged_file_is_passed_over_and_named(world: Callable[..., tuple[Path
     assert f"not middle: {weights / 'middle.pth'} is damaged or another file" in chosen.reason
     problem = weights_problem(load_zoo(root)["middle"], weights)
     assert problem.startswith("the initial weights of middle cannot be had: ")
-    assert "get http://middle.test/middle.pth and run ppal zoo fetch middle --from FILE" in problem
+    assert "get http://middle.test/middle.pth and run `ppal zoo fetch middle --from FILE" in problem
 
 
 def test_a_folder_in_place_of_the_file_is_no_file(world: Callable[..., tuple[Path, Path]]) -> None:
@@ -206,9 +206,9 @@ def test_the_advice_names_a_command_and_a_file_for_it(net: Net, tmp_path: Path) 
     address = find_entry("yolox_tiny").weights
     assert (
         address is not None
-        and f"ppal zoo fetch yolox_tiny --from FILE --to {tmp_path} (FILE: {address.url}) or " in advice
+        and f"ppal zoo fetch yolox_tiny --from FILE --to {tmp_path}` (FILE: {address.url}) or " in advice
     )
-    assert advice.endswith(f"ppal zoo fetch yolox_nano --from FILE --to {tmp_path} (FILE: yolox_nano_coco.pth)")
+    assert advice.endswith(f"ppal zoo fetch yolox_nano --from FILE --to {tmp_path}` (FILE: yolox_nano_coco.pth)")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def test_a_healthy_installation(examine, label_studio, settings):
     assert list(found) == [
         "credentials", "database", "worker", "disk", "queue", "detector", "service", "address", "label studio", "token",
         "clock", "project 1: connection", "project 1: webhook", "project 1: sampling", "project 1: model version",
+        "project 1: detector",
     ]  # fmt: skip
     assert "1.23.2" in found["label studio"].seen and "a@example.com" in found["token"].seen
     assert {r.method for r in label_studio.requests if "/token/refresh" not in r.url.path} == {"GET"}  # changes nothing

@@ -16,6 +16,7 @@ IMAGES = 48
 def backend(label_studio, tmp_path_factory):
     environment = {
         "START_TRAINING_EACH_N_UPDATES": str(BUDGET),
+        "PPAL_DETECTOR": "retinanet_tiny",  # made for the generated scenes that tests label
         "PPAL_MAX_ITERATIONS": "30",
         "PPAL_POLL_INTERVAL_S": "5",
         "SCORE_THRESHOLD": "0.05",

@@ -29,6 +29,7 @@ def guarded(label_studio, tmp_path_factory):
     environment = {
         "BASIC_AUTH_USER": "label-studio",
         "BASIC_AUTH_PASS": PASSWORD,
+        "PPAL_DETECTOR": "retinanet_tiny",
         "PPAL_MAX_ITERATIONS": "30",
         "PPAL_POLL_INTERVAL_S": "2",
         "DEVICE": "cpu",

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from ppal_backend.doctor.health import project_state
 from ppal_backend.errors import StateError, UnknownDetector, WeightsUnavailable
 from ppal_backend.operations.detectors import check_named, choose_by_hand, in_force
 from ppal_backend.rounds.ports import Ports
@@ -85,7 +86,7 @@ def test_the_first_round_chooses_and_the_choice_stays(place, net):
     place.put("good")
     assert place.rounds_detector("train")[0] == "good", "it is kept though the first that can be had is another now"
     assert place.told().text == "auto: good (trains on a CPU; its weights can be downloaded)"
-    assert place.told().warning == ""
+    assert place.told().advice == ""
 
 
 def test_the_choice_outlives_a_restart_and_another_project_has_its_own(place, net):
@@ -111,24 +112,25 @@ def test_without_any_weights_the_one_for_trying_out_is_taken_told_and_replaced_b
     net.down["good.test"] = OFFLINE
     detector, record = place.rounds_detector("train")
     assert (detector, record.state, place.choice().by) == ("toy", "done", "trial")
-    warning = place.told().warning
-    assert warning.startswith(
-        "toy was made for trying out; it will not work on photographs (trains on a CPU; not good: "
+    (finding,) = project_state(place.settings, place.store, place.store.projects.get(1))
+    assert (finding.state, finding.title) == ("warning", "The detector is not for photographs")
+    assert finding.seen.startswith(
+        "toy was made for trying out; it will not work on photographs (trains on a CPU; not "
     )
-    assert (
-        f"run ppal zoo fetch good --from FILE --to {place.settings.weights_dir} (FILE: http://good.test/good.pth)"
-        in warning
+    to = f"--to {place.settings.weights_dir}"
+    assert finding.advice == (
+        f"run `ppal zoo fetch good --from FILE {to}` (FILE: http://good.test/good.pth) or `ppal zoo fetch filed --from "
+        f"FILE {to}` (FILE: filed.pth) on the machine where detectors train; the next round then changes over by "
+        "itself, and `ppal round 1 --rank` starts one"
     )
-    assert "the next round then changes over by itself, and ppal round 1 starts one" in warning
     assert place.rounds_detector()[0] == "toy"
-
     given = place.settings.model_dir / "given.pth"
     given.write_bytes(b"filed")
     command = ["zoo", "fetch", "filed", "--from", str(given), "--to", str(place.settings.weights_dir)]
     environment = {**os.environ, "PPAL_MODEL_ZOO": str(place.settings.zoo_dir)}
     subprocess.run([sys.executable, "-m", "ppal_backend.cli", *command], env=environment, check=True, timeout=120)
     detector, record = place.rounds_detector("train")
-    assert (detector, record.state, place.choice().by, place.told().warning) == ("filed", "done", "rule", "")
+    assert (detector, record.state, place.choice().by, place.told().advice) == ("filed", "done", "rule", "")
 
 
 def test_weights_deleted_after_the_choice_fail_a_training_before_it_reads_anything(place, net):
@@ -143,7 +145,7 @@ def test_weights_deleted_after_the_choice_fail_a_training_before_it_reads_anythi
     assert told.startswith("the initial weights of filed cannot be had: there is no file ")
     detector, record = place.rounds_detector("train")
     assert (detector, record.state, record.error) == (None, "failed", told) and place.world.calls == []
-    assert "filed.pth (a drawer; sha256 " in told and "run ppal zoo fetch filed --from FILE --to " in told
+    assert "filed.pth (a drawer, sha256 " in told and "run `ppal zoo fetch filed --from FILE --to " in told
     place.put("filed")
     assert place.rounds_detector("train")[1].state == "done"
     assert "detector" not in place.store.projects.get(1).problems
@@ -203,7 +205,7 @@ def test_a_person_chooses_and_a_failed_round_is_tried_again(place, net):
     net.down.clear()
     assert place.rounds_detector()[0] == "filed", "the rule would take good now"
     assert choose_by_hand(place.settings, place.store, 1, "toy").by == "person"
-    assert (place.rounds_detector()[0], place.told().warning) == ("toy", ""), "whoever chose it knows"
+    assert (place.rounds_detector()[0], place.told().advice) == ("toy", ""), "whoever chose it knows"
     assert choose_by_hand(place.settings, place.store, 1, "auto") is None
     assert place.rounds_detector()[0] == "good"
 

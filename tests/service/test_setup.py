@@ -237,7 +237,7 @@ def test_weights_that_cannot_be_had_are_told_in_the_dialog_and_not_after_the_ima
     answer = post(client, extra_params={"detector": "yolox_tiny"})
     assert answer.status.startswith("400 the initial weights of yolox_tiny cannot be had: there is no file ")
     assert "cannot be reached (no network); get https://download.openmmlab.com" in answer.status
-    assert "run ppal zoo fetch yolox_tiny --from FILE where detectors train, or name another one." in answer.status
+    assert "run `ppal zoo fetch yolox_tiny --from FILE` where detectors train, or name another one." in answer.status
     assert store.projects.all() == [] and jobs.synced == []
     assert asked == [("HEAD", 1.5)], "Label Studio waits three seconds"
     assert post(client, extra_params={"detector": "yolox_nano"}).status_code == 400

@@ -103,6 +103,7 @@ class Site:
             "PPAL_PUBLIC_URL": self.to_service.url,
             "PPAL_QUEUE_URL": self.redis.url if self.redis else "",
             "START_TRAINING_EACH_N_UPDATES": str(budget),
+            "PPAL_DETECTOR": "retinanet_tiny",
             "PPAL_MAX_ITERATIONS": str(iterations),
             "PPAL_POLL_INTERVAL_S": "10",
             "PPAL_MIN_FREE_GIB": "0.1",

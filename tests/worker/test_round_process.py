@@ -253,7 +253,7 @@ class Jobs:
 
 
 class NotDue:
-    def poll_in_background(self, project_id):
+    def poll_in_background(self, project_id, at_once=False):
         return False
 
 

@@ -137,8 +137,8 @@ def _remedy(entry: ZooEntry, weights_dir: Path | None) -> str:
     weights = entry.weights
     if weights is None:
         return "name another detector, or start at random (init_weights: random), which needs many more images"
-    origin = weights.url or f"{weights.file_name} ({weights.source}; sha256 {weights.sha256})"
-    return f"get {origin} and run {fetch_command(entry.name, weights_dir)} where detectors train, or name another one"
+    origin = weights.url or f"{weights.file_name} ({weights.source}, sha256 {weights.sha256})"
+    return f"get {origin} and run `{fetch_command(entry.name, weights_dir)}` where detectors train, or name another one"
 
 
 def auto_order(root: Path | None = None) -> AutoOrder:
@@ -211,4 +211,4 @@ def fetch_advice(device: str, root: Path | None = None, weights_dir: Path | None
     entries = [zoo[name] for name in order.names(device)]
     ways = [(e.name, str(e.weights.url)) for e in entries if e.weights and e.weights.url][:1]
     ways += [(e.name, e.weights.file) for e in entries if e.weights and e.weights.file]
-    return " or ".join(f"{fetch_command(name, weights_dir)} (FILE: {file})" for name, file in ways)
+    return " or ".join(f"`{fetch_command(name, weights_dir)}` (FILE: {file})" for name, file in ways)

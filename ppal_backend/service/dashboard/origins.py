@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import SecretStr
 
+from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.operations.detectors import DetectorInForce
 from ppal_backend.service.dashboard.project import Project
 from ppal_backend.settings import CONFIG_FILE, ProjectOptions, Settings, variables
 
@@ -28,22 +30,33 @@ class Shown:
     text: str = ""
 
 
-def project_options(settings: Settings, overrides: Mapping[str, Any]) -> list[Shown]:
+def project_options(
+    settings: Settings, overrides: Mapping[str, Any], detector: DetectorInForce | None = None
+) -> list[Shown]:
     """What is in force for one project.
+
+    Args:
+        settings: the operator's settings.
+        overrides: the project's extra parameters.
+        detector: what it trains, to be told with its reason where it was chosen; None for projects in general.
 
     Raises:
         SettingsError: a stored extra parameter is not valid any more.
     """
     options = settings.project_options(dict(overrides))
-    return [
-        Shown(
+    rows = {
+        name: Shown(
             name=name,
             value=shown_value(getattr(options, name), settings),
             origin=PROJECT if name in overrides else origin_of(settings, name),
             text=field.description or "",
         )
         for name, field in ProjectOptions.model_fields.items()
-    ]
+    }
+    if detector is not None and not detector.named:
+        value = f"{options.detector}: {detector.name or 'not chosen yet'}"
+        rows["detector"] = replace(rows["detector"], value=value, text=detector.reason)
+    return list(rows.values())
 
 
 def operator_settings(settings: Settings) -> list[Shown]:
@@ -92,7 +105,10 @@ def _source(settings: Settings, name: str) -> str:
 def settings_page(project: Project) -> dict[str, Any]:
     """Settings in force."""
     settings = project.runtime.settings
+    detector = project.detector
     return {
-        "options": project_options(settings, project.record.options),
+        "options": project_options(settings, project.record.options, detector),
+        "detector": detector,
+        "detectors": list(load_zoo(settings.model_zoo)),
         "operator": operator_settings(settings),
     }

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json
 from ppal_backend.logs import Redacting
+from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
@@ -174,6 +175,11 @@ class Project:
     def options(self) -> ProjectOptions:
         """The options in force."""
         return self.runtime.settings.project_options(self.record.options)
+
+    @cached_property
+    def detector(self) -> DetectorInForce:
+        """What its next training trains."""
+        return in_force(self.runtime.settings, self.record)
 
     @cached_property
     def rounds(self) -> list[RoundRecord]:

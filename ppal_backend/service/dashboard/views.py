@@ -32,6 +32,7 @@ from ppal_backend.doctor.health import LABEL_STUDIO_NOTE, health, next_try
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.operations import control
+from ppal_backend.operations.detectors import choose_by_hand
 from ppal_backend.service.dashboard import learning as learning_pages
 from ppal_backend.service.dashboard import now as now_pages
 from ppal_backend.service.dashboard import origins
@@ -65,6 +66,7 @@ DONE = {
     "connect": "Connected. The first round puts the tasks in order; then press Label now.",
     "retry": "It is tried again; a running worker does so within seconds.",
     "rollback": "The earlier version is in force again.",
+    "detector": "The next training uses the detector that was chosen.",
 }
 """What a page says after a button; told by name, so that no address can put words on a page."""
 
@@ -147,6 +149,12 @@ class Actions:
         with self.connect_to(settings, "") as client:
             steps = connect_project(client, settings, project_id, backend_url)
         return ", ".join(f"{step.what} {step.done}" for step in steps)
+
+    def choose_detector(self, project_id: int, name: str) -> str:
+        """Let the next trainings train another detector; ``auto`` for a choice by the zoo's order."""
+        choice = choose_by_hand(self.runtime.settings, self.runtime.store, project_id, name)
+        self.runtime.notifier.notify(project_id)
+        return f"The next training uses {choice.detector}." if choice else "The next round chooses a detector."
 
     def roll_back(self, project_id: int, version: str) -> str:
         """Make an earlier version the one in force again."""
@@ -326,7 +334,7 @@ def thumbnail(project_id: int, number: int, task_id: int) -> Response:
     return response
 
 
-@ui.post(f"{PROJECT}/<any(train, cancel, pause, resume, retry, rollback):action>")
+@ui.post(f"{PROJECT}/<any(train, cancel, pause, resume, retry, rollback, detector):action>")
 def press(project_id: int, action: str) -> AnyResponse:
     """A button."""
     _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
@@ -334,6 +342,8 @@ def press(project_id: int, action: str) -> AnyResponse:
     actions = _dashboard().actions
     if action == "rollback":
         said = actions.roll_back(project_id, request.form.get("version", ""))
+    elif action == "detector":
+        said = actions.choose_detector(project_id, request.form.get("detector", ""))
     else:
         said = getattr(actions, action)(project_id)
     log.info("project %d, %s on the dashboard: %s", project_id, action, said)
