@@ -109,7 +109,8 @@ class LocalEngine:
     def as_is(self, spec: RoundSpec, labels: tuple[str, ...], folder: Path) -> ModelRef:
         from ppal_backend.detector.weights.initial import save_as_is
 
-        save_as_is(spec.detector, labels, spec.known, folder / AS_IS, self._zoo_root, self._weights_dir)
+        tile = spec.slices if isinstance(spec.slices, int) else None  # nothing is labelled yet that could decide
+        save_as_is(spec.detector, labels, spec.known, folder / AS_IS, self._zoo_root, self._weights_dir, tile)
         return ModelRef(spec.detector, str(folder / AS_IS), labels)
 
     def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:

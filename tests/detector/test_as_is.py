@@ -240,3 +240,16 @@ def test_a_start_from_the_published_detector_itself_goes_over_by_class(published
         initialiser(InitialWeights(tmp_path / "as_is.pth", "detector", (), {"coin": (DISC,)}), config, labels)(model)
     given = load_checkpoint(tmp_path / "as_is.pth")["state_dict"]["bbox_head.retina_cls.weight"]
     assert torch.equal(model.state_dict()["bbox_head.retina_cls.weight"][0::2], given[1::3])
+
+
+def test_with_a_side_of_tiles_it_looks_through_tiles(published: Path, test_json: Path, tmp_path: Path) -> None:
+    known = {"thing": (DISC, SQUARE, BAR)}
+    save_as_is("small", ("thing",), known, tmp_path / "whole.pth", published)
+    save_as_is("small", ("thing",), known, tmp_path / "tiles.pth", published, tile=64)
+    assert PoolInference("small", tmp_path / "tiles.pth", ("thing",), "cpu", published).loaded.tile == 64
+    whole, tiles = (
+        rows(published, tmp_path / f"{name}.pth", ("thing",), test_json.parent) for name in ("whole", "tiles")
+    )
+    assert [one.image_id for one in whole] == [one.image_id for one in tiles]
+    assert all(not one.class_indices.any() and one.class_probs.shape == (len(one), 1) for one in tiles)
+    assert any(len(one) != len(other) for one, other in zip(whole, tiles, strict=True))

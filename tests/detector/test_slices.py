@@ -17,6 +17,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 
 from ppal_backend.detector.data import ImageRecord, Instance, read_coco
 from ppal_backend.detector.infer.evaluation import evaluate
+from ppal_backend.detector.infer.exporting_model import export_model
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.infer.prediction import read_batches
 from ppal_backend.detector.slices import (
@@ -381,6 +382,9 @@ def test_a_training_keeps_its_choice_in_the_checkpoint(large_json: Path, zoo_roo
     assert (chosen.slices, chosen.why_slices) == (96, "chosen in the settings")
     assert PoolInference("small", chosen.checkpoint, CLASSES, "cpu", zoo_root).loaded.tile == 96
     assert "RandomSlice" in (tmp_path / "96" / "config.json").read_text()
+    export_model("small", chosen.checkpoint, CLASSES, tmp_path / "model.pt", "torchscript", zoo_root)
+    described = json.loads((tmp_path / "model.pt.json").read_text())
+    assert described["as_the_detector_does"]["tiles_px"] == 96
     auto = train(request(tmp_path / "auto", large_json, zoo_root, slices="auto"))
     assert auto.slices == 64 and "labelled boxes are under 1" in auto.why_slices  # 24 to 44 px, shrunk to a third
     off = train(request(tmp_path / "off", large_json, zoo_root))
@@ -429,9 +433,9 @@ def test_a_sliced_training_resumes_to_the_bit_and_not_with_another_choice(
 
     whole = train(request(tmp_path / "whole", large_json, zoo_root, slices=96))
     cut = request(tmp_path / "cut", large_json, zoo_root, slices=96)
-    steps: list[int] = []
+    steps = itertools.count(1)
     with pytest.raises(RoundCancelled):
-        train(cut, lambda p: steps.append(p.done), lambda: len(steps) > 0 and steps[-1] >= 4)
+        train(cut, None, lambda: next(steps) >= 4)
     with pytest.raises(DetectorError, match=r"another training .*slices"):
         train(replace(cut, slices=64))
     resumed = train(cut)

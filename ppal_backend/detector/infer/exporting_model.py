@@ -280,6 +280,7 @@ def _description(
             "boxes_a_level": settings.get("nms_pre", -1),
             "suppression_iou": settings.get("nms", {}).get("iou_threshold"),
             "boxes_an_image": settings.get("max_per_img", -1),
+            **({} if loaded.tile is None else {"tiles_px": loaded.tile}),
         },
     }
 

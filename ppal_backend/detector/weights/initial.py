@@ -267,6 +267,7 @@ def save_as_is(
     path: Path,
     zoo_root: Path | None = None,
     weights_dir: Path | None = None,
+    tile: int | None = None,
 ) -> None:
     """Write the zoo's detector, with all the classes it knows, as a checkpoint that predicts a project's labels.
 
@@ -280,6 +281,7 @@ def save_as_is(
         path: Where to write; loads like a trained detector's.
         zoo_root: Folder of the zoo; None for the packaged one.
         weights_dir: Folder for downloaded weights; None for the default cache.
+        tile: Side in pixels of the tiles that it looks through; None for whole images.
 
     Raises:
         UnknownDetector: The zoo has no such detector.
@@ -313,6 +315,7 @@ def save_as_is(
         "difficulty": None,
         "weights_classes": list(rows),
         "known": {label: list(names) for label, names in known.items()},
+        **({} if tile is None else {"slices": tile}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_final(path, {name: tensors[name] for name in own}, meta)
