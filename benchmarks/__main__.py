@@ -1,6 +1,6 @@
 """``make bench ARGS="…"``: each benchmark in a process of its own, which prints its figures.
 
-    python -m benchmarks [all|acquisition|service|detector|dashboard|load|gpu|photographs] [--json] [--quick]
+    python -m benchmarks [all|acquisition|scale|service|detector|dashboard|load|gpu|photographs] [--json] [--quick]
 
 Without a name all of them run that need neither a GPU nor data. Further options go to the benchmark, and
 ``NAME --help`` lists them.
@@ -16,6 +16,7 @@ from typing import Any
 
 NAMES = {
     "acquisition": "CCMS, selection and whole queries over pool sizes",
+    "scale": "a round over pools of 1,000 to 200,000 images: seconds and memory of every step",
     "service": "latency of /webhook and /health, first idle, then while a detector is in training",
     "detector": "what the difficulty hook adds to a training step, and the one pass to plain inference",
     "dashboard": "how fast every page opens with 20,000 tasks and 50 rounds",
