@@ -87,6 +87,9 @@ class ProjectDefaults(BaseModel):
         le=2000,
         description="labelled images that suffice to measure it, with 5 boxes of each class",
     )
+    keep_better: bool = Field(
+        False, description="leave the model in force where a new one is worse on the same images, beyond doubt"
+    )
     train_on_everything: bool = Field(
         False, description="train on the images that measure the detector too: such a version is not measured"
     )

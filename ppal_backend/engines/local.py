@@ -113,14 +113,22 @@ class LocalEngine:
         save_as_is(spec.detector, labels, spec.known, folder / AS_IS, self._zoo_root, self._weights_dir, tile)
         return ModelRef(spec.detector, str(folder / AS_IS), labels)
 
-    def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
-        from ppal_backend.detector.infer.evaluation import evaluate
+    def evaluate(
+        self, spec: RoundSpec, model: ModelRef, ann_json: Path,
+        earlier: Mapping[int, ModelRef] | None = None, folder: Path | None = None,
+    ) -> Mapping[str, Any]:  # fmt: skip
+        from ppal_backend.detector.infer.evaluation import evaluate, evaluate_versions
 
-        return asdict(
-            evaluate(
-                model.detector, Path(model.checkpoint), model.labels, ann_json, spec.device, zoo_root=self._zoo_root
+        if folder is None:
+            return asdict(
+                evaluate(
+                    model.detector, Path(model.checkpoint), model.labels, ann_json, spec.device, zoo_root=self._zoo_root
+                )
             )
+        found = asdict(
+            evaluate_versions(spec.number, model, earlier or {}, ann_json, folder, spec.device, self._zoo_root)
         )
+        return {**found.pop("metrics"), **found}
 
     def infer(
         self, spec: RoundSpec, model: ModelRef, images: Iterable[PoolEntry],

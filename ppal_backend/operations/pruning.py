@@ -78,7 +78,7 @@ def prune_images(settings: Settings, store: Store, dry_run: bool = False) -> ima
 
 def _images_of(dataset: Path) -> Iterator[Path]:
     """Image files that a round's data set names."""
-    for name in ("train.json", "val.json", "held_out.json", "pool.json"):
+    for name in ("train.json", "val.json", "held_out.json", "validation.json", "pool.json"):
         try:
             content = read_json(dataset / name)
         except (OSError, ValueError):  # not there yet, pruned or damaged

@@ -35,7 +35,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "dataset": ("dataset/*",),
     "adopt": ("adopt/*.json", "adopt/*.pth"),
     "train": ("train/*.json", "train/*.pth"),
-    "evaluate": ("metrics.json",),
+    "evaluate": ("metrics.json", "evaluation/*.npz"),
     "infer": ("detections/*.npz", "labelled_detections/*.npz"),
     "candidates": ("candidates.json",),
     "query": ("query_set.json", "map.json"),
@@ -53,7 +53,7 @@ MODELS = ("adopt", "train")
 SHOWN = ("metrics.json", "query_set.json", "map.json", "dataset/pool.json", "dataset/quality.json")
 """What pages show of a round, beside its marks."""
 
-HEAVY = ("export", "dataset", "adopt", "train", "detections", "labelled_detections", "candidates.json")
+HEAVY = ("export", "dataset", "adopt", "train", "evaluation", "detections", "labelled_detections", "candidates.json")
 """What is removed of a round. Its spec, marks, metrics and query set stay: they are small and tell its story."""
 
 

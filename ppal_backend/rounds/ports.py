@@ -114,8 +114,18 @@ class Engine(Protocol):
             CheckpointError: they cannot be used.
         """
 
-    def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
-        """COCO metrics of a model on labelled images: ``map``, ``map50``, ``per_class``."""
+    def evaluate(
+        self,
+        spec: RoundSpec,
+        model: ModelRef,
+        ann_json: Path,
+        earlier: Mapping[int, ModelRef] | None = None,
+        folder: Path | None = None,
+    ) -> Mapping[str, Any]:
+        """COCO metrics of a model on labelled images: ``map``, ``map50``, ``per_class``, and what is ``measured``
+        (``map``, its ``interval``, the ``classes`` with their AP, those with ``too_few`` boxes). With a ``folder`` that
+        keeps predictions, ``earlier`` models by round number are measured on the same images too: ``earlier``, the
+        ``differences`` of the model to them (``map``, ``interval``), and ``problems``."""  # fmt: skip
 
     def infer(
         self,
@@ -171,6 +181,15 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
+class EarlierModels:
+    """Models of earlier rounds that can be measured again, by the number of the round that trained them; the newest of
+    those in force is ``active``."""
+
+    models: Mapping[int, ModelRef] = field(default_factory=dict)
+    active: int | None = None
+
+
+@dataclass(frozen=True)
 class Ports:
     """Everything a round is plugged into."""
 
@@ -179,4 +198,5 @@ class Ports:
     publisher: Publisher
     observer: Observer
     assignments: Assignments = field(default_factory=NewAssignments)  # which images measure and which train
+    earlier: Callable[[], EarlierModels] = EarlierModels
     similarity: Callable[..., Any] | None = None  # computes CCMS of pools whose matrix does not fit; None: here

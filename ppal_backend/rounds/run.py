@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFi
 from ppal_backend.rounds.reuse import FINGERPRINTS, fingerprint_of, stamp_of, take_over
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
+from ppal_backend.structures.quality import Quality
 from ppal_backend.structures.query import CandidatePool, QueryContext
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
@@ -39,6 +42,7 @@ FIRST_BOXES = "first boxes"
 HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
 VALIDATION_SHARE = 0.1
+PREDICTIONS = "evaluation"
 UNTRAINED = "untrained"
 
 
@@ -199,9 +203,48 @@ class _Run:
 
     def step_evaluate(self) -> dict[str, Any]:
         model = self._need_model()
-        metrics = dict(self.ports.engine.evaluate(self.spec, model, self.folder / "dataset" / "val.json"))
+        metrics = self._measure_versions(model) if self._has_evaluation_set else self._evaluate(model)
         self.folder.write("metrics.json", metrics)
         return {"map": metrics.get("map")}
+
+    @property
+    def _has_evaluation_set(self) -> bool:
+        """Whether the round is measured on images of the project (a simulation brings a test set)."""
+        held_out = self.folder / HELD_OUT
+        return held_out.is_file() and (self.folder / SPLIT).is_file()
+
+    def _evaluate(self, model: ModelRef) -> dict[str, Any]:
+        return dict(self.ports.engine.evaluate(self.spec, model, self.folder / "dataset" / "val.json"))
+
+    def _measure_versions(self, model: ModelRef) -> dict[str, Any]:
+        """The model and those of earlier rounds, on the same images and now."""
+        folder, earlier = self.folder / PREDICTIONS, self.ports.earlier()
+        for number in earlier.models:
+            self._take_over(folder / f"{number}.npz")
+        found = dict(
+            self.ports.engine.evaluate(self.spec, model, self.folder / "dataset" / "val.json", earlier.models, folder)
+        )
+        told = {"image_set": self._set_name(), "images_wanted": self.folder.read(SPLIT)["images"]}
+        metrics = {**found, **told, "active": earlier.active}
+        active = earlier.models.get(earlier.active) if earlier.active is not None else None
+        if self.spec.keep_better and active is not None and _is_worse(metrics):
+            metrics["in_force"] = asdict(active)
+        return metrics
+
+    def _take_over(self, path: Path) -> None:
+        """Copy the predictions that an earlier round has kept, the newest that has them."""
+        rounds = sorted((int(p.name) for p in self.folder.path.parent.glob("*") if p.name.isdigit()), reverse=True)
+        for number in rounds:
+            kept = self.folder.path.parent / str(number) / PREDICTIONS / path.name
+            if number < self.spec.number and kept.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(kept, path)
+                return
+
+    def _set_name(self) -> str:
+        """What tells the images of this evaluation from others."""
+        ids = sorted(CocoDataset.read(self.folder / "dataset" / "val.json").image_ids)
+        return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
     def step_infer(self) -> dict[str, Any]:
         model = self.model
@@ -374,19 +417,22 @@ class _Run:
 
     @property
     def model(self) -> ModelRef | None:
-        """The model that ranks: the one this round trained or adopted, or for a ``rank`` round the one it was given."""
-        if self.spec.kind == "rank" and not self.spec.is_as_is:
-            return self.spec.model
-        stored = self.folder.read("adopt/model.json" if self.spec.is_as_is else "train/model.json")
+        """The model that ranks: the one this round trained or adopted (or a better one, see ``keep_better``), or for a
+        ``rank`` round the one it was given."""
+        if self.spec.kind == "rank":
+            return self._own_model("adopt") if self.spec.is_as_is else self.spec.model
+        metrics = self.folder.read("metrics.json") if self.folder.is_done("evaluate") else {}
+        if metrics.get("in_force"):
+            stayed = ModelRef.from_dict(metrics["in_force"])
+            return stayed if Path(stayed.checkpoint).is_file() else self.ports.earlier().models[metrics["active"]]
+        return self._own_model("train")
+
+    def _own_model(self, step: str) -> ModelRef | None:
+        stored = self.folder.read(f"{step}/model.json")
         if stored is None:
             return None
-        difficulty = stored["difficulty"]
-        return ModelRef(
-            stored["detector"],
-            self.folder.checkpoint(stored["checkpoint"]),
-            tuple(stored["labels"]),
-            None if difficulty is None else tuple(difficulty),
-        )
+        model = ModelRef.from_dict(stored)
+        return replace(model, checkpoint=self.folder.checkpoint(model.checkpoint))
 
     def _need_model(self) -> ModelRef:
         model = self.model
@@ -473,6 +519,11 @@ def _features(images: StoredDetections, needs: Iterable[str]) -> dict[str, np.nd
     """The image features among ``needs`` that there are, mapped from disk."""
     found = {name: images.features(name) for name in needs if name != "embeddings"}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_worse(metrics: Mapping[str, Any]) -> bool:
+    difference = Quality.of(metrics).comparison
+    return difference is not None and difference.verdict == "worse"
 
 
 def _difficulty(model: ModelRef) -> np.ndarray:

@@ -27,6 +27,17 @@ class ModelRef:
     labels: tuple[str, ...]
     difficulty: tuple[float, ...] | None = None
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ModelRef:
+        """The inverse of ``asdict``."""
+        difficulty = value["difficulty"]
+        return cls(
+            value["detector"],
+            value["checkpoint"],
+            tuple(value["labels"]),
+            None if difficulty is None else tuple(difficulty),
+        )
+
 
 @dataclass(frozen=True)
 class DetectorChoice:
@@ -57,7 +68,8 @@ class RoundSpec:
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
     Of all tasks ``holdout_fraction`` are kept to measure on until ``evaluation_images`` are labelled;
-    ``train_on_everything`` trains on them too, and measures nothing.
+    ``train_on_everything`` trains on them too, and measures nothing;
+    with ``keep_better`` a model that is worse than the one in force does not come into force.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
     decided stands in its checkpoint, so a ranking does as the training of its model did.
@@ -95,6 +107,7 @@ class RoundSpec:
     slices: int | str = "off"
     evaluation_images: int = 40
     train_on_everything: bool = False
+    keep_better: bool = False
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -119,15 +132,7 @@ class RoundSpec:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> RoundSpec:
         """The inverse of :meth:`as_dict`."""
-        model = value.get("model")
-        if model is not None:
-            difficulty = model["difficulty"]
-            model = ModelRef(
-                model["detector"],
-                model["checkpoint"],
-                tuple(model["labels"]),
-                None if difficulty is None else tuple(difficulty),
-            )
+        model = None if value.get("model") is None else ModelRef.from_dict(value["model"])
         return cls(**{**value, "model": model})
 
 

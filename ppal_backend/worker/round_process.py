@@ -36,7 +36,7 @@ from ppal_backend.operations.detectors import detector_for_round
 from ppal_backend.operations.known_labels import known_or_none
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
-from ppal_backend.rounds.ports import Observer, Ports
+from ppal_backend.rounds.ports import EarlierModels, Observer, Ports
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import (
@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 
 LONGEST_RETRY_S = 600.0
 SPACE_RETRY_S = 60.0
+MEASURED_AGAIN = 5
+"""Models of earlier rounds that are measured on the evaluation set of today."""
 
 PortsOf = Callable[[Settings, Store, ProjectRecord, RoundSpec, Observer], Ports]
 
@@ -220,9 +222,37 @@ def _intact_model(settings: Settings, project: ProjectRecord, version: ModelVers
     return ModelRef(version.detector, str(checkpoint), version.labels, version.difficulty)
 
 
+def earlier_models(settings: Settings, store: Store, project: ProjectRecord, number: int) -> EarlierModels:
+    """The model in force and the newest before it, as far as their checkpoints are there.
+
+    Left out is what was trained on the evaluation set; a model that several rounds ranked with counts once, as that of
+    the round that trained it.
+    """
+    trained = {v.checkpoint: v for v in reversed(store.versions.of_project(project.id)) if v.checkpoint}
+    fair = sorted(
+        (v for v in trained.values() if not v.metrics.get("trained_on_everything") and v.round_number < number),
+        key=lambda v: v.round_number,
+    )
+    active = store.versions.active(project.id, with_model=True)
+    in_force = [v for v in fair if active is not None and v.checkpoint == active.checkpoint]
+    models = {}
+    for version in {v.round_number: v for v in [*fair[-MEASURED_AGAIN:], *in_force]}.values():
+        try:
+            checkpoint = Rounds(settings).fetch_checkpoint(project.key, version.checkpoint)
+            need_intact(checkpoint, version.version)
+        except StateError as error:
+            log.info("%s is not measured again: %s", version.version, error)
+            continue
+        models[version.round_number] = ModelRef(version.detector, str(checkpoint), version.labels, version.difficulty)
+    return EarlierModels(models, next((v.round_number for v in in_force if v.round_number in models), None))
+
+
 def _record_version(settings: Settings, store: Store, project_id: int, number: int, result: RoundResult) -> None:
-    model = result.model
+    model, metrics = result.model, result.metrics
     root = settings.model_dir.resolve()
+    if metrics.get("in_force"):  # the figures of the version are those of the model that stayed
+        stayed = metrics["earlier"][str(metrics["active"])]
+        metrics = {**metrics, "map": stayed["map"], "measured": stayed, "earlier": {}, "differences": {}}
     store.versions.activate(
         ModelVersion(
             project_id=project_id,
@@ -232,7 +262,7 @@ def _record_version(settings: Settings, store: Store, project_id: int, number: i
             checkpoint=os.path.relpath(model.checkpoint, root) if model else "",
             labels=model.labels if model else (),
             difficulty=model.difficulty if model else None,
-            metrics=result.metrics,
+            metrics=metrics,
         )
     )
 
@@ -254,6 +284,7 @@ def label_studio_ports(
         publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
         observer=observer,
         assignments=ProjectSides(store.sides, project.id, spec.number),
+        earlier=partial(earlier_models, settings, store, project, spec.number),
         similarity=getattr(engine, "similarity", None),  # a cluster has one
     )
 

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 
 from ppal_backend.detector.data import ImageRecord, Instance
-from ppal_backend.detector.infer import evaluation as bootstrap
-from ppal_backend.detector.infer.evaluation import (
-    FEWEST_IMAGES,
-    _evaluated,
-    coco_metrics,
-    coco_truth,
-    map_interval,
-    resampled_map,
-)
+from ppal_backend.detector.infer import bootstrap
+from ppal_backend.detector.infer.bootstrap import _Evaluated, compare
+from ppal_backend.detector.infer.evaluation import _evaluated, coco_metrics, coco_truth
+from ppal_backend.structures.quality import FEWEST_BOXES, FEWEST_IMAGES, Difference, Measured
 
 CLASSES = ("a", "b", "c", "absent")
 Prediction = dict[str, Any]
@@ -69,57 +64,157 @@ def test_a_resample_is_what_the_copied_images_give(crowds: bool) -> None:
     evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     times = np.random.default_rng(5).multinomial(25, np.full(25, 1 / 25), size=12)
     times[0] = 1
-    found = resampled_map(evaluator, times)
+    found = np.nanmean(_Evaluated(evaluator).average_precision(times), axis=1)
     assert found[0] == pytest.approx(coco_metrics(records, predictions, CLASSES).map, abs=1e-9)
     assert found == pytest.approx([reference(records, predictions, row) for row in times], abs=1e-9)
     assert len({round(value, 6) for value in found}) == 12, "they differ"
 
 
-def test_sets_without_any_box_are_left_out() -> None:
+def test_sets_without_any_box_have_no_map() -> None:
     records, predictions = scene(8, seed=2)
     empty = next(n for n, record in enumerate(records) if not record.instances)
     evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     times = np.zeros((2, 8), dtype=int)
     times[0, empty] = 8
     times[1, :] = 1
-    assert resampled_map(evaluator, times) == pytest.approx([coco_metrics(records, predictions, CLASSES).map])
+    found = _Evaluated(evaluator).average_precision(times)
+    assert np.isnan(found[0]).all()
+    assert np.nanmean(found[1]) == pytest.approx(coco_metrics(records, predictions, CLASSES).map)
 
 
 def test_small_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    records, predictions = scene(30, seed=4)
-    evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
-    whole = map_interval(evaluator, resamples=40)
+    whole = coco_metrics(*scene(30, seed=4), CLASSES, with_measured=True)
     monkeypatch.setattr(bootstrap, "_AT_ONCE", 1)
-    assert map_interval(evaluator, resamples=40) == whole
+    assert coco_metrics(*scene(30, seed=4), CLASSES, with_measured=True) == whole
 
 
-def test_the_interval_holds_the_map_and_is_narrower_with_more_images() -> None:
-    widths = []
-    for images in (20, 320):
-        metrics = coco_metrics(*scene(images, seed=1), CLASSES, with_interval=True)
-        assert metrics.map_interval is not None and metrics.map is not None
-        low, high = metrics.map_interval
-        assert low < metrics.map < high
-        widths.append(high - low)
-        assert coco_metrics(*scene(images, seed=1), CLASSES, with_interval=True) == metrics
-    assert widths[1] < widths[0] / 2
+def measured_of(records: list[ImageRecord], predictions: list[Prediction]) -> Measured:
+    measured = coco_metrics(records, predictions, CLASSES, with_measured=True).measured
+    assert measured is not None
+    return measured
 
 
-def test_it_spreads_as_much_as_maps_of_other_images_do() -> None:
-    maps = [coco_metrics(*scene(60, seed=seed), CLASSES[:2]).map for seed in range(60)]
-    intervals = [coco_metrics(*scene(60, seed=s), CLASSES[:2], with_interval=True).map_interval for s in range(8)]
-    width = np.mean([high - low for low, high in intervals])  # type: ignore[misc]
-    real = np.subtract(*np.percentile(np.array(maps, float), [97.5, 2.5]))
-    assert 0.7 * real < width < 1.4 * real
+def width(measured: Measured) -> float:
+    assert measured.interval is not None
+    return measured.interval[1] - measured.interval[0]
+
+
+def test_the_interval_is_narrower_with_more_images_and_always_the_same() -> None:
+    few, many = (measured_of(*scene(images, seed=1)) for images in (20, 320))
+    assert width(many) < width(few) / 2
+    assert many.map is not None and many.interval is not None and many.interval[0] < many.map < many.interval[1]
+    assert measured_of(*scene(20, seed=1)) == few
+
+
+def test_classes_with_too_few_boxes_or_images_are_named_and_do_not_count() -> None:
+    records, predictions = scene(200, seed=1)
+    measured = measured_of(records, predictions)
+    metrics = coco_metrics(records, predictions, CLASSES)
+    counts = {label: sum(i.class_index == c for r in records for i in r.instances) for c, label in enumerate(CLASSES)}
+    assert set(measured.classes) == {label for label in CLASSES if counts[label] >= FEWEST_BOXES} == {"a", "b", "c"}
+    assert measured.too_few == {"absent": 0}
+    assert measured.classes == pytest.approx({k: v for k, v in metrics.per_class.items() if k in measured.classes})
+    assert measured.map == pytest.approx(np.mean(list(measured.classes.values())))
+    crowded = [replace(r, instances=()) for r in records[:-2]] + [
+        replace(r, instances=tuple(Instance((9 * k, 0, 9 * k + 8, 8), 0, False) for k in range(9)))
+        for r in records[-2:]
+    ]
+    assert measured_of(crowded, predictions).too_few["a"] == 18, "all of them in two images"
+
+
+@pytest.mark.parametrize("images", [10, 20, 40])
+def test_it_holds_the_map_of_all_such_images_and_plain_percentiles_do_not(images: int) -> None:
+    """Two hundred small sets out of one large one. benchmarks/measured_quality.py has the figures at length."""
+    records, predictions = scene(1500, seed=3)
+    whole = _Evaluated(_evaluated(records, coco_truth(records), predictions, len(CLASSES)))
+    held: dict[str, list[bool]] = {"told": [], "percentiles": []}
+    by_image: dict[int, list[Prediction]] = {}
+    for row in predictions:
+        by_image.setdefault(row["image_id"], []).append(row)
+    rng = np.random.default_rng(8)
+    truth = whole.average_precision(np.ones((1, 1500), dtype=int))[0]
+    for _ in range(200):
+        drawn = rng.choice(1500, images, replace=False)
+        some = [records[k] for k in drawn]
+        rows = [row for record in some for row in by_image.get(record.image_id, ())]
+        found = _Evaluated(_evaluated(some, coco_truth(some), rows, len(CLASSES)))
+        if not found.measured.any():
+            continue
+        resampled = found.resampled(0)
+        ap = found.average_precision(np.ones((1, images), dtype=int))[0]
+        told = found.interval(ap, resampled, found.halved(0))
+        assert told is not None
+        wanted = truth[found.measured].mean()
+        plain = np.nanpercentile(np.nanmean(resampled, axis=1), [2.5, 97.5])
+        held["told"].append(told[0] <= wanted <= told[1])
+        held["percentiles"].append(plain[0] <= np.nanmean(truth) <= plain[1])
+    assert 0.90 <= np.mean(held["told"]) <= 0.99
+    assert np.mean(held["percentiles"]) < np.mean(held["told"])
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_no_resample_changes_is_not_taken_for_certain(right: bool) -> None:
+    records, _ = scene(30, seed=1)
+    rows = [
+        predicted(r.image_id, i.class_index, (i.box_xyxy[0], i.box_xyxy[1], i.box_xyxy[2] - i.box_xyxy[0],
+                                              i.box_xyxy[3] - i.box_xyxy[1]), 0.9)
+        for r in records for i in r.instances
+    ]  # fmt: skip
+    measured = measured_of(records, rows if right else [])
+    assert measured.map == pytest.approx(1.0 if right else 0.0)
+    assert measured.interval == pytest.approx((0.9, 1.0) if right else (0.0, 0.1)), "three in thirty"
+
+
+def worse(predictions: list[Prediction], share: float, seed: int = 0) -> list[Prediction]:
+    """The same detector with a share of its boxes moved away."""
+    rng = np.random.default_rng(seed)
+    moved = [{**p, "bbox": [p["bbox"][0] + 30, *p["bbox"][1:]]} for p in predictions]
+    return [m if rng.random() < share else p for p, m in zip(predictions, moved, strict=True)]
+
+
+def compared(records: list[ImageRecord], one: list[Prediction], two: list[Prediction]) -> Difference:
+    evaluators = [_evaluated(records, coco_truth(records), rows, len(CLASSES)) for rows in (one, two)]
+    found = compare(*evaluators)
+    assert found is not None
+    return found
+
+
+def test_a_worse_detector_is_told_on_the_images_that_show_it() -> None:
+    records, predictions = scene(60, seed=1)
+    much, little = worse(predictions, 0.5), worse(predictions, 0.03)
+    assert compared(records, predictions, much).verdict == "better"
+    assert compared(records, much, predictions).verdict == "worse"
+    assert compared(records, predictions, little).verdict == "open"
+    assert compared(records, predictions, predictions).map == 0.0
+    assert compared(records, predictions, predictions).verdict == "open"
+
+
+def test_pairing_tells_what_two_intervals_do_not() -> None:
+    records, predictions = scene(60, seed=1)
+    other = worse(predictions, 0.2)
+    one, two = measured_of(records, predictions), measured_of(records, other)
+    assert one.interval is not None and two.interval is not None and two.interval[1] > one.interval[0], "they overlap"
+    assert compared(records, predictions, other).verdict == "better"
+
+
+def test_the_same_quality_is_called_different_in_few_cases_only() -> None:
+    """Two detectors that are equally good on all images, on a hundred small sets."""
+    wrong = 0
+    for seed in range(100):
+        records, predictions = scene(30, seed=seed)
+        found = compared(records, worse(predictions, 0.2, seed=1), worse(predictions, 0.2, seed=2))
+        wrong += found.verdict != "open"
+    assert wrong <= 10
 
 
 def test_without_being_asked_with_few_images_or_boxes_there_is_none() -> None:
-    few = scene(FEWEST_IMAGES - 1, seed=1)
-    assert coco_metrics(*few, CLASSES, with_interval=True).map_interval is None
-    assert coco_metrics(*scene(FEWEST_IMAGES, seed=1), CLASSES, with_interval=True).map_interval is not None
-    assert coco_metrics(*scene(20), CLASSES).map_interval is None
+    assert measured_of(*scene(FEWEST_IMAGES - 1, seed=1)).interval is None
+    assert measured_of(*scene(FEWEST_IMAGES, seed=1)).interval is not None
+    assert coco_metrics(*scene(20), CLASSES).measured is None
     bare = [ImageRecord(n, "", 200, 200, ()) for n in range(20)]
-    assert coco_metrics(bare, [], CLASSES, with_interval=True).map_interval is None
+    assert coco_metrics(bare, [], CLASSES, with_measured=True).measured is None
+    few = scene(FEWEST_IMAGES - 1, seed=1)
+    assert compared(few[0], few[1], few[1]).interval is None
 
 
 @pytest.mark.slow
@@ -129,5 +224,5 @@ def test_it_costs_less_than_the_matching_does() -> None:
     evaluator = _evaluated(records, coco_truth(records), predictions, len(CLASSES))
     matching = time.process_time() - started
     started = time.process_time()
-    map_interval(evaluator)
+    bootstrap.measure(evaluator, CLASSES)
     assert time.process_time() - started < max(1.0, 2 * matching)

@@ -100,7 +100,7 @@ class FakeWorld:
         self.known = dict(spec.known)
         return ModelRef(spec.detector, str(folder / "as_is.pth"), labels)
 
-    def evaluate(self, spec, model, ann_json):
+    def evaluate(self, spec, model, ann_json, earlier=None, folder=None):
         self._call("evaluate")
         return {"map": 0.5, "map50": 0.8, "per_class": {"cat": 0.4, "dog": 0.6}}
 

@@ -1,5 +1,6 @@
 """The evaluation set: a random sample of the project, kept for good, that grows by tasks in the query sets."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -22,8 +23,10 @@ from ppal_backend.rounds.evaluation_set import (
     wanted,
 )
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.rounds.ports import Ports
+from ppal_backend.rounds.ports import EarlierModels, Ports
 from ppal_backend.rounds.run import run_round
+from ppal_backend.structures.quality import Quality
+from ppal_backend.structures.round import ModelRef
 from tests.rounds.fakes import SPEC, FakeWorld
 
 CLASSES = [CocoCategory(1, "cat"), CocoCategory(2, "dog"), CocoCategory(3, "owl")]
@@ -237,3 +240,75 @@ def test_a_project_from_before_keeps_what_it_measured_on_and_what_it_trained_on(
     assert sorted(sides) == list(range(1, 21))
     assert {i for i in sides if i <= 18 and sides[i] == EVALUATION} == {14, 15, 18}
     assert {i for i in (19, 20) if sides[i] == EVALUATION} == set(drawn(SPEC.project_key, [19, 20], 0.2))
+
+
+LABELS = ("cat", "dog")
+
+
+class Measuring(FakeWorld):
+    """Its new model is worse than the earlier ones by ``drop``; notes what it was asked to measure."""
+
+    def __init__(self, drop=0.3):
+        super().__init__()
+        self.drop, self.asked = drop, []
+
+    def evaluate(self, spec, model, ann_json, earlier=None, folder=None):
+        self._call("evaluate")
+        if folder is None:
+            self.asked.append(None)
+            return {"map": 0.5, "measured": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.asked.append((dict(earlier), sorted(p.name for p in folder.iterdir())))
+        for number in (spec.number, *earlier):
+            (folder / f"{number}.npz").write_bytes(b"predictions")
+        told = {"map": 0.5, "interval": [0.4, 0.6], "classes": {"cat": 0.5}, "too_few": {}, "images": 12}
+        difference = {"map": -self.drop, "interval": [-self.drop - 0.1, -self.drop + 0.1]}
+        return {"map": 0.5, "map50": 0.8, "per_class": {"cat": 0.5}, "measured": told,
+                "earlier": {n: told for n in earlier}, "differences": {n: difference for n in earlier},
+                "problems": {}}  # fmt: skip
+
+
+def measured_round(world, folder, active=1, **changes):
+    models = {n: ModelRef("retinanet_tiny", f"/old/{n}.pth", LABELS, (0.1, 0.1)) for n in (1, 2)}
+    spec = replace(SPEC, number=3, holdout_fraction=0.2, **changes)
+    ports = Ports(*[world] * 4, earlier=lambda: EarlierModels(models, active))
+    return run_round(spec, RoundFolder(folder / "3"), ports)
+
+
+def test_earlier_models_are_measured_on_the_same_images_now_and_their_predictions_are_taken_over(tmp_path):
+    for number, kept in ((1, "1.npz"), (2, "1.npz"), (2, "2.npz")):
+        path = tmp_path / str(number) / "evaluation" / kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{number} {kept}".encode())
+    world = Measuring()
+    result = measured_round(world, tmp_path, active=2)
+    ((earlier, kept),) = world.asked
+    assert sorted(earlier) == [1, 2] and kept == ["1.npz", "2.npz"]
+    quality = Quality.of(json.loads(json.dumps(result.metrics)))
+    assert quality.active == 2 and quality.comparison.verdict == "worse" and sorted(quality.earlier) == [1, 2]
+    assert quality.images_wanted == 40 and len(quality.image_set) == 16
+    assert result.model.checkpoint.endswith("model.pth"), "told, and activated all the same"
+    assert "evaluation/3.npz" in json.loads((tmp_path / "3" / "steps" / "evaluate.json").read_text())["sha256"]
+
+
+@pytest.mark.parametrize(("drop", "stays"), [(0.3, True), (0.05, False), (-0.3, False)])
+def test_by_option_a_worse_model_does_not_come_into_force(tmp_path, drop, stays):
+    world = Measuring(drop)
+    result = measured_round(world, tmp_path, keep_better=True)
+    model, _ = world.published[0]
+    assert (model.checkpoint == "/old/1.pth") is stays and result.model == model
+    assert ("in_force" in result.metrics) is stays
+
+
+def test_without_a_model_in_force_there_is_nothing_to_be_worse_than(tmp_path):
+    result = measured_round(Measuring(), tmp_path, active=None, keep_better=True)
+    assert result.model.checkpoint.endswith("model.pth") and Quality.of(result.metrics).comparison is None
+
+
+def test_the_name_of_the_image_set_changes_with_the_images_alone(tmp_path):
+    names = []
+    for k, labelled_images in enumerate((20, 20, 40)):
+        world = Measuring()
+        world.labelled = labelled_images
+        names.append(measured_round(world, tmp_path / str(k)).metrics["image_set"])
+    assert names[0] == names[1] != names[2]

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from ppal_backend.errors import (
 )
 from ppal_backend.logs import configure_logging
 from ppal_backend.store import RoundStore, SeenAnnotation
-from ppal_backend.worker.round_process import run_next_round
+from ppal_backend.worker.round_process import earlier_models, run_next_round
 from ppal_backend.worker.worker import _tick
 from tests.rounds.fakes import FakeWorld, Killed
 
@@ -299,3 +300,27 @@ def test_records_of_a_round_carry_its_ids(settings, store, capfd, logging_as_it_
     records = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     (deep,) = [r for r in records if r["message"] == "deep within"]
     assert (deep["project"], deep["round"], deep["level"]) == (1, 1, "WARNING")
+
+
+def test_earlier_models_are_those_whose_training_was_fair_and_whose_files_are_there(settings, store):
+    world = FakeWorld()
+    for _ in range(8):
+        store.rounds.request(1, "train", "x")
+        world.publish = lambda spec, *_: f"ppal-r{spec.number}"
+        run_next_round(settings, 1, world.ports)
+    store.rounds.request(1, "rank", "x")
+    run_next_round(settings, 1, world.ports)
+    versions = {v.round_number: v for v in store.versions.of_project(1)}
+    unfair = replace(versions[7], metrics={**versions[7].metrics, "trained_on_everything": True}, active=False)
+    store.versions.activate(unfair)
+    store.versions.activate(versions[9])
+    project = store.projects.get(1)
+    found = earlier_models(settings, store, project, 10)
+    assert versions[9].checkpoint == versions[8].checkpoint and found.active == 8, "the round that trained it"
+    assert sorted(found.models) == [5, 6, 8], "without that of round 7, and those whose files were removed"
+    Path(found.models[5].checkpoint).unlink()
+    found = earlier_models(settings, store, project, 10)
+    assert sorted(found.models) == [6, 8]
+    assert sorted(earlier_models(settings, store, project, 8).models) == [6], "a round that is done again"
+    store.versions.activate(versions[5])
+    assert earlier_models(settings, store, project, 10).active is None, "its files are gone"

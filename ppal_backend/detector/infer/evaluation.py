@@ -1,14 +1,11 @@
-"""Mean average precision by COCO's rules, and how far it may be off because other images could have been held out.
-
-The second is a bootstrap over the images. The detections are matched with the annotations once, by pycocotools; a
-resample only counts each image's matches as often as it was drawn, which gives what evaluating the copies would (but
-for equal scores of different images, whose order is anybody's).
-"""
+"""Mean average precision by COCO's rules, of one detector or of several on the same images."""
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ppal_backend.detector.data import ImageRecord, read_coco
+from ppal_backend.detector.infer.bootstrap import compare, measure
 from ppal_backend.detector.infer.prediction import batch_size_for, images_at_once, predict_batch
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
-from ppal_backend.structures.round import OnProgress, Progress
+from ppal_backend.errors import PPALError
+from ppal_backend.files import atomic_file
+from ppal_backend.structures.quality import Difference, Measured
+from ppal_backend.structures.round import ModelRef, OnProgress, Progress
+
+logger = logging.getLogger(__name__)
 
 _IOU_50 = 0
 _ALL_AREAS = 0
@@ -40,7 +43,7 @@ class Metrics:
         per_class: AP over IoU 0.50 to 0.95 by label, for the classes that have boxes.
         images: Number of images.
         instances: Number of boxes (crowds apart).
-        map_interval: Low and high of ``map`` over resampled images (see ``detector.bootstrap``), or None.
+        measured: What that tells of images like these, with how sure it is; None where nobody asked.
     """
 
     map: float | None
@@ -48,7 +51,7 @@ class Metrics:
     per_class: Mapping[str, float] = field(default_factory=dict)
     images: int = 0
     instances: int = 0
-    map_interval: tuple[float, float] | None = None
+    measured: Measured | None = None
     map_small: float | None = None
 
 
@@ -88,7 +91,137 @@ def evaluate(
         return Metrics(None, None, {}, len(records), 0)
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         loaded = load_detector(detector, Path(checkpoint), classes, pick_device(device), zoo_root)
-    return evaluate_loaded(loaded, records, batch_size, on_progress, with_interval=True)
+    return evaluate_loaded(loaded, records, batch_size, on_progress, with_measured=True)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A detector on a set of images, and earlier ones on the same images.
+
+    Args:
+        metrics: Of the detector.
+        earlier: What is measured of the earlier ones, by their number.
+        differences: mAP of the detector less theirs.
+        problems: Why others could not be evaluated, by their number.
+    """
+
+    metrics: Metrics
+    earlier: Mapping[int, Measured] = field(default_factory=dict)
+    differences: Mapping[int, Difference] = field(default_factory=dict)
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+
+def evaluate_versions(
+    number: int,
+    model: ModelRef,
+    earlier: Mapping[int, ModelRef],
+    ann_json: Path,
+    folder: Path,
+    device: str = "auto",
+    zoo_root: Path | None = None,
+) -> Versions:
+    """Evaluate a detector and earlier ones on the same images.
+
+    What a detector predicts is kept in ``folder`` by its number: only images that are new to it are looked at. Boxes of
+    an earlier detector count by the names of its classes; those that the new one does not know are left out.
+
+    Args:
+        number: Of the detector.
+        model: The detector; its classes are those that count.
+        earlier: Earlier detectors by their numbers.
+        ann_json: COCO file with absolute ``file_name``.
+        folder: Where predictions are kept, as ``NUMBER.npz``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        zoo_root: Folder of the zoo; None for the packaged one.
+
+    Raises:
+        CheckpointError: The detector's checkpoint is damaged or belongs to something else; earlier ones only miss.
+        DatasetError: The COCO file cannot be read.
+        ImageError: An image cannot be read.
+    """
+    records = read_coco(ann_json, model.labels)
+    if not any(record.instances for record in records):
+        return Versions(Metrics(None, None, {}, len(records), 0))
+    truth = coco_truth(records)
+
+    def evaluated(at: int, of: ModelRef) -> COCOeval:
+        rows = _kept_predictions(folder / f"{at}.npz", of, records, device, zoo_root)
+        known = {index: model.labels.index(label) for index, label in enumerate(of.labels) if label in model.labels}
+        rows = [{**row, "category_id": known[c] + 1} for row in rows if (c := row["category_id"] - 1) in known]
+        return _evaluated(records, truth, rows, len(model.labels))
+
+    current = evaluated(number, model)
+    metrics = _metrics(current, records, model.labels, with_measured=True)
+    others: dict[int, Measured] = {}
+    differences: dict[int, Difference] = {}
+    problems: dict[int, str] = {}
+    for at, of in earlier.items():
+        try:
+            other = evaluated(at, of)
+        except PPALError as error:
+            logger.warning("the version of round %d is not measured again: %s", at, error)
+            problems[at] = str(error)
+            continue
+        others[at] = measure(other, model.labels)
+        difference = compare(current, other)
+        if difference is not None:
+            differences[at] = difference
+    return Versions(metrics, others, differences, problems)
+
+
+def _kept_predictions(
+    path: Path, model: ModelRef, records: Sequence[ImageRecord], device: str, zoo_root: Path | None
+) -> list[dict[str, Any]]:
+    """COCO results of a detector on these images, from its file as far as that has them; the file has them all then."""
+    kept = read_predictions(path, model.labels)
+    new = [record for record in records if record.image_id not in kept]
+    if new:
+        with isolated(f"ppal-{uuid.uuid4().hex}"):
+            loaded = load_detector(model.detector, Path(model.checkpoint), model.labels, pick_device(device), zoo_root)
+        kept.update({record.image_id: [] for record in new})
+        for row in _predict(loaded, new):
+            kept[row["image_id"]].append(row)
+        write_predictions(path, kept, model.labels)
+    return [row for record in records for row in kept[record.image_id]]
+
+
+def write_predictions(
+    path: Path, predictions: Mapping[int, Sequence[Mapping[str, Any]]], labels: Sequence[str]
+) -> None:
+    """Keep COCO results by image id, for :func:`read_predictions`."""
+    rows = [row for of_image in predictions.values() for row in of_image]
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            image_ids=np.array(list(predictions), np.int64),
+            counts=np.array([len(of_image) for of_image in predictions.values()], np.int64),
+            boxes_xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
+            scores=np.array([row["score"] for row in rows], np.float64),
+            class_indices=np.array([row["category_id"] - 1 for row in rows], np.int64),
+            labels=np.array(list(labels), str),
+        )
+
+
+def read_predictions(path: Path, labels: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
+    """COCO results by image id; none where there is no such file, or one of other classes or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        if tuple(arrays["labels"].tolist()) != tuple(labels):
+            return {}
+        ends = np.cumsum(arrays["counts"])
+        return {
+            int(image_id): [
+                _row(int(image_id), arrays["boxes_xywh"][k], float(arrays["scores"][k]), int(c))
+                for k, c in enumerate(arrays["class_indices"][end - count : end], start=int(end - count))
+            ]
+            for image_id, count, end in zip(arrays["image_ids"], arrays["counts"], ends, strict=True)
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s); its images are looked at again", path, error)
+        return {}
 
 
 def evaluate_loaded(
@@ -96,7 +229,7 @@ def evaluate_loaded(
     records: Sequence[ImageRecord],
     batch_size: int | None = None,
     on_progress: OnProgress | None = None,
-    with_interval: bool = False,
+    with_measured: bool = False,
 ) -> Metrics:
     """Evaluate a detector that is in memory and in evaluation mode.
 
@@ -105,11 +238,21 @@ def evaluate_loaded(
         records: Annotated images.
         batch_size: Images at once; None for the zoo's choice.
         on_progress: Called once a batch.
-        with_interval: Also tell how far the mAP depends on which images these are.
+        with_measured: Also tell what that says of images like these.
 
     Raises:
         ImageError: An image cannot be read.
     """
+    predictions = _predict(loaded, records, batch_size, on_progress)
+    return coco_metrics(records, predictions, loaded.checkpoint.classes, with_measured)
+
+
+def _predict(
+    loaded: LoadedDetector,
+    records: Sequence[ImageRecord],
+    batch_size: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[dict[str, Any]]:
     predictions: list[dict[str, Any]] = []
     size = images_at_once(loaded, batch_size_for(loaded, batch_size))
     for start in range(0, len(records), size):
@@ -118,30 +261,28 @@ def evaluate_loaded(
             predictions += _predictions(record.image_id, sample.pred_instances)
         if on_progress is not None:
             on_progress(Progress("evaluate", start + len(batch), len(records)))
-    return coco_metrics(records, predictions, loaded.checkpoint.classes, with_interval)
+    return predictions
 
 
 def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:
     boxes = instances.bboxes.cpu().double().numpy()
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     scores, labels = instances.scores.cpu().tolist(), instances.labels.cpu().tolist()
-    return [
-        {
-            "image_id": image_id,
-            "category_id": label + 1,
-            "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
-            "area": float((box[2] - box[0]) * (box[3] - box[1])),
-            "iscrowd": 0,
-            "score": score,
-        }
-        for box, score, label in zip(boxes, scores, labels, strict=True)
-    ]
+    return [_row(image_id, box, score, label) for box, score, label in zip(boxes, scores, labels, strict=True)]
+
+
+def _row(image_id: int, box_xywh: np.ndarray, score: float, class_index: int) -> dict[str, Any]:
+    x, y, width, height = (float(value) for value in box_xywh)
+    bbox, area = [x, y, width, height], width * height
+    return {"image_id": image_id, "category_id": class_index + 1, "bbox": bbox, "area": area, "iscrowd": 0,
+            "score": score}  # fmt: skip
 
 
 def coco_metrics(
     records: Sequence[ImageRecord],
     predictions: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
-    with_interval: bool = False,
+    with_measured: bool = False,
 ) -> Metrics:
     """Compute COCO's AP from annotations and predictions.
 
@@ -149,13 +290,18 @@ def coco_metrics(
         records: Annotated images.
         predictions: COCO results; ``category_id`` is the class index + 1, boxes are x, y, width, height in px.
         classes: Labels in the order of the class indices.
-        with_interval: Also tell how far the mAP depends on which images these are.
+        with_measured: Also tell what that says of images like these.
     """
     truth = coco_truth(records)
     counted = [item for item in truth if not item["iscrowd"]]
     if not counted:
         return Metrics(None, None, {}, len(records), 0)
-    evaluator = _evaluated(records, truth, predictions, len(classes))
+    return _metrics(_evaluated(records, truth, predictions, len(classes)), records, classes, with_measured)
+
+
+def _metrics(
+    evaluator: COCOeval, records: Sequence[ImageRecord], classes: Sequence[str], with_measured: bool
+) -> Metrics:
     by_area = np.asarray(evaluator.eval["precision"])[..., _MOST_DETECTIONS]
     precision = by_area[:, :, :, _ALL_AREAS]
     by_class = [_mean(precision[:, :, index]) for index in range(len(classes))]
@@ -164,8 +310,8 @@ def coco_metrics(
         map50=_mean(precision[_IOU_50]),
         per_class={label: ap for label, ap in zip(classes, by_class, strict=True) if ap is not None},
         images=len(records),
-        instances=len(counted),
-        map_interval=map_interval(evaluator) if with_interval else None,
+        instances=sum(not item.crowd for record in records for item in record.instances),
+        measured=measure(evaluator, classes) if with_measured else None,
         map_small=_mean(by_area[:, :, :, _SMALL_AREAS]),
     )
 
@@ -216,110 +362,3 @@ def _index(records: Sequence[ImageRecord], annotations: Sequence[Mapping[str, An
 def _mean(precision: np.ndarray) -> float | None:
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else None
-
-
-RESAMPLES = 500
-FEWEST_IMAGES = 10
-COVERED_PCT = (2.5, 97.5)
-_AT_ONCE = 2**20
-
-
-def map_interval(evaluator: COCOeval, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:
-    """Percentiles 2.5 and 97.5 of the mAP over resampled images.
-
-    The interval tells nothing of what another training on the same data would give. The same evaluation gives the
-    same interval.
-
-    Args:
-        evaluator: After ``evaluate()``.
-        resamples: How many sets of as many images to draw, with replacement.
-        seed: Of the draw.
-
-    Returns:
-        Low and high in [0, 1]; None for fewer than ``FEWEST_IMAGES`` images, which say too little even of their own
-        spread, and where nothing is annotated.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile interval.
-    """
-    images = len(evaluator.params.imgIds)
-    if images < FEWEST_IMAGES:
-        return None
-    rng = np.random.default_rng(seed)
-    found = resampled_map(evaluator, rng.multinomial(images, np.full(images, 1.0 / images), size=resamples))
-    if not len(found):
-        return None
-    low, high = np.percentile(found, COVERED_PCT)
-    return float(low), float(high)
-
-
-def resampled_map(evaluator: COCOeval, times: np.ndarray) -> np.ndarray:
-    """mAP of sets in which images occur several times.
-
-    Args:
-        evaluator: After ``evaluate()``; objects of all sizes and its largest number of detections count.
-        times: ``[B, N]`` how often each image occurs in each set, in the order of the evaluator's image ids.
-
-    Returns:
-        ``[b]`` mAP in [0, 1] of the sets that hold any annotated box, averaged over the classes they hold.
-    """
-    recalls = np.asarray(evaluator.params.recThrs)
-    total, classes = np.zeros(len(times)), np.zeros(len(times), dtype=int)
-    for matches in _by_class(evaluator):
-        for rows in _parts(len(times), len(matches.image)):
-            ap, present = _average_precision(matches, times[rows], recalls)
-            total[rows] += ap
-            classes[rows] += present
-    return total[classes > 0] / classes[classes > 0]
-
-
-@dataclass(frozen=True)
-class _Matches:
-    """Detections of one class by falling score: ``[D]`` their image, ``[T, D]`` whether they are right or do not count
-    at each IoU threshold; and ``[N]`` annotated boxes of each image."""
-
-    image: np.ndarray
-    right: np.ndarray
-    ignored: np.ndarray
-    boxes: np.ndarray
-
-
-def _by_class(evaluator: COCOeval) -> Iterator[_Matches]:
-    images, areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
-    for position in range(len(evaluator.params.catIds)):
-        first = position * areas * images  # objects of all sizes come first
-        found = [(n, e) for n, e in enumerate(evaluator.evalImgs[first : first + images]) if e is not None]
-        boxes = np.zeros(images)
-        for n, of_image in found:
-            boxes[n] = np.count_nonzero(np.asarray(of_image["gtIgnore"]) == 0)
-        if not boxes.any():
-            continue
-        scores = np.concatenate([e["dtScores"] for _, e in found])
-        order = np.argsort(-scores, kind="mergesort")
-        ignored = np.concatenate([e["dtIgnore"] for _, e in found], axis=1)[:, order].astype(bool)
-        matched = np.concatenate([e["dtMatches"] for _, e in found], axis=1)[:, order] > 0
-        image = np.repeat([n for n, _ in found], [len(e["dtScores"]) for _, e in found])[order]
-        yield _Matches(image.astype(int), matched & ~ignored, ignored, boxes)
-
-
-def _average_precision(matches: _Matches, times: np.ndarray, recalls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``[b]`` AP over the IoU thresholds, 0 in sets without a box of the class; and ``[b]`` whether they hold one."""
-    wanted = times @ matches.boxes
-    drawn = times[:, matches.image].astype(float)
-    always = not matches.ignored.any()
-    seen = drawn.cumsum(axis=1)
-    total = np.zeros(len(times))
-    for right, ignored in zip(matches.right, matches.ignored, strict=True):
-        at = np.flatnonzero(right)
-        counted = seen if always else np.where(ignored, 0.0, drawn).cumsum(axis=1)
-        found = drawn[:, at].cumsum(axis=1)
-        precision = found / np.maximum(counted[:, at], 1.0)
-        best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(recalls, found / np.maximum(wanted, 1.0)[:, None], side="right")
-        total += (best_from_here * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(recalls)
-    return np.where(wanted > 0, total / len(matches.right), 0.0), wanted > 0
-
-
-def _parts(count: int, width: int) -> Iterator[slice]:
-    """Rows that take a few MiB at a time."""
-    size = max(1, _AT_ONCE // max(1, width))
-    return (slice(start, start + size) for start in range(0, count, size))

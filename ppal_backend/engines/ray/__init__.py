@@ -77,11 +77,13 @@ class RayEngine:
         model: ModelRef = self._steps.run("as_is", (spec, labels, folder), folder, self._needs(spec))
         return model
 
-    def evaluate(self, spec: RoundSpec, model: ModelRef, ann_json: Path) -> Mapping[str, Any]:
+    def evaluate(
+        self, spec: RoundSpec, model: ModelRef, ann_json: Path,
+        earlier: Mapping[int, ModelRef] | None = None, folder: Path | None = None,
+    ) -> Mapping[str, Any]:  # fmt: skip
         spec = self._placed(spec)
-        metrics: Mapping[str, Any] = self._steps.run(
-            "evaluate", (spec, model, ann_json), ann_json.parent, self._needs(spec)
-        )
+        arguments = (spec, model, ann_json, earlier, folder)
+        metrics: Mapping[str, Any] = self._steps.run("evaluate", arguments, ann_json.parent, self._needs(spec))
         return metrics
 
     def infer(
