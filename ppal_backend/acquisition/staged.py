@@ -279,8 +279,23 @@ def top_boxes(detections: Detections, parts: BoxContributions, count: int = TOP_
     for k in best:
         x1, y1, x2, y2 = (float(v) for v in boxes[rows[k]])
         cls, score = int(detections.class_indices[rows[k]]), float(detections.scores[rows[k]])
-        made.append(BoxContribution(rows[k], (x1, y1, x2, y2), cls, score, values[k]))
+        second = _second_class(detections, rows[k], cls)
+        made.append(BoxContribution(rows[k], (x1, y1, x2, y2), cls, score, values[k], *second))
     return tuple(made)
+
+
+def _second_class(detections: Detections, row: int, own: int) -> tuple[int | None, float | None]:
+    """The likeliest class of a box beside its own, and its share of the own one's probability, at most 1."""
+    if detections.class_probs is None:
+        return None, None
+    probs = as_tensor(detections.class_probs)[row].double().clone()
+    if detections.softmax:
+        probs = probs[:-1]  # the last one is the background
+    if len(probs) < 2 or float(probs[own]) <= 0:
+        return None, None
+    of_own, probs[own] = float(probs[own]), -1.0
+    second = int(probs.argmax())
+    return second, min(1.0, max(0.0, float(probs[second]) / of_own))
 
 
 def top_classes(

@@ -170,6 +170,8 @@ class BoxContribution:
         class_index: 0..C-1.
         score: Detector confidence in [0, 1].
         contribution: Weighted uncertainty of the box.
+        second_class: The class that is most likely beside its own; None where the detector tells no probabilities.
+        second_share: Its probability as a share of the box's own class's, in [0, 1]; None likewise.
     """
 
     box_index: int
@@ -177,6 +179,8 @@ class BoxContribution:
     class_index: int
     score: float
     contribution: float
+    second_class: int | None = None
+    second_share: float | None = None
 
 
 @dataclass(frozen=True)

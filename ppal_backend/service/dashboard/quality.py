@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ppal_backend.service.dashboard.drawing import LabelPlace, place_labels
 from ppal_backend.service.dashboard.project import Project
 
 PAGE = 12
@@ -45,6 +46,12 @@ class ShownBox:
     height: float
     style: str
     text: str
+    label_at: LabelPlace | None = None
+
+    @property
+    def written(self) -> str:
+        """What stands at the box."""
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,12 @@ def _boxes(task: Mapping[str, Any]) -> list[ShownBox]:
         _shown(box["box_xyxy"], "people doubted" if row in doubted else "people", f"annotated: {box['label']}")
         for row, box in enumerate(task["annotated"])
     ]
-    model = [_shown(d["box_xyxy"], "model", f"{d['label']} {d['confidence']:.2f}") for d in task["disputes"]]
+    texts = [f"{d['label']} {d['confidence']:.2f}" for d in task["disputes"]]
+    places = place_labels([d["box_xyxy"] for d in task["disputes"]], texts, task["width"], task["height"])
+    model = [
+        replace(_shown(dispute["box_xyxy"], "model", text), label_at=place)
+        for dispute, text, place in zip(task["disputes"], texts, places, strict=True)
+    ]
     return people + model
 
 

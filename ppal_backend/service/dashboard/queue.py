@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -10,12 +11,15 @@ from typing import Any
 
 from ppal_backend.errors import StateError
 from ppal_backend.rounds.detections_store import Box, read_boxes
+from ppal_backend.service.dashboard.drawing import LabelPlace, colour_of, place_labels
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
 
 PAGE = 12
 ALIKE = 2.0  # CCMS similarity of an image with itself
 RANDOM = "random"
-PARTS = ("query set", "candidates", "the rest")
+PARTS = ("next to label", "also worth it", "the rest")
+TORN = 0.3  # of a box's own class: a second class this likely is named beside it
+AS_GOOD_AS_THERE = 0.9  # an image this much alike another one is not called unlike it
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,36 @@ class DrawnBox:
     label: str
     score: float
     counts: bool
+    colour: int = 0
+    label_at: LabelPlace | None = None
+
+    @property
+    def written(self) -> str:
+        """What stands at the box."""
+        return self.label
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What was measured of an image: its utility, what share in [0, 1] of the pool has less and how it compares with
+    the highest; the classes that make it up by their shares; how much alike its nearest neighbour is, or None."""
+
+    utility: float
+    above: float
+    of_highest: float
+    classes: Sequence[tuple[str, float]] = ()
+    alike: float | None = None
 
 
 @dataclass(frozen=True)
 class Item:
-    """One place of the queue. ``place`` is 1 for the task to label first; ``utility`` is None where nothing measured
-    it."""
+    """One place of the queue. ``place`` is 1 for the task to label first; ``numbers`` is None where nothing was
+    measured."""
 
     place: int
     task_id: int
     part: str
-    utility: float | None
-    cluster_size: int | None
-    nearest: int | None
+    numbers: Numbers | None
     reason: str
     image: PoolImage | None
     boxes: Sequence[DrawnBox]
@@ -80,6 +101,18 @@ def ids_on(query: Query, page: int) -> tuple[int, ...]:
     return query.queue[(page - 1) * PAGE : page * PAGE]
 
 
+def without(query: Query, done: Collection[int]) -> Query:
+    """The queue without tasks that are labelled by now."""
+    gone = frozenset(done)
+
+    def left(ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(i for i in ids if i not in gone)
+
+    return replace(
+        query, image_ids=left(query.image_ids), candidate_ids=left(query.candidate_ids), queue=left(query.queue)
+    )
+
+
 def items_on(
     query: Query,
     page: int,
@@ -87,6 +120,8 @@ def items_on(
     pool: Mapping[int, PoolImage],
     boxes: Mapping[int, Sequence[Box]],
     least_score: float,
+    *,
+    left: Query | None = None,
 ) -> list[Item]:
     """The places on a page.
 
@@ -97,28 +132,49 @@ def items_on(
         pool: the pool's images by task id.
         boxes: what the model saw on them.
         least_score: boxes below are drawn only where they count towards the utility.
+        left: what is still to be labelled of the queue; all of it by default. Places stay those of the queue.
     """
-    made, parts = [], parts_of(query)
-    for place, task_id in enumerate(ids_on(query, page), start=(page - 1) * PAGE + 1):
+    left = left or query
+    made, parts = [], parts_of(left)
+    places = {task_id: place for place, task_id in enumerate(query.queue, start=1)}
+    ranked = sorted(query.utilities.values())
+    for number, task_id in enumerate(ids_on(left, page), start=(page - 1) * PAGE + 1):
         why = query.explanations.get(task_id)
+        image = pool.get(task_id)
         made.append(
             Item(
-                place=place,
+                place=places[task_id],
                 task_id=task_id,
-                part=next(p.name for p in parts if place <= p.last),
-                utility=None if query.strategy == RANDOM else query.utilities.get(task_id),
-                cluster_size=why.get("cluster_size") if why else None,
-                nearest=why.get("nearest_chosen") if why else None,
+                part=next(p.name for p in parts if number <= p.last),
+                numbers=_numbers(query, task_id, ranked, labels),
                 reason=reason_of(query, task_id, labels),
-                image=pool.get(task_id),
-                boxes=_drawn(boxes.get(task_id, ()), why, labels, least_score),
+                image=image,
+                boxes=_drawn(boxes.get(task_id, ()), why, labels, least_score, image),
             )
         )
     return made
 
 
+def _numbers(query: Query, task_id: int, ranked: Sequence[float], labels: Sequence[str]) -> Numbers | None:
+    utility = query.utilities.get(task_id)
+    if utility is None or query.strategy == RANDOM or not ranked:
+        return None
+    why = query.explanations.get(task_id) or {}
+    classes = why.get("classes") or ()
+    total = sum(c["contribution"] for c in classes)
+    shares = [(labels[c["class_index"]], c["contribution"] / total) for c in classes[:3]] if total > 0 else []
+    similarity = why.get("nearest_similarity")
+    return Numbers(
+        utility=utility,
+        above=bisect_left(ranked, utility) / len(ranked),
+        of_highest=max(0.0, utility / ranked[-1]) if ranked[-1] > 0 else 0.0,
+        classes=shares,
+        alike=None if similarity is None else similarity / ALIKE,
+    )
+
+
 def reason_of(query: Query, task_id: int, labels: Sequence[str]) -> str:
-    """Why a task stands where it does, in words."""
+    """Why a task stands where it does, in words; ``labels`` are those of the model that ranked, by class index."""
     why = query.explanations.get(task_id)
     if task_id in query.to_evaluate:
         return "Picked at random to measure the detector; it is never trained on."
@@ -128,44 +184,69 @@ def reason_of(query: Query, task_id: int, labels: Sequence[str]) -> str:
         return "Drawn at random: there was no model yet." if not labels else "Drawn at random."
     if why is None:
         return _unchosen(query, task_id)
-    seen = [f"{labels[c['class_index']]} ({_boxes(c['boxes'])}, {c['contribution']:.2f})" for c in why["classes"][:3]]
-    parts = [f"Unsure about {_and(seen)}." if seen else "No box that the model is unsure about."]
-    parts.append(f"Number {why['utility_rank'] + 1} of {len(query.utilities)} by uncertainty.")
+    parts = [_unlike(query, why), _unsure(why, labels)]
     others = (why.get("cluster_size") or 1) - 1
     if others:
-        parts.append(f"Stands for {others} similar candidate{'s' if others > 1 else ''}.")
-    if why.get("nearest_chosen") is not None:
-        alike = why.get("nearest_similarity")
-        share = "" if alike is None else f" ({alike / ALIKE:.0%} alike)"
-        which = f"task {why['nearest_chosen']}" if why["nearest_chosen"] >= 0 else "an image that is labelled"
-        parts.append(f"Of those before it, {which} is nearest{share}.")
-    return " ".join(parts)
+        parts.append(f"Stands for {others} similar image{'s' if others > 1 else ''}.")
+    return " ".join(part for part in parts if part) or "The model is unsure of this image as a whole."
+
+
+def _unlike(query: Query, why: Mapping[str, Any]) -> str:
+    """How it differs from what is labelled or comes before it; "" where nothing was compared."""
+    nearest, similarity = why.get("nearest_chosen"), why.get("nearest_similarity")
+    if nearest is None:
+        return ""
+    is_before = nearest in query.image_ids
+    which = f"task {nearest}" if nearest >= 0 else "a labelled image"
+    alike = "" if similarity is None else f", {similarity / ALIKE:.0%} alike".replace("%", " %")
+    what = "what comes before it" if is_before else "what is labelled"
+    if similarity is not None and similarity / ALIKE >= AS_GOOD_AS_THERE:
+        return f"Adds to {what} (nearest: {which}{alike})."
+    return f"Unlike {what} (nearest: {which}{alike})."
+
+
+def _unsure(why: Mapping[str, Any], labels: Sequence[str]) -> str:
+    """What the model cannot tell apart, or of which classes it is unsure; "" where that is none."""
+    torn: list[str] = []
+    for box in why["boxes"]:
+        second, share = box.get("second_class"), box.get("second_share")
+        if second is not None and share >= TORN and max(second, box["class_index"]) < len(labels):
+            text = " or ".join(labels[c] for c in sorted((box["class_index"], second)))
+            torn += [text] if text not in torn else []
+    if torn:
+        return f"Not sure: {'; '.join(torn[:2])}."
+    classes = [labels[c["class_index"]] for c in why["classes"][:3]]
+    return f"Not sure of {_and(classes)}." if classes else ""
 
 
 def _unchosen(query: Query, task_id: int) -> str:
     if task_id not in query.utilities:
-        return "Not ranked: its image could not be read."
+        return "Its image could not be read."
     if task_id in query.candidate_ids:
-        return "Uncertain enough to be a candidate, but like others that were chosen."
-    return "Less uncertain than the candidates."
+        return "The model is unsure here too, but images like it come before."
+    return "The model is surer here than on the images before."
 
 
 def _drawn(
-    boxes: Sequence[Box], why: Mapping[str, Any] | None, labels: Sequence[str], least_score: float
+    boxes: Sequence[Box],
+    why: Mapping[str, Any] | None,
+    labels: Sequence[str],
+    least_score: float,
+    image: PoolImage | None,
 ) -> list[DrawnBox]:
     counting = {box["box_index"] for box in why["boxes"]} if why else set()
+    shown = [(i in counting, box) for i, box in enumerate(boxes) if i in counting or box.score >= least_score]
+    names = [labels[box.class_index] if box.class_index < len(labels) else "?" for _, box in shown]
+    places: Sequence[LabelPlace | None] = [None] * len(shown)
+    if image is not None:
+        texts = [name if counts else "" for (counts, _), name in zip(shown, names, strict=True)]
+        places = place_labels([box.box_xyxy for _, box in shown], texts, image.width, image.height)
     drawn = []
-    for index, box in enumerate(boxes):
-        if index not in counting and box.score < least_score:
-            continue
+    for (counts, box), name, place in zip(shown, names, places, strict=True):
         x1, y1, x2, y2 = box.box_xyxy
-        label = labels[box.class_index] if box.class_index < len(labels) else "?"
-        drawn.append(DrawnBox(x1, y1, x2 - x1, y2 - y1, label, box.score, index in counting))
+        size = (x2 - x1, y2 - y1)
+        drawn.append(DrawnBox(x1, y1, *size, name, box.score, counts, colour_of(box.class_index), place))
     return drawn
-
-
-def _boxes(count: int) -> str:
-    return f"{count} box{'es' if count != 1 else ''}"
 
 
 def _and(parts: Sequence[str]) -> str:
@@ -229,8 +310,8 @@ def summary_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], l
     """What stands beside the map; ``labels`` are those of the model that ranked."""
     kinds, done = kinds_of(query, drawn, since), set(since)
     names = {
-        PICK: "query set",
-        CANDIDATE: "candidates",
+        PICK: PARTS[0],
+        CANDIDATE: PARTS[1],
         REST: "the rest",
         LABELLED: "labelled before",
         SINCE: "labelled since",
@@ -306,22 +387,30 @@ def small_jpeg(path: Path) -> bytes:
 
 
 def queue_page(project: Project, page: int) -> dict[str, Any]:
-    """A page of the queue of the version in force."""
+    """A page of the queue of the version in force; what is labelled by now has left it."""
     version = project.active
     files = project.files(version.round_number) if version is not None else None
     query = files.query() if files is not None else None
     if version is None or files is None or query is None:
         return {"version": version, "items": []}
-    pages = pages_of(query)
+    since = project.labelled_since(version.round_number)
+    left = without(query, since)
+    pages = pages_of(left)
     page = min(max(1, page), pages)
-    boxes = read_boxes(files.folder / "detections", ids_on(query, page))
+    boxes = read_boxes(files.folder / "detections", ids_on(left, page))
     threshold = project.options.score_threshold
-    items = items_on(query, page, version.labels, files.pool(), boxes, threshold)
+    items = items_on(query, page, version.labels, files.pool(), boxes, threshold, left=left)
     drawn = files.map() if page == 1 else None
-    since = project.labelled_since(version.round_number) if drawn is not None else ()
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
-            "pages": pages, "parts": parts_of(query), "threshold": threshold,
+            "pages": pages, "parts": parts_of(left), "threshold": threshold,
+            "done": len(query.queue) - len(left.queue), "key": key_of(items, version.labels),
             "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
+
+
+def key_of(items: Sequence[Item], labels: Sequence[str]) -> list[tuple[int, str]]:
+    """Colours of the classes that are drawn on a page, as rows of colour and label, in the order of the labels."""
+    drawn = {box.label for item in items for box in item.boxes}
+    return [(colour_of(index), label) for index, label in enumerate(labels) if label in drawn]
 
 
 def map_points(project: Project, number: int) -> dict[str, Any]:

@@ -376,7 +376,15 @@ def with_policy(response: Response) -> Response:
 @ui.app_template_filter("ppal_time")
 def as_time(value: datetime | None) -> str:
     """A stored time, which is UTC."""
-    return f"{value:%Y-%m-%d %H:%M}" if value is not None else ""
+    return f"{value:%Y-%m-%d %H:%M} UTC" if value is not None else ""
+
+
+@ui.app_template_filter("ppal_local_time")
+def as_local_time(value: datetime | None) -> Markup | str:
+    """A stored time, which a script turns into the reader's own."""
+    if value is None:
+        return ""
+    return Markup('<time datetime="{}">{}</time>').format(f"{value:%Y-%m-%dT%H:%M:%SZ}", as_time(value))
 
 
 @ui.app_template_filter("ppal_sentence")

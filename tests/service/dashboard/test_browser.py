@@ -166,7 +166,7 @@ def test_pointing_at_the_map_shows_image_place_and_reason_and_a_press_opens_the_
     page.mouse.move(*point_at(page, chosen[2]))
     card = page.locator("#map .shown")
     card.get_by_text(f"Task {chosen[2]}").wait_for()
-    assert "query set, place 3" in card.inner_text() and "by uncertainty" in card.inner_text()
+    assert "next to label, place 3" in card.inner_text() and "Not sure" in card.inner_text()
     assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     with page.context.expect_page() as opened:
         page.mouse.click(*point_at(page, chosen[2]))
@@ -216,7 +216,7 @@ def test_twenty_thousand_points_are_drawn_and_can_be_pointed_at(open_page, tmp_p
         page.locator("#map[data-ready]").wait_for()
         assert page.evaluate("points.ids.length") == 22_000 and coloured(page, "r") > 5000
         page.mouse.move(*point_at(page, 7))
-        page.locator("#map .shown .tag", has_text="query set").wait_for()
+        page.locator("#map .shown .tag", has_text="next to label").wait_for()
 
 
 def test_now_follows_the_round_without_a_reload(open_page, shown):

@@ -42,10 +42,10 @@ def test_every_point_is_of_one_kind(query, drawn):
 def test_the_summary_counts_and_lists_the_query_set_in_its_order(query, drawn):
     summary = summary_of(query, drawn, {10}, LABELS)
     counts = {layer.name: layer.count for layer in summary.layers}
-    assert counts == {"query set": 1, "candidates": 1, "the rest": 2, "labelled before": 1, "labelled since": 1}
+    assert counts == {"next to label": 1, "also worth it": 1, "the rest": 2, "labelled before": 1, "labelled since": 1}
     assert summary.explained == (0.4, 0.1) and (summary.labelled_images, summary.drawn_labelled) == (3, 1)
     assert [(one.place, one.task_id, one.is_labelled) for one in summary.listed] == [(1, 12, False), (2, 10, True)]
-    assert summary.listed[0].reason.startswith("Unsure about dog")
+    assert summary.listed[0].reason.endswith("Not sure of dog and cat. Stands for 4 similar images.")
 
 
 def test_a_long_query_set_is_listed_as_far_as_people_read(drawn):
@@ -60,8 +60,8 @@ def test_points_come_as_lists_of_one_length_with_reasons_for_the_chosen(query, d
     assert points["x"][-1] == 0.5 and points["y"][-1] == -0.5 and points["x"][2] == 0.3
     assert points["place"] == [2, 3, 1, 4, 5, 0]
     assert points["utility"] == [5.0, 4.0, 9.123, 2.0, 1.0, None]
-    assert list(points["reasons"]) == ["12", "10"] and "dog (3 boxes" in points["reasons"]["12"]
-    assert "like others" in points["said"]["c"] and "Less uncertain" in points["said"]["r"]
+    assert list(points["reasons"]) == ["12", "10"] and "Not sure of dog" in points["reasons"]["12"]
+    assert "images like it" in points["said"]["c"] and "surer" in points["said"]["r"]
     assert "before" in points["said"]["l"] and "since" in points["said"]["s"]
 
 
@@ -77,10 +77,10 @@ def test_the_page_tells_what_near_means_and_what_is_drawn(client, trained):
     page, text = answer.text, text_of(answer)
     across, up = stored["explained"]
     shares = f"hold {across + up:.0%} of how the images differ ({across:.0%} across, {up:.0%} up)"
-    assert shares.replace("%", " %") in text
+    assert "principal components" in page and shares.replace("%", " %") in page and shares not in text, "in a tooltip"
     query = RoundFolder(trained.folder(5)).read("query_set.json")
     candidates = len(set(query["candidate_ids"]) - set(query["image_ids"]))
-    assert f"query set 5 candidates {candidates} the rest {25 - candidates} labelled before 50" in text
+    assert f"next to label 5 also worth it {candidates} the rest {25 - candidates} labelled before 50" in text
     assert 'value="s"' not in page and f'data-points="{POINTS}"' in page
     listed = re.findall(r'data-task="(\d+)"', page)
     assert [int(t) for t in listed] == query["image_ids"]
@@ -93,7 +93,7 @@ def test_what_is_labelled_after_the_round_is_marked(place):
     place.store.ledger.see(1, [SeenAnnotation(900, chosen[1]), SeenAnnotation(901, chosen[2], usable=False)])
     client = place.app().test_client()
     text = text_of(client.get("/ui/projects/1/queue"))
-    assert "query set 4" in text and "labelled since 1" in text and f"Task {chosen[1]} labelled" in text
+    assert "next to label 4" in text and "labelled since 1" in text and f"Task {chosen[1]} labelled" in text
     points = client.get("/ui/projects/1/rounds/1/map").json
     assert [i for i, kind in zip(points["ids"], points["kinds"], strict=True) if kind == "s"] == [chosen[1]]
     place.store.ledger.used_by(1, 1, [900])

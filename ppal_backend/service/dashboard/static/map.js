@@ -10,7 +10,7 @@ const SIZE = 6.5; // from the middle to the tips of a chosen image's mark
 const HOVER_MS = 70;
 const ORDER = ["r", "c", "l", "s", "p"]; // what is drawn later lies on top
 const COLOURS = Object.fromEntries(ORDER.map((kind) => [kind, colourOf(kind)]));
-const NAMES = { r: "the rest", c: "candidate", l: "labelled before", s: "labelled since", p: "query set" };
+const NAMES = { r: "the rest", c: "also worth it", l: "labelled before", s: "labelled since", p: "next to label" };
 
 let points = null;
 let byTask = new Map();
@@ -158,9 +158,7 @@ function tell(index) {
   const title = document.createElement("p");
   title.append(link, " ", tag);
   const why = document.createElement("p");
-  const utility = points.utility[index];
-  const sure = utility === null ? "" : `Uncertainty ${utility.toFixed(2)}. `;
-  why.textContent = sure + (points.reasons[task] || points.said[kind] || "");
+  why.textContent = (points.reasons[task] || points.said[kind] || "");
   shown.replaceChildren(image, title, why);
 }
 

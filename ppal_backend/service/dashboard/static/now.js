@@ -2,6 +2,7 @@
 "use strict";
 const live = document.getElementById("live");
 const EVERY_MS = 3000;
+const seen = new Map(); // what the backend sent last for a part: other scripts change it here
 
 async function refresh() {
   if (document.hidden) return;
@@ -16,7 +17,8 @@ async function refresh() {
   for (const part of live.querySelectorAll("[data-part]")) {
     const next = fresh.querySelector(`[data-part="${part.dataset.part}"]`);
     const busy = part.contains(document.activeElement) || part.querySelector("details[open]");
-    if (next && !busy && next.innerHTML !== part.innerHTML) {
+    if (next && !busy && next.innerHTML !== seen.get(part)) {
+      seen.set(part, next.innerHTML);
       const log = part.querySelector(".log");
       part.replaceChildren(...next.childNodes);
       if (log) scrollLog();
