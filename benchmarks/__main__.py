@@ -1,6 +1,7 @@
 """``make bench ARGS="…"``: each benchmark in a process of its own, which prints its figures.
 
-    python -m benchmarks [all|acquisition|scale|service|detector|dashboard|load|gpu|photographs] [--json] [--quick]
+    python -m benchmarks [all|acquisition|scale|service|detector|dashboard|load|gpu|photographs|first_boxes]
+        [--json] [--quick]
 
 Without a name all of them run that need no GPU, data or 11 GB of disk. Further options go to the benchmark, and
 ``NAME --help`` lists them.
@@ -22,9 +23,10 @@ NAMES = {
     "dashboard": "how fast every page opens with 20,000 tasks and 50 rounds",
     "load": "webhooks and predictions while a round trains, and a project of 20,000 tasks, on a real Label Studio",
     "gpu": "training, inference, CCMS and a round on a GPU beside plain mmdet (docs/gpu.md)",
+    "first_boxes": "boxes before the first label: the zoo's detector as it is on a folder of labelled photographs",
     "photographs": "mAP and minutes of a detector of the zoo on a folder of labelled photographs",
 }
-WITHOUT_NEEDS = tuple(name for name in NAMES if name not in ("gpu", "photographs", "scale"))
+WITHOUT_NEEDS = tuple(name for name in NAMES if name not in ("gpu", "photographs", "first_boxes", "scale"))
 
 
 def main(words: Sequence[str] | None = None) -> int:
