@@ -17,7 +17,7 @@ from typing import Any
 
 from flask import Flask, abort, after_this_request, current_app, has_request_context, request
 
-from ppal_backend.errors import PPALError
+from ppal_backend.errors import PPALError, SettingsError
 from ppal_backend.service import auth, http_errors
 from ppal_backend.service.runtime import EXTENSION, default_runtime
 
@@ -28,11 +28,18 @@ def load() -> type:
     """The adapted base class of the installed label-studio-ml.
 
     Raises:
-        ImportError: it is not installed, or lacks a module that it needs.
+        SettingsError: it is not installed, or lacks a package that it needs.
     """
     major = _major()
-    with _without_torch_for(major):
-        module = importlib.import_module("label_studio_ml.model")
+    try:
+        with _without_torch_for(major):
+            module = importlib.import_module("label_studio_ml.model")
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("label_studio_ml"):
+            advice = f"pip install --no-deps {DISTRIBUTION}==1.0.9; by its own pins it would bring a Flask of 2020"
+        else:
+            advice = f"pip install {error.name}, which {DISTRIBUTION} imports"
+        raise SettingsError(f"expected {DISTRIBUTION} to be installed, got no module {error.name}: {advice}") from error
     if major >= 2:
         prepare_server(importlib.import_module("label_studio_ml.api")._server)
     return adapt(module.LabelStudioMLBase)

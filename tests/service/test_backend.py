@@ -2,12 +2,18 @@
 
 import base64
 import importlib.metadata
+import importlib.util
 import json
+import re
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from pydantic import SecretStr
 
-from ppal_backend.errors import LabelConfigError, StateError, StoreUnavailable
+from ppal_backend.errors import LabelConfigError, SettingsError, StateError, StoreUnavailable
 from ppal_backend.service import ml_base
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.service.backend import PPALBackend, PPALModel
@@ -24,6 +30,7 @@ from tests.service.conftest import (
 )
 from tests.service.label_studio_ml_2 import Version2Base, server_of
 
+ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "label-studio", "a-long-password"
 GUARDED = {"basic_auth_user": USER, "basic_auth_pass": SecretStr(PASSWORD)}
 
@@ -262,8 +269,6 @@ def test_values_are_kept(model_class, store):
 
 
 def test_torch_stays_out_when_version_1_is_imported(monkeypatch):
-    import sys
-
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.delitem(sys.modules, "label_studio_ml.model", raising=False)
     with ml_base._without_torch_for(1), pytest.raises(ImportError):
@@ -271,3 +276,31 @@ def test_torch_stays_out_when_version_1_is_imported(monkeypatch):
     assert "torch" not in sys.modules
     with ml_base._without_torch_for(2):
         assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        (
+            "label_studio_ml.model",
+            "got no module label_studio_ml.model: pip install --no-deps label-studio-ml==1.0.9; ",
+        ),
+        ("redis", "got no module redis: pip install redis, which label-studio-ml imports"),
+    ],
+)
+def test_without_label_studio_ml_or_what_it_imports_the_command_is_named(monkeypatch, missing, advice):
+    """Its own pins cannot be followed, so a plain pip install of the wheel does not bring it."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("label_studio_ml", "redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with pytest.raises(SettingsError, match=re.escape(advice)):
+        ml_base.load()
+
+
+def test_what_label_studio_ml_imports_comes_with_the_wheel():
+    rows = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    text = Path(importlib.util.find_spec("label_studio_ml").origin).with_name("model.py").read_text()
+    owners = importlib.metadata.packages_distributions()
+    imported = {owners[name][0] for name in re.findall(r"^(?:import|from) (\w+)", text, re.M) if name in owners}
+    assert {"redis", "rq", "label-studio-tools"} <= imported <= {Requirement(row).name for row in rows}
