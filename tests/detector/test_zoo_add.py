@@ -154,6 +154,13 @@ def test_a_name_that_is_taken_is_refused(name: str, config: Path, own_zoo: Path)
     assert sorted(path.name for path in own_zoo.iterdir()) == ["m.py", "zoo.toml"]
 
 
+@pytest.mark.parametrize("name", ["auto", "recipe", "include packaged"])
+def test_a_name_that_means_something_else_in_the_file_is_refused(name: str, config: Path, own_zoo: Path) -> None:
+    with pytest.raises(DetectorError, match="which means something else in the zoo's file; give another with --name"):
+        add(config, None, own_zoo, name=name, device="cpu")
+    assert not own_zoo.exists()
+
+
 def test_a_name_must_be_one_that_projects_can_give(config: Path, own_zoo: Path) -> None:
     with pytest.raises(DetectorError, match="small letters"):
         add(config, None, own_zoo, name="///", device="cpu")

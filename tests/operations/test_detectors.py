@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from ppal_backend.doctor.health import project_state
+from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import StateError, UnknownDetector, WeightsUnavailable
 from ppal_backend.operations.detectors import check_named, choose_by_hand, in_force
 from ppal_backend.rounds.ports import Ports
@@ -218,6 +219,35 @@ def test_a_named_detector_is_changed_where_it_is_named(place):
         choose_by_hand(place.settings, place.store, 1, "good")
     assert (place.told().text, place.told().named) == ("filed (named by the settings)", True)
     assert place.rounds_detector()[0] == "filed" and place.choice() is None
+
+
+def test_a_project_may_ask_for_a_choice_where_the_operator_names_one(place, monkeypatch):
+    place.settings = place.settings.model_copy(update={"detector": "toy"})
+    assert place.rounds_detector()[0] == "toy" and place.told().named
+    config = place.store.projects.get(1).label_config
+    place.store.projects.connect(1, "1.1", config, "http://ls.test:8080", {"detector": "auto"})
+    assert place.rounds_detector()[0] == "good" and not place.told().named
+
+
+def test_a_gpu_is_asked_for_where_detectors_train(place, monkeypatch):
+    asked = []
+
+    def kind_of(self, device):
+        asked.append(device)
+        return "cuda"
+
+    monkeypatch.setattr("ppal_backend.engines.local.LocalEngine.kind_of", kind_of)
+    place.rounds_detector()
+    place.rounds_detector()
+    assert place.choice().reason.startswith("trains on a GPU") and place.choice().device == "cuda"
+    assert asked == ["cpu"], "a kept choice asks nobody"
+
+
+def test_what_the_nodes_of_a_cluster_have_is_not_judged_from_here(place, monkeypatch):
+    monkeypatch.setattr("ppal_backend.worker.round_process._engine", lambda _: LocalEngine())
+    place.settings = place.settings.model_copy(update={"engine": "ray", "detector": "filed"})
+    detector, record = place.rounds_detector("train")
+    assert (detector, record.state, place.store.projects.get(1).problems) == ("filed", "done", {})
 
 
 def test_named_weights_are_looked_for_where_rounds_run(place, net, monkeypatch):
