@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, evaluate, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.detector.weights.initial import InitialWeights, carry_classes, initialiser, save_as_is
+from ppal_backend.detector.zoo import default_zoo_root
 from ppal_backend.errors import CheckpointError, DetectorError, WeightsUnavailable
 from ppal_backend.structures.detections import Detections
 from tests.detector.conftest import ZOO
@@ -253,3 +255,35 @@ def test_with_a_side_of_tiles_it_looks_through_tiles(published: Path, test_json:
     assert [one.image_id for one in whole] == [one.image_id for one in tiles]
     assert all(not one.class_indices.any() and one.class_probs.shape == (len(one), 1) for one in tiles)
     assert any(len(one) != len(other) for one, other in zip(whole, tiles, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ssd_tiny", "faster_rcnn_tiny", "dino_tiny", "yolox_toy", "fcos_tiny"])
+def test_every_family_tells_its_classes_in_labels(name: str, test_json: Path, tmp_path: Path) -> None:
+    """Softmax, two stages, queries: what reaches a strategy is of the labels alone, a hundred of them here."""
+    classes = ("a", "b", "c", "d")
+    shutil.copytree(default_zoo_root(), tmp_path / "zoo")
+    with isolated("test-family"):
+        torch.manual_seed(1)
+        model = build_model(build_config(find_entry(name), classes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "zoo" / "own.pth")
+    file = tmp_path / "zoo" / "zoo.toml"
+    weights = (
+        f'[{name}.weights]\nkind = "detector"\npath = "own.pth"\nlicence = "MIT"\nclasses = ["a", "b", "c", "d"]\n'
+    )
+    file.write_text(file.read_text() + weights)
+    labels = tuple(f"label {number}" for number in range(100))
+    known = {"label 7": ("a", "c"), "label 99": ("d",)}
+    save_as_is(name, labels, known, tmp_path / "as_is.pth", tmp_path / "zoo")
+    inference = PoolInference(name, tmp_path / "as_is.pth", labels, "cpu", tmp_path / "zoo")
+    found = [
+        *inference.run([PoolImage(101, test_json.parent / "101.png"), PoolImage(102, test_json.parent / "102.png")])
+    ]
+    indices = {int(i) for one in found for i in one.class_indices}
+    assert indices and indices <= {7, 99}
+    for one in found:
+        assert one.class_probs.shape == (len(one), 100 + one.softmax)
+        unknown = np.delete(one.class_probs, [7, 99, 100] if one.softmax else [7, 99], axis=1)
+        assert not unknown.any()

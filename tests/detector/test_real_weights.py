@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from ppal_backend.detector.config import build_config
+from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.weights import load_any, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights.initial import save_as_is
 from ppal_backend.detector.zoo import default_zoo_root, find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
+from ppal_backend.detector.zoo.known_classes import COCO_CLASSES, match_classes
+from ppal_backend.files import read_json
 from tests.detector.shapes import CLASSES
 
 GIVEN = Path(__file__).resolve().parents[3] / "shared" / "weights" / "yolox_nano_coco.pth"
-COCO_CLASSES = 80
+AQUARIUM = GIVEN.parents[1] / "data" / "aquarium"
 
 pytestmark = [
     pytest.mark.shared,
@@ -38,7 +42,7 @@ def test_every_weight_has_its_place_but_the_class_layers() -> None:
     tensors = state_dict_of(load_any(GIVEN), GIVEN)
     entry = find_entry("yolox_nano")
     with isolated("test-real-weights"):
-        whole = build_model(build_config(entry, [f"class {number}" for number in range(COCO_CLASSES)]))
+        whole = build_model(build_config(entry, [f"class {number}" for number in range(len(COCO_CLASSES))]))
         other = build_model(build_config(entry, CLASSES)).state_dict()
     keys = whole.load_state_dict(tensors, strict=True)
     assert (keys.missing_keys, keys.unexpected_keys) == ([], [])
@@ -81,3 +85,19 @@ def test_a_detector_trained_for_two_steps_starts_from_them_and_runs(
     metrics = evaluate("yolox_nano", result.checkpoint, CLASSES, test_json, "cpu")
     assert metrics.images == 8 and metrics.map is not None and 0 <= metrics.map <= 1
     assert set(metrics.per_class) == set(CLASSES)
+
+
+@pytest.mark.skipif(not AQUARIUM.is_dir(), reason=f"needs the photographs at {AQUARIUM}")
+def test_birds_of_photographs_are_boxed_before_any_label(weights_dir: Path, tmp_path: Path) -> None:
+    """Pictures of penguins and puffins; few of these birds are found, and none of another class is shown."""
+    content = read_json(AQUARIUM / "test.json")
+    birds = {c["id"] for c in content["categories"] if c["name"] in ("penguin", "puffin")}
+    wanted = {row["image_id"] for row in content["annotations"] if row["category_id"] in birds}
+    files = [AQUARIUM / "images" / image["file_name"] for image in content["images"] if image["id"] in wanted]
+    labels = ("fish", "penguin", "puffin")
+    known = match_classes(labels, {"penguin": ("bird",), "puffin": ("bird",)}, COCO_CLASSES)
+    save_as_is("yolox_nano", labels, known.sources, tmp_path / "as_is.pth", None, weights_dir)
+    inference = PoolInference("yolox_nano", tmp_path / "as_is.pth", labels, "cpu")
+    found = list(inference.run([PoolImage(number, file) for number, file in enumerate(files)]))
+    assert {int(i) for one in found for i in one.class_indices} == {labels.index("penguin")}
+    assert sum(int((one.scores >= 0.3).sum()) for one in found) >= 10

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppal_backend.detector.zoo import Schedule, Weights, find_entry, load_zoo
+from ppal_backend.detector.zoo.known_classes import COCO_CLASSES
 from ppal_backend.errors import DetectorError, UnknownDetector
 
 NAMES = {
@@ -182,3 +183,31 @@ def test_listing_the_zoo_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_weights_of_whole_detectors_name_what_they_know() -> None:
+    """All of the packaged ones but that for trying out were trained on COCO; backbones know no class."""
+    for entry in load_zoo().values():
+        if entry.weights is None:
+            continue
+        is_coco = "COCO" in entry.weights.source
+        assert entry.weights.classes == (COCO_CLASSES if is_coco else ()), entry.name
+        assert not is_coco or entry.weights.kind == "detector"
+
+
+@pytest.mark.parametrize(
+    ("classes", "read"),
+    [('["a", "b"]', ("a", "b")), ('"coco"', COCO_CLASSES), ("[]", ()), ('"voc"', None), ("[1]", None), ("3", None)],
+)
+def test_classes_are_a_list_or_the_name_of_one(tmp_path: Path, classes: str, read: tuple[str, ...] | None) -> None:
+    table = (
+        f'[one.weights]\nkind = "detector"\nurl = "https://example.org/a.pth"\nlicence = "MIT"\nclasses = {classes}\n'
+    )
+    (tmp_path / "zoo.toml").write_text(ENTRY + "\n" + table)
+    (tmp_path / "one.py").write_text("")
+    if read is not None:
+        weights = find_entry("one", tmp_path).weights
+        assert weights is not None and weights.classes == read
+        return
+    with pytest.raises(DetectorError, match=r"'one' is not valid: expected classes .* or one of \['coco'\]"):
+        load_zoo(tmp_path)

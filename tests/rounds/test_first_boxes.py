@@ -1,14 +1,18 @@
 """Round 0: the zoo's detector orders the pool as it is, in the one step line that every round goes through."""
 
+import shutil
+import uuid
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ppal_backend.errors import CheckpointError, WeightsUnavailable
-from ppal_backend.rounds.folder import RoundFolder, need_intact
-from ppal_backend.rounds.ports import Inferred
-from ppal_backend.rounds.run import AS_IS_STEPS, RANK_STEPS, steps_of
+from ppal_backend.rounds.bucket import Bucket
+from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact
+from ppal_backend.rounds.ports import Inferred, Ports
+from ppal_backend.rounds.run import AS_IS_STEPS, RANK_STEPS, run_round, steps_of
+from ppal_backend.settings import load_settings
 from ppal_backend.structures.round import STRATEGY_NAMES, ModelRef, RoundSpec
 from tests.rounds.fakes import FakeWorld, Killed, rank_spec
 
@@ -111,3 +115,27 @@ def test_a_damaged_checkpoint_is_noticed_and_made_again(tmp_path):
     assert folder.repair() == ["adopt", "infer", "candidates", "query"]
     assert not (tmp_path / "adopt").exists()
     assert world.run(tmp_path, SPEC).model is not None and world.calls.count("as_is") == 2
+
+
+def test_another_machine_takes_up_round_0_and_gets_its_checkpoint(tmp_path):
+    """Machines share a bucket and no disk: the published detector travels with the round."""
+    bucket = Bucket(f"memory://{uuid.uuid4().hex}", lambda _: None)
+
+    def rounds(machine):
+        return Rounds(load_settings(MODEL_DIR=tmp_path / machine), bucket)
+
+    def attempt(machine, world, first):
+        folder = rounds(machine).open("1.1", 1, 0, first)
+        return run_round(SPEC, folder, Ports(world, world, world, world))
+
+    world = FakeWorld(labelled=0)
+    world.kill_in = "infer"
+    with pytest.raises(Killed):
+        attempt("a", world, True)
+    shutil.rmtree(tmp_path / "a")
+    world = FakeWorld(labelled=0)
+    result = attempt("b", world, False)
+    there = tmp_path / "b" / "projects" / "1" / "rounds" / "0" / "adopt" / "as_is.pth"
+    assert "as_is" not in world.calls and result.model.checkpoint == str(there)
+    fetched = rounds("c").fetch_checkpoint("1.1", "projects/1/rounds/0/adopt/as_is.pth")
+    assert fetched.read_bytes() == b"published weights" and fetched.is_relative_to(tmp_path / "c")
