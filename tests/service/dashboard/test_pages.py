@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
-from ppal_backend.detector.infer.evaluation import FEWEST_IMAGES
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
+from ppal_backend.structures.quality import FEWEST_IMAGES
 from tests.place import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
@@ -189,6 +189,28 @@ def test_a_project_without_rounds_has_all_its_pages(place):
     assert "before the first training" in text_of(client.get("/ui/projects/1/classes"))
     assert "No queue is published yet" in text_of(client.get("/ui/projects/1/queue"))
     assert "None yet" in text_of(client.get("/ui/projects/1/"))
+
+
+def test_before_the_first_training_all_pages_show_round_0(place):
+    """Its number is 0 and its version has a model that no training made."""
+    place.store.projects.connect(1, "1.1", CONFIG, "http://ls.test:8080", {"detector": "yolox_nano"})
+    place.world.labelled = 0
+    place.store.rounds.request(1, "rank", "the project was connected", as_is=True)
+    place.run()
+    (record,) = place.store.rounds.of_project(1)
+    (version,) = place.versions()
+    assert (record.number, record.state) == (0, "done") and version.startswith("ppal-r0-")
+    client = place.app().test_client()
+    pages = {
+        name: client.get(f"/ui/projects/1/{name}")
+        for name in ("", "learning", "classes", "queue", "quality", "settings")
+    }
+    assert {answer.status_code for answer in pages.values()} == {200}
+    assert "<li>cat: from `cat` (same name)</li>" in pages[""].text and "no box" not in pages[""].text
+    assert "before the first training" in pages["classes"].text
+    queue = pages["queue"].text
+    assert "/ui/projects/1/rounds/0/" in queue and "there was no model yet" not in queue
+    assert client.get("/ui/projects/1/live").status_code == 200
 
 
 def test_before_the_first_model_the_queue_says_that_it_is_random(place):
