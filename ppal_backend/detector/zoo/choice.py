@@ -10,6 +10,7 @@ import queue
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,14 @@ def _ask(url: str, timeout_s: float) -> tuple[str, bool]:
     except urllib.error.HTTPError as error:
         return ("" if error.code in _NO_HEAD else f"status {error.code}"), False
     except urllib.error.URLError as error:
-        return str(error.reason), True
+        return _words(error.reason), True
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return str(error) or type(error).__name__, True
+        return _words(error), True
+
+
+def _words(reason: object) -> str:
+    """A system's error without its number."""
+    return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
 
 
 def weights_problem(entry: ZooEntry, weights_dir: Path | None = None, reach: Reach | None = None) -> str:
@@ -109,28 +115,31 @@ def weights_problem(entry: ZooEntry, weights_dir: Path | None = None, reach: Rea
         weights_dir: Folder for downloads; the default one when None.
         reach: Asks addresses; without one, an address is asked for ``TIMEOUT_S`` at most.
     """
-    short = short_problem(entry, weights_dir, reach)
-    return short and f"the initial weights of {entry.name} cannot be had: {short}; {_remedy(entry, weights_dir)}"
+    problem = _problem(entry, weights_dir, reach or Reach(), brief=False)
+    return problem and f"the initial weights of {entry.name} cannot be had: {problem}; {_remedy(entry, weights_dir)}"
 
 
-def short_problem(entry: ZooEntry, weights_dir: Path | None = None, reach: Reach | None = None) -> str:
-    """The same without its beginning and without what to do."""
+def _problem(entry: ZooEntry, weights_dir: Path | None, reach: Reach, brief: bool) -> str:
+    """What is wrong alone; in brief without folder and path, so that several fit into a sentence."""
     weights = entry.weights
     if weights is None:
         return "" if entry.from_scratch else "the zoo has none"
     target = weights_target(entry, weights_dir)
+    file = target.name if brief else str(target)
     if target.is_file():
         try:
             verify_weights(entry, weights_dir)
         except WeightsUnavailable:
-            return f"{target} is damaged or another file"
+            return f"{file} is damaged or another file"
         except OSError as error:
-            return f"{target} cannot be read ({error.strerror or error})"
+            return f"{file} cannot be read ({error.strerror or error})"
         return ""
     if weights.url is None:
-        return f"there is no file {target}"
-    problem = (reach or Reach()).problem(weights.url)
-    return problem and f"there is no file {target} and {weights.url} cannot be reached ({problem})"
+        return f"there is no file {file}"
+    problem = reach.problem(weights.url)
+    if brief:
+        return problem and f"no file, and {urlsplit(weights.url).netloc} cannot be reached ({problem})"
+    return problem and f"there is no file {file} and {weights.url} cannot be reached ({problem})"
 
 
 def _remedy(entry: ZooEntry, weights_dir: Path | None) -> str:
@@ -184,14 +193,18 @@ def choose(
     """
     order, zoo, reach = auto_order(root), load_zoo(root), reach or Reach()
     where = "trains on a GPU" if device == "cuda" else "trains on a CPU"
-    passed: list[str] = []
+    passed: dict[str, list[str]] = {}  # names by what is wrong: many entries lie on one host
     for name in order.names(device):
-        problem = short_problem(zoo[name], weights_dir, reach)
+        problem = _problem(zoo[name], weights_dir, reach, brief=True)
         if not problem:
             why = f"{where}; its weights {_origin(zoo[name], weights_dir)}"
-            return Chosen(name, "; ".join([why, *passed]), is_trial=name == order.trial)
-        passed.append(f"not {name}: {problem}")
-    return Chosen(order.trial, "; ".join([where, *passed]), is_trial=True)
+            return Chosen(name, "; ".join([why, *_not(passed)]), is_trial=name == order.trial)
+        passed.setdefault(problem, []).append(name)
+    return Chosen(order.trial, "; ".join([where, *_not(passed)]), is_trial=True)
+
+
+def _not(passed: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"not {', '.join(names)}: {problem}" for problem, names in passed.items()]
 
 
 def _origin(entry: ZooEntry, weights_dir: Path | None) -> str:
