@@ -104,9 +104,10 @@ def compare_ccms(
 
 def _compared(detections: Detections, boxes: BoxFilter, metric: str) -> Detections:
     """What of an image is compared: boxes that count, and probabilities only where no embeddings describe them."""
-    if metric != "kl" and len(detections) and detections.embeddings.shape[1]:
-        detections = replace(detections, class_probs=None)
-    return boxes.counted(detections)
+    counted = boxes.counted(detections)
+    described = len(detections) and detections.embeddings.shape[1]
+    drop = metric != "kl" and described and detections.class_probs is not None
+    return replace(counted, class_probs=None) if drop else counted
 
 
 def pool_features(context: QueryContext, name: str) -> torch.Tensor:

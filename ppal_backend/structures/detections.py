@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -215,9 +216,11 @@ class Detections:
         """
         if str(mask.dtype).removeprefix("torch.") == "bool" and tuple(mask.shape) != (len(self),):
             raise ValueError(f"expected a mask with shape ({len(self)},), got {tuple(mask.shape)}")
-        kept: dict[str, Any] = {name: getattr(self, name) for name in _PER_BOX}
-        chosen: dict[str, Any] = {name: None if value is None else value[mask] for name, value in kept.items()}
-        return replace(self, **chosen)
+        made = copy(self)  # some boxes of what is checked already need no check of their own
+        for name in _PER_BOX:
+            value = getattr(self, name)
+            object.__setattr__(made, name, None if value is None else value[mask])
+        return made
 
     def part(self, image_id: int, rows: slice, image_size: tuple[int, int] | None = None) -> Detections:
         """Some adjacent boxes as those of another image: views, not checked again."""
