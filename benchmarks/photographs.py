@@ -4,8 +4,9 @@
         [--slices CHOICE …] [--look TILE …] [--json]
 
 ``DIR`` holds ``images/``, ``pool.json`` and ``test.json`` (COCO). For every seed, ``N`` images of the pool are drawn at
-random, the detector is trained on them as a round trains it (without images held out), and its mAP is measured on the
-whole test set. A checkpoint lies in ``--work`` when that is given, and a run that was cut off goes on from there.
+random, as the start of a simulation is; the detector is trained on them as a round trains it, without images held out,
+and its mAP is measured on the whole test set. A checkpoint lies in ``--work`` when that is given, and a run that was
+cut off goes on from there.
 ``--slices`` trains on tiles, and ``--look`` measures each training again as if it had learned from tiles of that side
 (or from whole images: ``off``).
 """
@@ -33,6 +34,7 @@ from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
 from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import as_slices
+from ppal_backend.simulation.replay import START_STREAM
 
 
 def absolute(source: Path, images: Path, target: Path, keep: Sequence[int] | None = None) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def measure(
     folder = work / f"{options.data.name}-{options.detector}-{images}-{seed}{tiles}"
     folder.mkdir(parents=True, exist_ok=True)
     ids = sorted(image["id"] for image in read_json(options.data / "pool.json")["images"])
-    chosen = np.random.default_rng(seed).permutation(ids)[:images].tolist()
+    chosen = np.random.default_rng([seed, START_STREAM]).choice(np.array(ids), images, replace=False).tolist()
     classes = absolute(options.data / "pool.json", options.data / "images", folder / "train.json", chosen)
     absolute(options.data / "test.json", options.data / "images", folder / "test.json")
     result = train(

@@ -42,7 +42,7 @@ from ppal_backend.simulation.variants import Variant
 
 log = logging.getLogger(__name__)
 
-_START_STREAM = 0x57A27
+START_STREAM = 0x57A27
 ORPHAN_WAIT_S = 30.0
 
 
@@ -80,7 +80,7 @@ class Replay:
         return [int(i) for i in read_json(path)]
 
     def _random_start(self, seed: int) -> list[int]:
-        rng = np.random.default_rng([seed, _START_STREAM])
+        rng = np.random.default_rng([seed, START_STREAM])
         ids = np.array(sorted(self._benchmark.pool.image_ids))
         return [int(i) for i in rng.choice(ids, self._plan.start, replace=False)]
 
