@@ -46,6 +46,7 @@ LAZY_SIZE = 40_000
 LAZY_BUDGET = 10_000
 TABLE = (1_000, 2_000, 4_000, PAPER_SIZE, 20_000, LAZY_SIZE)
 QUICK = (500, 1_000, 2_000)
+KINDS = ("zipf", "even", "few")
 HALF_FROM = 12_000
 _GIB = float(1 << 30)
 
@@ -75,10 +76,17 @@ def plain_similarity(pool: Sequence[Detections], score_threshold: float = 0.05) 
     return result.fill_diagonal_(2.0).numpy()
 
 
-def synthetic_pool(images: int, seed: int = 0) -> list[Detections]:
+def class_odds(kind: str) -> np.ndarray:
+    """``[C]`` how often each class is: by Zipf's law (the first is a fifth of all objects), ``even`` or ``few``, 3."""
+    if kind == "even":
+        return np.ones(CLASSES)
+    return np.ones(3) if kind == "few" else 1.0 / np.arange(1, CLASSES + 1)
+
+
+def synthetic_pool(images: int, seed: int = 0, kind: str = "zipf") -> list[Detections]:
     """A pool; from 12,000 images on embeddings are stored in half precision, as the pool itself would need 4 GiB."""
     rng = np.random.default_rng(seed)
-    odds = 1.0 / np.arange(1, CLASSES + 1)
+    odds = class_odds(kind)
     dtype = np.float16 if images >= HALF_FROM else np.float32
     boxes = np.tile(np.array([0, 0, 50, 50], np.float32), (DETECTIONS, 1))
     pool = []
@@ -90,11 +98,44 @@ def synthetic_pool(images: int, seed: int = 0) -> list[Detections]:
                 image_id=image_id,
                 boxes_xyxy=boxes,
                 scores=scores.astype(np.float32),
-                class_indices=rng.choice(CLASSES, DETECTIONS, p=odds / odds.sum()),
+                class_indices=rng.choice(len(odds), DETECTIONS, p=odds / odds.sum()),
                 embeddings=rng.standard_normal((DETECTIONS, WIDTH), dtype=np.float32).astype(dtype),
             )
         )
     return pool
+
+
+def gemm_rate_per_cpu(side: int = 2048, repeats: int = 8) -> float:
+    """The same product in GFLOP for each second of processor time, which other programs disturb less."""
+    a, b, best = torch.randn(side, WIDTH), torch.randn(WIDTH, side), 0.0
+    out = torch.empty(side, side)
+    for _ in range(repeats):
+        start = time.process_time()
+        torch.mm(a, b, out=out)
+        best = max(best, 2.0 * side * side * WIDTH / (time.process_time() - start) / 1e9)
+    return best
+
+
+def measure_classes(images: int, kind: str) -> dict[str, Any]:
+    """CCMS of a pool whose classes are spread in one way, and its share of GEMM by time and by processor time."""
+    pool = synthetic_pool(images, kind=kind)
+    work, objects = useful_gflop(pool), pack_objects(pool)
+    held = torch.bincount(objects.classes)
+    before, per_cpu = gemm_rate(), gemm_rate_per_cpu()
+    cpu = time.process_time()
+    seconds, _ = timed(lambda: similarity_matrix(pool))
+    cpu = time.process_time() - cpu
+    rate = max(before, gemm_rate())
+    return {
+        "images": images,
+        "kind": kind,
+        "largest_class": round(float(held.max() / held.sum()), 3),
+        "useful_gflop": work,
+        "ccms_s": seconds,
+        "ccms_cpu_s": cpu,
+        "gemm_share": work / seconds / rate,
+        "gemm_share_cpu": work / cpu / per_cpu,
+    }
 
 
 def gemm_rate(device: str = "cpu", side: int = 2048, repeats: int = 8) -> float:
@@ -203,7 +244,7 @@ def exponent(rows: Sequence[dict[str, float]], key: str) -> float | None:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def in_fresh_process(*arguments: str) -> dict[str, float]:
+def in_fresh_process(*arguments: str) -> dict[str, Any]:
     """Run one measurement of this module in a new process.
 
     Its idle threads sleep rather than spin: beside other busy processes spinning makes two threads slower than one.
@@ -211,7 +252,7 @@ def in_fresh_process(*arguments: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.acquisition", *arguments]
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
@@ -221,7 +262,10 @@ def budget_of(images: int) -> int:
 
 
 def run(
-    sizes: Sequence[int] = TABLE, ratio_size: int | None = RATIO_SIZE, refinement_size: int | None = REFINEMENT_SIZE
+    sizes: Sequence[int] = TABLE,
+    ratio_size: int | None = RATIO_SIZE,
+    refinement_size: int | None = REFINEMENT_SIZE,
+    classes_size: int | None = PAPER_SIZE,
 ) -> dict[str, Any]:
     """All figures, under the keys that reports use.
 
@@ -229,10 +273,13 @@ def run(
         sizes: Pool sizes of the table.
         ratio_size: Size at which the plain implementation is timed, or None to leave it out.
         refinement_size: Size at which the two ways of refining are compared, or None to leave it out.
+        classes_size: Size at which classes are spread in several ways, or None to leave it out.
     """
     rows = [in_fresh_process("--size", str(n), "--budget", str(budget_of(n))) for n in sizes]
     ratio = in_fresh_process("--ratio", str(ratio_size)) if ratio_size else {}
     refinement = in_fresh_process("--refinement", str(refinement_size)) if refinement_size else {}
+    kinds = KINDS if classes_size else ()
+    classes = [in_fresh_process("--kind", kind, "--size", str(classes_size)) for kind in kinds]
     paper: dict[str, Any] = next((r for r in rows if r["images"] == PAPER_SIZE), {})
     lazy: dict[str, Any] = next((r for r in rows if r["images"] == LAZY_SIZE), {})
     matrices = [r for r in rows if "ccms_s" in r]
@@ -249,6 +296,7 @@ def run(
         "query_exponent": exponent(rows, "query_s"),
         "ratio": ratio,
         "refinement": refinement,
+        "classes": classes,
         "table": rows,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -275,6 +323,16 @@ def table(report: dict[str, Any]) -> str:
     for row in report["table"]:
         cells = [shape.format(row[name]) if name in row else "lazy" for name, shape in columns]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| classes | largest class | CCMS s | GFLOP | share of GEMM | by processor time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["classes"]:
+        lines.append(
+            f"| {row['kind']} | {row['largest_class']:.2f} | {row['ccms_s']:.2f} | {row['useful_gflop']:.0f} | "
+            f"{row['gemm_share']:.2f} | {row['gemm_share_cpu']:.2f} |"
+        )
     for key, value in {**report, **report["refinement"]}.items():
         if not isinstance(value, list | dict):
             lines.append(f"{key}: {value if value is None or isinstance(value, int) else round(value, 3)}")
@@ -288,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small pools only")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--ratio", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--refinement", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -295,10 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answer: dict[str, Any] = measure_ratio(options.ratio)
     elif options.refinement:
         answer = measure_refinement(options.refinement)
+    elif options.kind:
+        answer = measure_classes(options.size, options.kind)
     elif options.size:
         answer = measure(options.size, options.budget)
     else:
-        answer = run(QUICK, 100, 400) if options.quick else run()
+        answer = run(QUICK, 100, 400, 500) if options.quick else run()
         if not options.json:
             sys.stdout.write(table(answer) + "\n")
             return

@@ -1,6 +1,7 @@
 """The acquisition benchmark runs, reports the agreed keys, and its yardstick computes the same similarity."""
 
 import numpy as np
+import pytest
 
 from benchmarks import acquisition
 from benchmarks.acquisition import plain_similarity
@@ -21,7 +22,7 @@ def test_yardstick_agrees_with_the_loops_and_with_ours():
 
 
 def test_report_has_every_key_and_counts_real_work():
-    report = acquisition.run(sizes=(60, 120), ratio_size=20, refinement_size=80)
+    report = acquisition.run(sizes=(60, 120), ratio_size=20, refinement_size=80, classes_size=70)
     assert set(KEYS) <= set(report)
     first, second = report["table"]
     assert (first["images"], first["chosen"], second["chosen"]) == (60, 15, 30)
@@ -29,7 +30,10 @@ def test_report_has_every_key_and_counts_real_work():
     assert report["ratio"]["largest_difference"] < 1e-5
     refined = report["refinement"]
     assert max(refined["fasterpam_cost"], refined["kmedoids_cost"]) <= refined["greedy_cost"]
-    assert "| 60 |" in acquisition.table(report)
+    assert "| 60 |" in acquisition.table(report) and "| few | 0.3" in acquisition.table(report)
+    zipf, even, few = report["classes"]
+    assert zipf["largest_class"] == pytest.approx(0.2, abs=0.05), "a fifth of all objects"
+    assert even["largest_class"] < 0.05 and even["useful_gflop"] < zipf["useful_gflop"] < few["useful_gflop"]
 
 
 def test_exponent_of_a_square_law():

@@ -111,7 +111,7 @@ def test_a_round_uses_what_it_is_plugged_into(tmp_path):
     queues = []
     for number, similarity in enumerate((ray.similarity, None)):
         world = FakeWorld()
-        ports = Ports(world, world, world, world, similarity)
+        ports = Ports(world, world, world, world, similarity=similarity)
         queues.append(run_round(spec, RoundFolder(tmp_path / str(number)), ports).queue)
     assert queues[0] == queues[1] and ray.calls > 0
 

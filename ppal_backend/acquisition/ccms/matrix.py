@@ -7,7 +7,7 @@ Nothing of the size of all object pairs is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from ppal_backend.acquisition.ccms.tiles import (
     Workspace,
     class_rows,
     gather_tile,
+    in_order,
     multiply,
     plan_tiles,
     reduce_product,
@@ -33,6 +34,7 @@ from ppal_backend.structures.detections import is_tensor
 _GIB = float(1 << 30)
 _CPU_TILE = 768
 _GPU_TILE = 8192
+_GPU_SHARE = 0.5  # of the device's free memory, for tiles and their copies
 _MIN_TILE = 64
 _CPU_CELLS = 1 << 18
 _GPU_CELLS = 1 << 24
@@ -81,20 +83,34 @@ def similarity_matrix(
     n = objects.num_images
     result = torch.zeros(n, n, device=objects.left.device)
     side = _tile_side(objects, memory_gib, n, _CPU_TILE)
-    space = Workspace(result.device)
-    for _, rows in class_rows(objects):
-        tiles = [gather_tile(objects, plan) for plan in plan_tiles(objects, rows, side)]
-        for k, a in enumerate(tiles):
-            _add_products(result, a, tiles[k:], objects.metric, space)
+
+    def panel(unit: tuple[Tile, list[Tile]], space: Workspace) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return _products(*unit, objects.metric, space)
+
+    cells = float((torch.bincount(objects.classes).double() ** 2).sum()) / 2
+    for rows, columns, values in in_order(panel, _rows_of_tiles(objects, side), result.device, cells):
+        _scatter_add(result, rows, columns, values)
     _symmetrise(result)
     tensor_in = bool(detections) and is_tensor(detections[0].scores)
     return result if tensor_in else result.cpu().numpy()
 
 
-def _add_products(result: torch.Tensor, a: Tile, others: list[Tile], metric: str, space: Workspace) -> None:
-    """Add the similarity of tile ``a`` with itself (half, as it is counted twice) and with later tiles.
+def _rows_of_tiles(objects: PackedObjects, side: int) -> Iterator[tuple[Tile, list[Tile]]]:
+    """Every tile with the tiles of its class from itself on: the upper triangle, class by class."""
+    for _, rows in class_rows(objects):
+        tiles = [gather_tile(objects, plan) for plan in plan_tiles(objects, rows, side)]
+        yield from ((tile, tiles[k:]) for k, tile in enumerate(tiles))
 
-    The shares of all tiles are collected side by side first, so that each row of the result is visited once.
+
+def _products(
+    a: Tile, others: list[Tile], metric: str, space: Workspace
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The similarity of tile ``a`` with itself (half, as it is counted twice) and with later tiles.
+
+    The shares of all tiles are collected side by side, so that each row of the result is visited once.
+
+    Returns:
+        Images of the rows, images of the columns, and the shares.
     """
     columns = torch.cat([b.images for b in others])
     panel = space.get("panel", len(a.images), len(columns))
@@ -105,7 +121,7 @@ def _add_products(result: torch.Tensor, a: Tile, others: list[Tile], metric: str
         if b is a:
             part.mul_(0.5)
         start += len(b.images)
-    _scatter_add(result, a.images, columns, panel)
+    return a.images, columns, panel
 
 
 def _scatter_add(result: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> None:
@@ -145,16 +161,21 @@ def _check_result_fits(n: int, memory_gib: float | None) -> None:
 
 
 def _tile_side(objects: PackedObjects, memory_gib: float | None, n: int, cpu_side: int) -> int:
-    """Objects per tile side: what the cache (or the GPU) likes, less where the memory bound asks for it.
+    """Objects per tile side: what the cache (or the GPU) likes, less where the memory bound or the GPU's asks for it.
 
-    Scratch is at most about 4 float32 and 1 int64 matrices of one tile product.
+    Scratch is at most about 4 float32 and 1 int64 matrices of one tile product, for each product under way.
     """
-    side = _GPU_TILE if objects.left.is_cuda else cpu_side
-    if memory_gib is None:
-        return side
+    on_gpu = objects.left.is_cuda
+    side = _GPU_TILE if on_gpu else cpu_side
     packed = 2 * 4 * objects.left.numel() * (1 if objects.right is objects.left else 2)
-    free = memory_gib * _GIB - 4.0 * n * n - packed
-    while side > _MIN_TILE and 24.0 * side * side > free:
+    if memory_gib is not None:
+        free = memory_gib * _GIB - 4.0 * n * n - packed
+    elif on_gpu:
+        free = _GPU_SHARE * torch.cuda.mem_get_info(objects.left.device)[0] - packed
+    else:
+        return side
+    at_once = 1 if on_gpu or torch.get_num_threads() == 1 else torch.get_num_threads() + 1
+    while side > _MIN_TILE and 24.0 * side * side * at_once > free:
         side //= 2
     return side
 
@@ -225,7 +246,6 @@ class LazySimilarity:
     def _hold(self, packed: PackedObjects, memory_gib: float | None) -> None:
         self.device = packed.left.device
         self._side = _tile_side(packed, memory_gib, 0, _LAZY_CPU_TILE)
-        self._space = Workspace(self.device)
         counts = torch.bincount(packed.images, minlength=packed.num_images)
         self._starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
         self._objects, self._tiles = _arrange(packed, self._side)
@@ -244,8 +264,7 @@ class LazySimilarity:
         """
         index = self._index(indices)
         result = torch.zeros(len(index), len(self), device=self.device)
-        for cls, tiles in self._row_tiles(index).items():
-            self._add(result, tiles, self._tiles[cls])
+        self._add(result, self._row_tiles(index), self._tiles)
         result.clamp_(0.0, 2.0)
         result[torch.arange(len(index)), index] = 2.0
         return result
@@ -268,10 +287,11 @@ class LazySimilarity:
                 f"expected features of width {mine} for all images, got {theirs}; take both from one detector"
             )
         result = torch.zeros(others.num_images, len(self), device=self.device)
-        for cls, rows in class_rows(others):
-            if cls in self._tiles:
-                tiles = [gather_tile(others, plan) for plan in plan_tiles(others, rows, self._side)]
-                self._add(result, tiles, self._tiles[cls])
+        tiles = {
+            cls: [gather_tile(others, plan) for plan in plan_tiles(others, rows, self._side)]
+            for cls, rows in class_rows(others)
+        }
+        self._add(result, tiles, self._tiles)
         return result.clamp_(0.0, 2.0)
 
     def block(self, rows: Any, columns: Any) -> torch.Tensor:
@@ -298,9 +318,7 @@ class LazySimilarity:
             index = self._index(rows)
             result = torch.zeros(len(index), len(others), device=self.device)
             same = len(index) == len(others) and bool((index == others).all())
-            for cls, tiles in (column_tiles if same else self._row_tiles(index)).items():
-                if cls in column_tiles:
-                    self._add(result, tiles, column_tiles[cls])
+            self._add(result, column_tiles if same else self._row_tiles(index), column_tiles)
             result.clamp_(0.0, 2.0)
             return result.masked_fill_((index[:, None] == others[None, :]).to(self.device), 2.0)
 
@@ -325,16 +343,35 @@ class LazySimilarity:
             tiles[cls] = [gather_tile(self._objects, replace(p, images=local[p.images])) for p in plans]
         return tiles
 
-    def _add(self, result: torch.Tensor, tiles: list[Tile], others: list[Tile]) -> None:
-        """Add one class: one product per group of row tiles and column tile, reduced row tile by row tile."""
-        for group in _groups(tiles, self._side):
-            left = group[0].left if len(group) == 1 else torch.cat([t.left for t in group])
-            sizes = [len(t.left) for t in group]
-            for b in others:
-                product = multiply(left, b.right, self._objects.metric, self._space)
-                for a, part in zip(group, product.split(sizes), strict=True):
-                    share = reduce_product(part, a.weights, b.weights, self._space)
-                    _scatter_add(result, a.images, b.images, share)
+    def _add(self, result: torch.Tensor, tiles: dict[int, list[Tile]], others: dict[int, list[Tile]]) -> None:
+        """Add all classes that both have: one product per group of row tiles and column tile."""
+        common = [cls for cls in tiles if cls in others]
+
+        def pairs() -> Iterator[tuple[list[Tile], torch.Tensor, Tile]]:
+            for cls in common:
+                for group in _groups(tiles[cls], self._side):
+                    left = group[0].left if len(group) == 1 else torch.cat([t.left for t in group])
+                    yield from ((group, left, b) for b in others[cls])
+
+        def shares(
+            unit: tuple[list[Tile], torch.Tensor, Tile], space: Workspace
+        ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+            group, left, b = unit
+            parts = multiply(left, b.right, self._objects.metric, space).split([len(t.left) for t in group])
+            found = []
+            for k, (a, part) in enumerate(zip(group, parts, strict=True)):
+                out = space.get(f"share {k}", len(a.images), len(b.images))
+                found.append((a.images, b.images, reduce_product(part, a.weights, b.weights, space, out)))
+            return found
+
+        cells = float(sum(_objects_of(tiles[cls]) * _objects_of(others[cls]) for cls in common))
+        for found in in_order(shares, pairs(), self.device, cells):
+            for rows, columns, values in found:
+                _scatter_add(result, rows, columns, values)
+
+
+def _objects_of(tiles: list[Tile]) -> int:
+    return sum(len(tile.left) for tile in tiles)
 
 
 def _groups(tiles: list[Tile], side: int) -> list[list[Tile]]:

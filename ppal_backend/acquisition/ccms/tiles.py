@@ -7,8 +7,11 @@ contiguous slabs, and one product of two tiles gives both directions of Eq. 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +19,10 @@ import torch
 from ppal_backend.acquisition.ccms.objects import PackedObjects
 
 _MIN_BUCKET_IMAGES = 8
+_WORTH_THREADS = 1 << 23
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,49 @@ class Workspace:
             flat = torch.empty(size, device=self._device)
             self._flat[name] = flat
         return flat[:size].view(shape)
+
+
+def in_order(
+    work: Callable[[Unit, Workspace], Result], units: Iterable[Unit], device: torch.device, cells: float
+) -> Iterator[Result]:
+    """Results of ``work`` in the order of ``units``; on a CPU, several units at a time.
+
+    Each thread takes the next unit when it is done with one and computes it alone. A product that all threads share
+    waits for the slowest of them: where another program holds a core, two threads were slower than one. As results
+    come in order, what is added up from them is the same to the bit on any number of threads.
+
+    Args:
+        work: Computes a unit in scratch memory that is its own until its result was used.
+        units: What to compute.
+        device: Where.
+        cells: Numbers of all products together; few are not worth threads of their own.
+
+    Yields:
+        A result, valid until the next one is asked for.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" and cells >= _WORTH_THREADS else 1
+    if threads == 1:
+        space = Workspace(device)
+        yield from (work(unit, space) for unit in units)
+        return
+    free = [Workspace(device) for _ in range(threads + 1)]
+    under_way: deque[tuple[Future[Result], Workspace]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, "ccms", torch.set_num_threads, (1,)) as pool:
+            torch.set_num_threads(1)  # of this thread: it only adds up
+            try:
+                for unit in units:
+                    if not free:
+                        future, space = under_way.popleft()
+                        yield future.result()
+                        free.append(space)
+                    under_way.append((pool.submit(work, unit, free[-1]), free.pop()))
+                while under_way:
+                    yield under_way.popleft()[0].result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _bucket_sizes(counts: np.ndarray, min_images: int) -> np.ndarray:
