@@ -26,6 +26,7 @@ from ppal_backend.errors import (
 )
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.image_source import is_public, resolve
+from ppal_backend.operations.detectors import default_here
 from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.service import auth, readiness
 from ppal_backend.settings import Settings
@@ -105,20 +106,39 @@ def artifacts(settings: Settings) -> Finding:
 _WELL = {"database": "answers", "worker": "has shown a sign of life", "disk": "has room"}
 
 
-def detector_stack(settings: Settings) -> Finding:
-    """torch, the device and mmcv's operators."""
+def detector_stack(settings: Settings) -> list[Finding]:
+    """torch, the device and mmcv's operators; and, where these are well, the weights that trainings begin with."""
     try:
         from ppal_backend.detector.environment import check_environment
 
         found = check_environment(settings.device)
     except ImportError as error:
-        return failed("detector", f"the detector's packages cannot be imported ({error})", "run make setup")
+        return [failed("detector", f"the detector's packages cannot be imported ({error})", "run make setup")]
     except DetectorError as error:
-        return from_problem("detector", str(error))
+        return [from_problem("detector", str(error))]
     seen = f"torch {found.torch}, mmcv's operators run on {found.device} ({found.device_name})"
     if settings.device == "auto" and found.device == "cpu":
-        return warning("detector", seen, "training on real images wants a GPU; DEVICE=cpu says that this is meant")
-    return ok("detector", seen)
+        stack = warning("detector", seen, "training on real images wants a GPU; DEVICE=cpu says that this is meant")
+    else:
+        stack = ok("detector", seen)
+    return [stack, detector_weights(settings, found.device)]
+
+
+def detector_weights(settings: Settings, device: str) -> Finding:
+    """What new projects train unless they say otherwise, and whether its initial weights can be had here.
+
+    Args:
+        settings: the operator's settings.
+        device: where detectors run on this machine, such as ``cpu``.
+    """
+    try:
+        found = default_here(settings, device.split(":")[0])
+    except DetectorError as error:
+        return from_problem("weights", str(error))
+    if found.advice:
+        seen = f"new projects would get {found.name}, which is for trying out and not for photographs ({found.reason})"
+        return warning("weights", seen, found.advice)
+    return ok("weights", f"new projects train {found.text}")
 
 
 def service(settings: Settings, get: Callable[..., httpx.Response] = httpx.get) -> Finding:

@@ -14,7 +14,7 @@ from ppal_backend.store import Store
 
 CAUSES = (
     "credentials", "state", "database", "disk", "settings", "queue", "artifacts", "service", "worker", "address",
-    "label studio", "token", "clock", "detector", "projects",
+    "label studio", "token", "clock", "detector", "weights", "projects",
 )  # fmt: skip
 """Checks, each before those that it can be the cause of; those of projects come after all."""
 
@@ -37,7 +37,7 @@ def diagnose(settings: Settings, store: Store, client_of: ClientOf = open_client
     yield installation.queue(settings)
     if settings.artifacts:
         yield installation.artifacts(settings)
-    yield installation.detector_stack(settings)
+    yield from installation.detector_stack(settings)
     yield installation.service(settings)
     yield installation.address(settings.public_url)
     projects = store.projects.all()

@@ -67,16 +67,44 @@ def in_force(settings: Settings, record: ProjectRecord) -> DetectorInForce:
 def _advice(settings: Settings, project_id: int, choice: DetectorChoice) -> str:
     try:
         if choice.by == "trial":
-            commands = fetch_advice(choice.device, settings.model_zoo, settings.weights_dir)
             return (
-                f"run {commands} on the machine where detectors train; the next round then changes over by itself, and "
-                f"`ppal round {project_id} --rank` starts one"
+                f"{_get_weights(settings, choice.device)}; the next round then changes over by itself, and `ppal round "
+                f"{project_id} --rank` starts one"
             )
         if choice.by == "upgrade" and choice.detector == auto_order(settings.model_zoo).trial:
             return "choose another on the project's Settings page, or name one in its extra parameters"
     except DetectorError as error:  # the zoo was damaged since, which the next round says as well
         return str(error)
     return ""
+
+
+def _get_weights(settings: Settings, device: str) -> str:
+    commands = fetch_advice(device, settings.model_zoo, settings.weights_dir)
+    if not commands:  # an operator's order of detectors that train from nothing
+        return "name a detector of `ppal zoo list` whose weights you have"
+    return f"run {commands} on the machine where detectors train"
+
+
+def default_here(settings: Settings, device: str) -> DetectorInForce:
+    """What a new project that names nothing would train, were its first round to begin on this machine now.
+
+    Args:
+        settings: the operator's settings.
+        device: ``cuda`` or ``cpu``.
+
+    Raises:
+        WeightsUnavailable: the operator names a detector whose weights cannot be had.
+        DetectorError: the zoo has no such detector, or no order to choose by.
+    """
+    if settings.detector == AUTO:
+        found = choose(device, settings.model_zoo, settings.weights_dir)
+        advice = _get_weights(settings, device) if found.is_trial else ""
+        return DetectorInForce(found.detector, False, found.reason, advice)
+    entry = find_entry(settings.detector, settings.model_zoo)
+    problem = "" if settings.init_weights == "random" else weights_problem(entry, settings.weights_dir)
+    if problem:
+        raise WeightsUnavailable(problem)
+    return DetectorInForce(entry.name, named=True)
 
 
 def check_named(settings: Settings, store: Store, options: ProjectOptions) -> None:

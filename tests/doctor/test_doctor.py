@@ -1,5 +1,8 @@
 """Every failure that ``ppal doctor`` can tell of, provoked."""
 
+import io
+import urllib.error
+
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -10,6 +13,7 @@ from ppal_backend.doctor.run import CAUSES, cause_first, diagnose
 from ppal_backend.errors import DetectorError, StoreUnavailable
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.store import Lease, ModelVersion
+from ppal_backend.structures.round import DetectorChoice
 from tests.doctor.conftest import BACKEND
 from tests.label_studio.fake import LEGACY, jwt
 
@@ -24,9 +28,9 @@ def test_a_healthy_installation(examine, label_studio, settings):
     found = examine(**GUARDED)
     assert {check: f.state for check, f in found.items() if f.state != "ok"} == {}
     assert list(found) == [
-        "credentials", "database", "worker", "disk", "queue", "detector", "service", "address", "label studio", "token",
-        "clock", "project 1: connection", "project 1: webhook", "project 1: sampling", "project 1: model version",
-        "project 1: detector",
+        "credentials", "database", "worker", "disk", "queue", "detector", "weights", "service", "address",
+        "label studio", "token", "clock", "project 1: connection", "project 1: webhook", "project 1: sampling",
+        "project 1: model version", "project 1: detector",
     ]  # fmt: skip
     assert "1.23.2" in found["label studio"].seen and "a@example.com" in found["token"].seen
     assert {r.method for r in label_studio.requests if "/token/refresh" not in r.url.path} == {"GET"}  # changes nothing
@@ -115,7 +119,7 @@ class TestDetector:
     def stack(self, settings):
         from ppal_backend.doctor.installation import detector_stack
 
-        return lambda device: detector_stack(settings.model_copy(update={"device": device}))
+        return lambda device: detector_stack(settings.model_copy(update={"device": device}))[0]
 
     def test_mmcvs_operators_run(self, stack):
         said(stack("cpu"), "ok", "operators run on cpu", "")
@@ -151,6 +155,72 @@ class TestDetector:
 
         monkeypatch.setattr("ppal_backend.detector.environment.check_environment", broken)
         said(stack("cpu"), "failed", "it is broken", "mend it")
+
+
+class TestWeights:
+    @pytest.fixture
+    def weights(self, settings, tmp_path):
+        from ppal_backend.doctor.installation import detector_weights
+
+        empty = {"cache_dir": tmp_path / "cache"}  # which the settings must know as given
+        return lambda device="cpu", **changes: detector_weights(settings.model_copy(update=empty | changes), device)
+
+    @pytest.fixture
+    def offline(self, monkeypatch):
+        def away(*_arguments, **_options):
+            raise urllib.error.URLError("no network")
+
+        monkeypatch.setattr("urllib.request.urlopen", away)
+
+    def test_what_new_projects_train(self, weights, monkeypatch):
+        monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+        said(weights(detector="auto"), "ok", "auto: yolox_tiny (trains on a CPU; its weights can be downloaded)", "")
+        said(weights("cuda:0", detector="auto"), "ok", "auto: rtmdet_s (trains on a GPU", "")
+        said(weights(), "ok", "new projects train retinanet_tiny (named by the settings)", "")
+
+    def test_nothing_but_the_detector_for_trying_out(self, weights, offline, tmp_path):
+        seen = (
+            "new projects would get retinanet_tiny, which is for trying out and not for photographs (trains on a CPU;"
+        )
+        advice = f"run `ppal zoo fetch yolox_tiny --from FILE --to {tmp_path / 'cache' / 'weights'}` (FILE: https://"
+        said(weights(detector="auto"), "warning", seen, advice)
+
+    def test_a_default_whose_weights_cannot_be_had(self, weights, offline):
+        seen = "initial weights of yolox_tiny cannot be had: there is no file"
+        said(weights(detector="yolox_tiny"), "failed", seen, "run `ppal zoo fetch yolox_tiny --from FILE")
+        said(weights(detector="yolox_tiny", init_weights="random"), "ok", "train yolox_tiny", "")
+        said(weights(detector="yolo99"), "failed", "expected a detector of the zoo", "choose one")
+
+
+class TestProjectsDetector:
+    """``project 1: detector``; what it says comes from the state and, for weights, from this machine."""
+
+    @pytest.fixture
+    def check(self, examine, store):
+        return lambda **changes: examine(**changes)["project 1: detector"]
+
+    def test_one_that_is_named_or_not_chosen_yet(self, check, store):
+        said(check(), "ok", "retinanet_tiny (named by the settings)", "")
+        assert "the first round chooses it" in check(detector="auto").seen
+
+    def test_the_one_for_trying_out(self, check, store, monkeypatch):
+        monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+        store.projects.set_choice(1, DetectorChoice("retinanet_tiny", "trial", "trains on a CPU", "cpu"))
+        seen = "retinanet_tiny was made for trying out; it will not work on photographs (trains on a CPU)"
+        said(check(detector="auto"), "warning", seen, "the next round then changes over by itself")
+
+    def test_weights_that_went_missing(self, check, store, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        store.projects.set_choice(1, DetectorChoice("yolox_nano", "rule", "trains on a CPU", "cpu"))
+        seen = "the initial weights of yolox_nano cannot be had: there is no file"
+        said(check(detector="auto"), "failed", seen, "run `ppal zoo fetch yolox_nano --from FILE")
+
+    def test_what_another_machine_said_of_its_weights(self, check, store, monkeypatch):
+        store.workers.leave(str(Lease.mine()))
+        store.workers.beat("elsewhere:1:2.00")
+        assert check().state == "ok"
+        store.projects.set_problem(1, "detector", "the initial weights of x cannot be had: there is no file; get it")
+        said(check(), "failed", "the initial weights of x cannot be had", "get it")
 
 
 class TestAddress:
