@@ -15,11 +15,13 @@ import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
 
-from ppal_backend.detector.data import ImageRecord, Instance, read_coco
+from ppal_backend.detector.config import build_config
+from ppal_backend.detector.data import ImageRecord, Instance, TrainingData, build_pipeline, read_coco
 from ppal_backend.detector.infer.evaluation import evaluate
 from ppal_backend.detector.infer.exporting_model import export_model
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.infer.prediction import read_batches
+from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.slices import (
     MOST_TILES,
     OVERLAP,
@@ -33,6 +35,7 @@ from ppal_backend.detector.slices import (
 )
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from ppal_backend.detector.weights import load_checkpoint
+from ppal_backend.detector.zoo import find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 from tests.detector.shapes import CLASSES, write_set
 
@@ -162,6 +165,26 @@ def test_auto_slices_for_small_boxes_in_larger_images_and_says_why() -> None:
     assert choose("off", records(5), (416, 416)).tile is None and choose(256, records(200), (416, 416)).tile == 256
 
 
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the photographs in {SHARED}")
+@pytest.mark.parametrize(
+    ("data", "tile", "why"),
+    [
+        ("aquarium", 416, "labelled boxes are under 3"),
+        ("facemask", None, "labelled images are hardly larger"),
+        ("cards", None, "labelled boxes are 11"),
+    ],
+)
+def test_auto_on_photographs_that_others_labelled(data: str, tile: int | None, why: str) -> None:
+    file = SHARED / data / "pool.json"
+    classes = [item["name"] for item in json.loads(file.read_text())["categories"]]
+    chosen = choose("auto", read_coco(file, classes), find_entry("yolox_nano").input_size)
+    assert chosen.tile == tile and why in chosen.reason
+
+
 def picture(width: int, height: int, boxes: list[list[float]]) -> dict[str, Any]:
     """What a pipeline knows after reading; every pixel says where it is."""
     rows, columns = np.mgrid[:height, :width]
@@ -225,6 +248,24 @@ def test_slices_come_right_after_reading_also_where_images_are_combined() -> Non
     assert len(reading) == 2
     with pytest.raises(DetectorError, match=r"expected LoadAnnotations.*set slices to off"):
         slice_steps([{"type": "LoadImageFromFile"}], 200)
+
+
+@pytest.mark.parametrize("name", load_zoo())
+def test_every_detector_of_the_zoo_learns_from_tiles(name: str, tmp_path: Path) -> None:
+    """Its training pipeline, with tiles, gives samples whose boxes lie in their image."""
+    records = read_coco(write_set(tmp_path, 3, size=(300, 220)), CLASSES)
+    with isolated("test-slices"):
+        config = build_config(find_entry(name), CLASSES, train_images=3)
+        steps = slice_steps(config.train_pipeline, 80)
+        assert str(steps).count("RandomSlice") >= 1
+        data = TrainingData(records, build_pipeline(steps, records), CLASSES, 1)
+        for position in range(4):
+            found = data[position]["data_samples"]
+            if isinstance(found, dict):
+                found = found["sup"]  # of a detector that learns from unlabelled images too
+            boxes = found.gt_instances.bboxes.tensor.numpy()
+            height, width = found.img_shape
+            assert (boxes >= 0).all() and (boxes[:, 2] <= width + 1).all() and (boxes[:, 3] <= height + 1).all()
 
 
 def slicing(checkpoint: Path, tile: int | None, target: Path) -> Path:
