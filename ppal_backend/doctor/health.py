@@ -92,7 +92,7 @@ def _project(
     waiting = next((r for r in rounds if r.is_waiting), None)
     poll = project.problems.get("poll")
     if poll:
-        finding = _label_studio(poll, project.poll_failed, project.next_poll_at)
+        finding = replace(_label_studio(poll, project.poll_failed, project.next_poll_at), can_try_again=True)
         if waiting is not None and project.poll_failed in ("unavailable", "token"):
             finding = replace(finding, next_try_at=_earlier(finding.next_try_at, waiting.next_try_at))
             waiting = None
@@ -136,7 +136,7 @@ def _label_studio(text: str, kind: str, next_try_at: datetime | None) -> Finding
     titles = {"unavailable": "Waiting for Label Studio", "token": "Label Studio refuses the token"}
     found = from_problem("poll", text)
     title = titles.get(kind, "Label Studio could not be asked")
-    return replace(found, title=title, next_try_at=next_try_at, can_try_again=next_try_at is not None)
+    return replace(found, title=title, next_try_at=next_try_at)
 
 
 def _failed_round(record: RoundRecord) -> Finding:

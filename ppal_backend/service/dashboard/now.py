@@ -25,8 +25,8 @@ IN_WORDS = {
     "train": "Train",
     "evaluate": "Measure on held-out images",
     "infer": "Look at the pool",
-    "candidates": "Choose candidates",
-    "query": "Choose and order the query set",
+    "candidates": "Find what the model is unsure of",
+    "query": "Choose what is next to label",
     "publish": "Publish the queue",
 }
 

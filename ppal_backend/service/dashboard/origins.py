@@ -102,6 +102,31 @@ def _source(settings: Settings, name: str) -> str:
     return ENVIRONMENT if name in settings.model_fields_set else DEFAULT
 
 
+def in_force(options: ProjectOptions, facts: Mapping[str, Any]) -> list[str]:
+    """What became of settings in the last round where something caps them, in sentences.
+
+    Args:
+        options: of the project.
+        facts: of the round: ``candidates``, ``pool_images`` and ``round``; empty before there is one.
+    """
+    said = []
+    candidates, pool = facts.get("candidates"), facts.get("pool_images")
+    if candidates is not None and pool:
+        wanted = options.delta * options.budget
+        if candidates < min(wanted, pool) - 0.5:
+            said.append(
+                f"delta {options.delta:g} x budget {options.budget} would be {wanted:.0f} candidates; in round "
+                f"{facts['round']} it was {candidates} of the pool's {pool} images, because of a small pool only a "
+                "part is looked at closely"
+            )
+        elif candidates >= pool > 0 and wanted > pool:
+            said.append(
+                f"delta {options.delta:g} x budget {options.budget} would be {wanted:.0f} candidates; in round "
+                f"{facts['round']} all {pool} images of the pool were candidates"
+            )
+    return said
+
+
 def settings_page(project: Project) -> dict[str, Any]:
     """Settings in force."""
     settings = project.runtime.settings
@@ -111,4 +136,15 @@ def settings_page(project: Project) -> dict[str, Any]:
         "detector": detector,
         "detectors": list(load_zoo(settings.model_zoo)),
         "operator": operator_settings(settings),
+        "in_force": in_force(project.options, _last_candidates(project)),
     }
+
+
+def _last_candidates(project: Project) -> dict[str, Any]:
+    """How many candidates the newest complete round had, of how many images."""
+    done = [r for r in project.rounds if r.state == "done"]
+    marks = project.files(done[-1].number).marks() if done else {}
+    if "candidates" not in marks or "dataset" not in marks:
+        return {}
+    facts = {"candidates": marks["candidates"].facts.get("candidates"), "round": done[-1].number}
+    return {**facts, "pool_images": marks["dataset"].facts.get("pool_images")}

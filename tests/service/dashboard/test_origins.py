@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.service.dashboard.origins import operator_settings, project_options
+from ppal_backend.service.dashboard.origins import in_force, operator_settings, project_options
 from ppal_backend.settings import ProjectOptions, load_settings
 
 SECRETS = {
@@ -59,3 +59,23 @@ def test_what_the_file_sets_is_told_as_such(settings, monkeypatch, tmp_path):
     assert shown["delta"] == ("3.0", "environment (PPAL_DELTA)") and shown["budget"][0] == "25"
     operator = {s.name: (s.value, s.origin) for s in operator_settings(read)}
     assert operator["PPAL_PORT"] == ("9191", "ppal.toml") and operator["PPAL_HOST"][1] == "default"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "pool", "said"),
+    [
+        (48, 78, "would be 400 candidates; in round 5 it was 48 of the pool's 78 images, because of a small pool"),
+        (78, 78, "would be 400 candidates; in round 5 all 78 images of the pool were candidates"),
+        (400, 9000, None),
+        (None, 78, None),
+        (0, 0, None),
+    ],
+)
+def test_what_a_small_pool_makes_of_delta_is_said(candidates, pool, said):
+    options = ProjectOptions(delta=8.0, budget=50)
+    found = in_force(options, {"candidates": candidates, "pool_images": pool, "round": 5})
+    assert found == [] if said is None else len(found) == 1 and said in found[0]
+
+
+def test_before_a_round_nothing_is_capped():
+    assert in_force(ProjectOptions(), {}) == []
