@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from setuptools import find_packages
-from sqlalchemy import MetaData, create_engine, inspect, text
+from sqlalchemy import JSON, MetaData, create_engine, inspect, text
 
 import ppal_backend.store
 from ppal_backend.errors import StateError
@@ -76,10 +76,16 @@ def made_by_the_first_release(url):
     engine.dispose()
 
 
+def other_default(_context, _found, column, found, _wanted, wanted):
+    """Whether a column's default differs; None leaves it to alembic, whose question PostgreSQL refuses for JSON."""
+    plain = [str(default).split("::")[0].strip("'") for default in (found, wanted)]
+    return plain[0] != plain[1] if isinstance(column.type, JSON) else None
+
+
 def test_the_steps_make_the_tables_that_the_code_has(database_url):
     database = Database(database_url)
     with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        context = MigrationContext.configure(connection, opts={"compare_server_default": other_default})
         assert compare_metadata(context, Base.metadata) == []
         indexes = {i["name"]: i for i in inspect(connection).get_indexes("rounds")}
         assert indexes["one_running_round"]["unique"] and indexes["one_running_round"]["column_names"] == ["project_id"]
