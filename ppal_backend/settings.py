@@ -112,6 +112,13 @@ class ProjectDefaults(BaseModel):
     slices: Slices = Field(
         "off", description="small objects: learn and look in tiles too; auto, or a tile's side in pixels of the image"
     )
+    pool_minutes: float | None = Field(
+        None,
+        ge=0.1,
+        le=100_000,
+        allow_inf_nan=False,
+        description="minutes that a round may look at the pool; images it does not get to keep their last place",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
 
 

@@ -261,7 +261,7 @@ def test_the_example_file_holds_every_setting_with_its_default(toml, monkeypatch
         if name.startswith(("PPAL_", "LABEL_STUDIO_")) or name in ("MODEL_DIR", "DEVICE", "LOG_LEVEL", "LOG_FORMAT"):
             monkeypatch.delenv(name)
     settings = load_settings()
-    without_default = {"zoo_dir", "threads", "max_iterations", "patience", "image_cache_gib"}
+    without_default = {"zoo_dir", "threads", "max_iterations", "patience", "image_cache_gib", "pool_minutes"}
     secrets = {"label_studio_api_key", "basic_auth_pass"}
     assert settings.from_file == set(Settings.model_fields) - secrets
     toml("")

@@ -18,7 +18,9 @@ from ppal_backend.acquisition.difficulty import difficulty_coefficients
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import CheckpointError, RoundCancelled, TooFewAnnotations, WeightsUnavailable
+from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds import evaluation_set
+from ppal_backend.rounds.attention import keep_places, last_round, order_of_looking
 from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, read_queue
 from ppal_backend.rounds.evaluation_set import EVALUATION, FEWEST_TO_TRAIN, SPLIT, TRAINING, position
 from ppal_backend.rounds.folder import RoundFolder
@@ -44,6 +46,7 @@ VALIDATION = "dataset/validation.json"
 VALIDATION_SHARE = 0.1
 PREDICTIONS = "evaluation"
 UNTRAINED = "untrained"
+NOTE_EACH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,37 @@ def run_round(spec: RoundSpec, folder: RoundFolder, ports: Ports) -> RoundResult
         folder.mark_done(step, seconds, facts)
         log.info("round %d of project %d: %s done in %.1f s", spec.number, spec.project_id, step, seconds)
     return run.result()
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """Images that something is known of, that were looked at now, and that the time did not suffice for."""
+
+    known: int
+    now: int
+    left: int
+
+
+class _Clock:
+    """Minutes that a pass over the pool may take, over all its attempts; None for no limit."""
+
+    def __init__(self, path: Path, minutes: float | None) -> None:
+        self._path, self._limit_s = path, None if minutes is None else 60.0 * minutes
+        self._before_s = float(read_json(path)["seconds"]) if minutes is not None and path.is_file() else 0.0
+        self._started = self._noted = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the time is used up; what was used is noted every few seconds."""
+        now = time.monotonic()
+        if self._limit_s is not None and now - self._noted >= NOTE_EACH_S:
+            self.note()
+        return self._limit_s is not None and self._before_s + now - self._started >= self._limit_s
+
+    def note(self) -> None:
+        """Leave for a resumed pass how long this one took."""
+        if self._limit_s is not None:
+            self._noted = time.monotonic()
+            write_json(self._path, {"seconds": self._before_s + self._noted - self._started})
 
 
 class _Run:
@@ -250,16 +284,21 @@ class _Run:
         model = self.model
         if model is None:
             return self._cold_start()
-        seen, looked_at = self._infer("detections", self.pool, model)
+        entries = self.pool
+        if self.spec.pool_minutes is not None:
+            known_ids = [entry.image_id for entry in self._labelled]
+            entries = order_of_looking(self.pool, known_ids, last_round(self.folder), self.spec.seed)
+        looked = self._infer("detections", entries, model, minutes=self.spec.pool_minutes)
         known = labelled_entries(self.train_set) if self.looks_at_labelled else []
         ids = {entry.image_id for entry in known}
         labelled = known + [entry for entry in self._drawn() if entry.image_id not in ids]
         if self.pool and labelled:
-            looked_at += self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)[1]
+            self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)
         return {
-            "images": seen,
-            "unreadable_images": len(self.pool) - seen,
-            "looked_at": looked_at,
+            "images": looked.known,
+            "unreadable_images": len(self.pool) - looked.known - looked.left,
+            "looked_at": looked.now,
+            "not_looked_at": looked.left,
             FINGERPRINTS: {
                 "detections": fingerprint_of(self.spec, model, True),
                 "labelled_detections": fingerprint_of(self.spec, model, self.looks_at_labelled),
@@ -278,14 +317,19 @@ class _Run:
                 writer.add(Detections.empty(entry.image_id), {})
             writer.flush()
             return {"images": len(self.pool), "unreadable_images": 0, "strategy": "random"}
-        seen, _ = self._infer("detections", self.pool, untrained, keep_boxes=False)
+        seen = self._infer("detections", self.pool, untrained, keep_boxes=False).known
         shutil.rmtree(self.folder / UNTRAINED)
         return {"images": seen, "unreadable_images": len(self.pool) - seen, "strategy": "typiclust"}
 
     def _infer(
-        self, name: str, entries: Sequence[PoolEntry], model: ModelRef, keep_boxes: bool = True
-    ) -> tuple[int, int]:
-        """What the model says of these images into the folder ``name``; how many could be read, and were looked at now.
+        self,
+        name: str,
+        entries: Sequence[PoolEntry],
+        model: ModelRef,
+        keep_boxes: bool = True,
+        minutes: float | None = None,
+    ) -> _Looked:
+        """What the model says of these images into the folder ``name``, in their order and no longer than ``minutes``.
 
         Not looked at are images that this round, or an earlier one with the same model, has looked at.
         """
@@ -293,13 +337,20 @@ class _Run:
         writer = DetectionsWriter(self.folder / name)
         stamps = {entry.image_id: stamp_of(entry) for entry in entries}
         todo = [e for e in entries if writer.stamps.get(e.image_id, -1) not in (0, stamps[e.image_id])]
-        observer, looked_at = self.ports.observer, 0
-        for item in self.ports.engine.infer(self.spec, model, todo, observer.progress, observer.should_stop):
-            found = item.detections if keep_boxes else Detections.empty(item.detections.image_id)
-            writer.add(found, item.features, stamps[found.image_id])
-            looked_at += 1
+        observer, clock = self.ports.observer, _Clock(self.folder / name / "spent.json", minutes)
+        place = {entry.image_id: number for number, entry in enumerate(todo, start=1)}
+        now, reached = 0, 0 if todo and clock.is_over() else len(todo)
+        found = self.ports.engine.infer(self.spec, model, todo[:reached], observer.progress, observer.should_stop)
+        for item in found:
+            detections = item.detections if keep_boxes else Detections.empty(item.detections.image_id)
+            writer.add(detections, item.features, stamps[detections.image_id])
+            now += 1
+            if clock.is_over():
+                reached = place[detections.image_id]
+                break
         writer.flush()
-        return len(StoredDetections(self.folder / name, stamps)), looked_at
+        clock.note()
+        return _Looked(len(StoredDetections(self.folder / name, stamps)), now, len(todo) - reached)
 
     def step_candidates(self) -> dict[str, Any]:
         candidates = self.strategy.candidates(self.context, self._budget, self._rng())
@@ -330,7 +381,10 @@ class _Run:
         ranked.update(queue)
         queue += tuple(i for i in self.reserve if i not in ranked)
         ranked.update(self.reserve)
-        queue += tuple(e.image_id for e in self.pool if e.image_id not in ranked)
+        others = [e.image_id for e in self.pool if e.image_id not in ranked]
+        older = others if self.folder.facts("infer").get("not_looked_at") else []
+        last = last_round(self.folder).queue if older else ()
+        queue = (*keep_places(queue, older, last, len(image_ids)), *([] if older else others))
         queue += tuple(self.folder.read("dataset/unreadable.json"))
         self.folder.write(
             "query_set.json",
@@ -339,6 +393,7 @@ class _Run:
                 "image_ids": list(image_ids),
                 "to_evaluate": list(reserve),
                 "reserve": self.reserve,
+                "older": older,
                 "candidate_ids": list(chosen.candidate_ids),
                 "utilities": list(chosen.utilities.items()),
                 "explanations": {str(i): e.as_dict() for i, e in chosen.explanations.items() if i in set(picked)},

@@ -70,6 +70,7 @@ class RoundSpec:
     Of all tasks ``holdout_fraction`` are kept to measure on until ``evaluation_images`` are labelled;
     ``train_on_everything`` trains on them too, and measures nothing;
     with ``keep_better`` a model that is worse than the one in force does not come into force.
+    ``pool_minutes`` is how long the detector may look at the pool; images it does not get to keep their last place.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
     decided stands in its checkpoint, so a ranking does as the training of its model did.
@@ -106,6 +107,7 @@ class RoundSpec:
     draw_map: bool = False
     slices: int | str = "off"
     evaluation_images: int = 40
+    pool_minutes: float | None = None
     train_on_everything: bool = False
     keep_better: bool = False
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -50,6 +50,8 @@ class Query:
     explanations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     to_evaluate: frozenset[int] = frozenset()
     reserve: frozenset[int] = frozenset()
+    older: frozenset[int] = frozenset()
+    """Tasks that the model did not get to look at: they keep their last place."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
         explanations={int(i): e for i, e in stored["explanations"].items()},
         to_evaluate=frozenset(stored.get("to_evaluate", ())),
         reserve=frozenset(stored.get("reserve", ())),
+        older=frozenset(stored.get("older", ())),
     )
 
 

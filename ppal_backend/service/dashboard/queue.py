@@ -220,6 +220,8 @@ def _unsure(why: Mapping[str, Any], labels: Sequence[str]) -> str:
 
 
 def _unchosen(query: Query, task_id: int) -> str:
+    if task_id in query.older:
+        return "Not looked at by this model yet: it keeps its last place."
     if task_id not in query.utilities:
         return "Its image could not be read."
     if task_id in query.candidate_ids:
