@@ -5,8 +5,8 @@ from functools import partial
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
-from ppal_backend.store import open_store
-from ppal_backend.worker.round_process import run_next_round
+from ppal_backend.store import ProjectSides, open_store
+from ppal_backend.worker.round_process import earlier_models, run_next_round
 from tests.label_studio.fake import FakeLabelStudio
 from tests.rounds.fakes import FakeWorld
 
@@ -31,7 +31,14 @@ class Place:
         self.world = FakeWorld()
 
     def ports(self, settings, store, project, spec, observer):
-        return Ports(self.world, self.world, LabelStudioPublisher(self.client, settings.keep_versions), observer)
+        return Ports(
+            self.world,
+            self.world,
+            LabelStudioPublisher(self.client, settings.keep_versions),
+            observer,
+            ProjectSides(store.sides, project.id, spec.number),
+            partial(earlier_models, settings, store, project, spec.number),
+        )
 
     def round(self, kind="train", reason="test"):
         """Run one round; its record."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -24,6 +24,7 @@ from ppal_backend.commands.shared import (
     waiting,
 )
 from ppal_backend.errors import SettingsError
+from ppal_backend.structures.quality import Quality
 
 Project = Annotated[int, typer.Argument(help="Label Studio project id")]
 
@@ -76,12 +77,17 @@ def status(
             for r in store.rounds.of_project(p.id):
                 state = "waiting" if r.is_waiting else r.state
                 table.add_row(
-                    str(r.number), r.kind, state, r.step, figure(r.metrics.get("map")), escape(r.error or r.reason)
+                    str(r.number), r.kind, state, r.step, Quality.of(r.metrics).figure, escape(r.error or r.reason)
                 )
             console.print(table)
             if p.id in detectors:
                 console.print(f"detector {escape(detectors[p.id].text)}", highlight=False, soft_wrap=True)
             trained = [r for r in store.rounds.of_project(p.id) if r.kind == "train" and r.state == "done"]
+            if trained:
+                quality = Quality.of(trained[-1].metrics)
+                for line in (quality.sentence, quality.comparison_sentence):
+                    if line:
+                        console.print(line, highlight=False, soft_wrap=True)
             slicing = describe_slicing(trained[-1].metrics) if trained else ""
             if slicing:
                 console.print(escape(slicing), highlight=False, soft_wrap=True)
@@ -152,11 +158,6 @@ def resume(project: Project, as_json: AsJson = False) -> None:
         _tell(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
 
 
-def figure(value: Any) -> str:
-    """A score for a table; empty where there is none."""
-    return "" if value is None else f"{value:.3f}"
-
-
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
@@ -184,7 +185,7 @@ def versions(project: Project, as_json: AsJson = False) -> None:
         table = folding_table("version", "round", "published", "detector", "mAP", "active", "files", typed=("version",))
         for row in rows:
             table.add_row(row["version"], str(row["round_number"]), f"{row['created_at']:%Y-%m-%d %H:%M}",
-                          row["detector"] or "none", figure(row["metrics"].get("map")),
+                          row["detector"] or "none", Quality.of(row["metrics"]).figure,
                           "yes" if row["active"] else "", "kept" if row["files"] else "removed")  # fmt: skip
         console.print(table)
 

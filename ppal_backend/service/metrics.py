@@ -28,6 +28,7 @@ from ppal_backend.errors import (
 from ppal_backend.service.payloads import ACTIONS
 from ppal_backend.settings import Settings
 from ppal_backend.store import ProjectRecord, Store
+from ppal_backend.structures.quality import Quality
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,11 @@ class _StateCollector(Collector):
 
     def _of_projects(self, projects: Sequence[ProjectRecord]) -> Iterator[GaugeMetricFamily]:
         new = _labelled("ppal_new_annotations", "Annotations that no training has used yet.", "project")
-        quality = _labelled("ppal_map", "mAP of the version in force on held-out images.", "project")
+        quality = _labelled(
+            "ppal_map",
+            "mAP of the version in force on 10 or more random images of the project.",
+            "project",
+        )
         steps = _labelled("ppal_round_step_seconds", "Steps of the last complete round.", "project", "step")
         running = _labelled("ppal_round_running_seconds", "Age of the running round.", "project", "step")
         problems = _labelled("ppal_problems", "What hinders a project now: 1 for each topic.", "project", "topic")
@@ -134,8 +139,9 @@ class _StateCollector(Collector):
             name = str(project.id)
             new.add_metric([name], self._store.ledger.new_count(project.id))
             version = self._store.versions.active(project.id)
-            if version is not None and version.metrics.get("map") is not None:
-                quality.add_metric([name], float(version.metrics["map"]))
+            measured = Quality.of(version.metrics).measured if version is not None else None
+            if measured is not None and measured.map is not None and measured.is_told:
+                quality.add_metric([name], measured.map)
             for step, seconds in self._last_steps(project.id).items():
                 steps.add_metric([name, step], seconds)
             record = self._store.rounds.running(project.id)

@@ -82,6 +82,7 @@ class Quality:
         image_set: Tells the images from others.
         other_map: What an earlier release measured on other images.
         on_everything: Whether the detector was trained on the evaluation set too.
+        stays: Whether the detector in force before stays so.
     """
 
     measured: Measured | None
@@ -92,12 +93,13 @@ class Quality:
     image_set: str = ""
     other_map: float | None = None
     on_everything: bool = False
+    stays: bool = False
 
     @classmethod
     def of(cls, metrics: Mapping[str, Any]) -> Quality:
         """From a round's metrics."""
         measured, image_set = metrics.get("measured"), str(metrics.get("image_set") or "")
-        if measured is None or not image_set:
+        if not measured or not image_set:
             return cls(
                 None,
                 other_map=metrics.get("map"),
@@ -111,6 +113,7 @@ class Quality:
             metrics.get("active"),
             int(metrics.get("images_wanted") or 0),
             image_set,
+            stays=bool(metrics.get("in_force")),
         )
 
     @property
@@ -148,13 +151,12 @@ class Quality:
     def comparison_sentence(self) -> str:
         """Whether the detector is better than the one in force before; empty where there was none to compare with."""
         found = self.comparison
-        if found is None:
-            return ""
-        if found.interval is None:
+        if found is None or found.interval is None:
             return ""
         words = {"better": "Better", "worse": "Worse", "open": "Cannot tell whether it is better or worse"}
         told = f"{signed(found.map)} ({signed(found.interval[0])} to {signed(found.interval[1])})"
-        return f"{words[found.verdict]} than round {self.active}'s on the same images: {told} mAP."
+        text = f"{words[found.verdict]} than round {self.active}'s on the same images: {told} mAP."
+        return f"{text} Round {self.active}'s stays in force." if self.stays else text
 
 
 def map_text(value: float | None) -> str:

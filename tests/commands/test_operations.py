@@ -14,8 +14,14 @@ def store(store):
     return store
 
 
+def measured(value, images, **more):
+    interval = [value - 0.1, value + 0.1] if images >= 10 else None
+    told = {"map": value, "interval": interval, "classes": {"cat": value}, "too_few": {}, "images": images}
+    return {"map": value, "measured": told, "image_set": "a", "images_wanted": 40, **more}
+
+
 def test_versions_are_listed_with_what_can_be_gone_back_to(run, store):
-    store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "", ("a",), None, {"map": 0.25}))
+    store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "", ("a",), None, measured(0.25, 40)))
     store.versions.activate(ModelVersion(7, "ppal-r2-b", 2, "", "", (), None, {}))
     shown = json.loads(run("versions", 7, "--json").stdout)
     assert [(v["version"], v["active"], v["files"]) for v in shown] == [
@@ -72,6 +78,19 @@ def test_backup_and_restore_go_through_the_command_line(run, store, tmp_path, mo
     restored = open_store(load_settings(MODEL_DIR=tmp_path / "new"))
     assert restored.projects.get(7).key == "7.1"
     restored.close()
+
+
+def test_status_says_how_good_the_last_version_is_and_whether_it_is_worse(run, store):
+    worse = {"1": {"map": -0.1, "interval": [-0.15, -0.05]}}
+    for number, metrics in ((1, measured(0.4, 4)), (2, measured(0.3, 40, active=1, differences=worse))):
+        store.rounds.request(7, "train", "x")
+        store.rounds.finish(store.rounds.claim(7, Lease.mine()).id, metrics)
+        shown = " ".join(run("status", 7).stdout.split())
+        if number == 1:
+            assert "Measured on 4 images: too few to tell; 36 more come by themselves." in shown
+            assert "0.400" not in shown
+    assert "mAP 0.300 (0.200 to 0.400), measured on 40 images." in shown
+    assert "Worse than round 1's on the same images: −0.100 (−0.150 to −0.050) mAP." in shown
 
 
 def test_prune_tells_how_much(run, store):

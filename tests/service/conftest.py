@@ -191,6 +191,6 @@ def connected(client, jobs):
 def activate(
     store, project_id=7, version="ppal-7-r1", checkpoint="projects/7/rounds/1/model.pth", labels=("Cat", "Dog")
 ):
-    store.versions.activate(
-        ModelVersion(project_id, version, 1, "retinanet_tiny", checkpoint, labels, None, {"map": 0.5})
-    )
+    measured = {"map": 0.5, "interval": [0.4, 0.6], "classes": {"Cat": 0.5}, "too_few": {}, "images": 40}
+    metrics = {"map": 0.5, "measured": measured, "image_set": "a"}
+    store.versions.activate(ModelVersion(project_id, version, 1, "retinanet_tiny", checkpoint, labels, None, metrics))

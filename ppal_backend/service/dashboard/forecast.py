@@ -10,6 +10,10 @@ import numpy as np
 FEWEST_POINTS = 4
 LEAST_SCATTER = 0.005
 COVERED = 0.8
+WIDENED = 1.75
+HORIZON = 2
+"""On the simulator's curves the interval of the curves held what came in 60 % of cases one round on, and in 44 % two
+rounds on: learning is no exact power law. Widened it holds about 80 %. Nobody has tried it further ahead."""
 _EXPONENTS = np.geomspace(0.05, 2.0, 40)
 _DRAWS = 4000
 
@@ -21,6 +25,11 @@ class Range:
     low: float
     middle: float
     high: float
+
+    def widened(self) -> Range:
+        """As wide as forecasts have to be that hold what they promise (see ``WIDENED``)."""
+        low, high = (self.middle + WIDENED * (end - self.middle) for end in (self.low, self.high))
+        return Range(max(-1.0, low), self.middle, min(1.0, high))
 
 
 class Forecast:

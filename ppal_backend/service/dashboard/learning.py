@@ -10,36 +10,58 @@ from statistics import fmean, median
 from typing import Any, Literal
 
 from ppal_backend.service.dashboard.charts import Band, Chart, Mark, Series, chart, sparkline
-from ppal_backend.service.dashboard.forecast import COVERED, FEWEST_POINTS, LEAST_SCATTER, Forecast, Range, can_forecast
+from ppal_backend.service.dashboard.forecast import (
+    COVERED,
+    FEWEST_POINTS,
+    HORIZON,
+    LEAST_SCATTER,
+    Forecast,
+    Range,
+    can_forecast,
+)
 from ppal_backend.service.dashboard.project import Project, Query
 from ppal_backend.store import RoundRecord
+from ppal_backend.structures.quality import Measured, Quality, count, map_text, signed
 from ppal_backend.structures.round import describe_slicing
 
 CURVE_STEPS = 40
-LOOK_AHEAD = 2.0
-MEASURED = "95% of resamples of the held-out images"
+MEASURED = "95% interval of what was measured"
 
 WORTHWHILE = LEAST_SCATTER  # what two trainings on the same data differ by is no gain
 UNCERTAINTY_FLOOR = 0.2
-_LEAST = f"{WORTHWHILE * 100:g} points"
+_LEAST = map_text(WORTHWHILE)
 Verdict = Literal["go on", "stop", "open"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A round that trained and was evaluated. ``value`` is mAP in [0, 1] on ``measured_on`` images it did not see,
-    ``interval`` its low and high had other images been held out; None where the round kept none."""
+    """The detector of a round, measured. ``value`` is mAP in [0, 1] on ``measured_on`` images, ``interval`` its low and
+    high for all images like these; None where too few images tell nothing."""
 
     number: int
     version: str
     images: int
     boxes: int
     value: float
-    map50: float | None
     measured_on: int
     started: datetime
     per_class: Mapping[str, float] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of the detectors of a project.
+
+    Args:
+        points: measured on the same images, those of the last evaluation, oldest first; only these can be joined.
+        others: measured on other images only, which are no part of the curve.
+        quality: of the last training.
+    """
+
+    points: Sequence[Point] = ()
+    others: Sequence[Point] = ()
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)
@@ -51,28 +73,61 @@ class Advice:
     text: str
 
 
-def points_of(rounds: Sequence[RoundRecord]) -> list[Point]:
-    """One point for every complete training with an mAP, oldest first."""
-    return [
-        Point(
-            number=r.number,
-            version=str(r.metrics.get("version", "")),
-            images=int(r.metrics["labelled_images"]),
-            boxes=int(r.metrics["labelled_boxes"]),
-            value=float(r.metrics["map"]),
-            map50=r.metrics.get("map50"),
-            measured_on=int(r.metrics.get("images") or 0),
-            started=r.created_at,
-            per_class=dict(r.metrics.get("per_class") or {}),
-            interval=_interval(r.metrics.get("map_interval")),
-        )
-        for r in rounds
-        if r.state == "done" and r.kind == "train" and r.metrics.get("map") is not None
-    ]
+def curve_of(rounds: Sequence[RoundRecord]) -> Curve:
+    """The detectors of all complete trainings, as far as they can be told."""
+    trained = [r for r in rounds if r.state == "done" and r.kind == "train"]
+    if not trained:
+        return Curve()
+    qualities = {r.number: Quality.of(r.metrics) for r in trained}
+    last = next((q for r in reversed(trained) if (q := qualities[r.number]).measured is not None), None)
+    newest = max((number for number, q in qualities.items() if q is last), default=0)
+    points, others = [], []
+    for record in trained:
+        own = qualities[record.number]
+        on_same = None
+        if last is not None:
+            on_same = own.measured if own.image_set == last.image_set else last.earlier.get(record.number)
+            on_same = last.measured if record.number == newest else on_same
+        if on_same is not None and on_same.is_told:
+            points.append(_point(record, on_same))
+        elif own.measured is not None and own.measured.is_told:
+            others.append(_point(record, own.measured))
+        elif own.other_map is not None:
+            images = int(record.metrics.get("images") or 0)
+            others.append(_point(record, Measured(own.other_map, None, {}, {}, images)))
+    return Curve(points, others, qualities[trained[-1].number])
+
+
+def _point(record: RoundRecord, measured: Measured) -> Point:
+    return Point(
+        number=record.number,
+        version=str(record.metrics.get("version", "")),
+        images=int(record.metrics["labelled_images"]),
+        boxes=int(record.metrics["labelled_boxes"]),
+        value=float(measured.map or 0.0),
+        measured_on=measured.images,
+        started=record.created_at,
+        per_class=dict(measured.classes),
+        interval=measured.interval,
+    )
 
 
 def forecast_of(points: Sequence[Point]) -> Forecast | None:
-    """The forecast from the rounds so far; None when they are too few or tell nothing."""
+    """The forecast from the rounds so far; None when they are too few or tell nothing, or the last one missed."""
+    forecast = _fitted(points)
+    return None if forecast is None or missed(points) is not None else forecast
+
+
+def missed(points: Sequence[Point]) -> Range | None:
+    """What the rounds before the last one let expect of it, where that did not come true."""
+    before = _fitted(points[:-1])
+    if before is None:
+        return None
+    expected = before.at(points[-1].images).widened()
+    return None if expected.low <= points[-1].value <= expected.high else expected
+
+
+def _fitted(points: Sequence[Point]) -> Forecast | None:
     images = [p.images for p in points]
     if not points or not can_forecast(images):
         return None
@@ -86,8 +141,15 @@ def why_no_forecast(points: Sequence[Point]) -> str:
     if different < FEWEST_POINTS:
         missing = FEWEST_POINTS - different
         return (
-            f"A curve with three unknowns needs at least {FEWEST_POINTS} trainings with different numbers of images; "
-            f"there {'is' if different == 1 else 'are'} {different}. {missing} more and this page shows one."
+            f"A curve with three unknowns needs at least {FEWEST_POINTS} versions with different numbers of images, "
+            f"measured on the same ones; there {'is' if different == 1 else 'are'} {different}. "
+            f"{missing} more and this page shows one."
+        )
+    expected = missed(points)
+    if expected is not None:
+        return (
+            f"The rounds before let expect an mAP of {_range_text(expected)} and it is {map_text(points[-1].value)}: "
+            "this project's curve is not one that can be continued."
         )
     return "mAP has not grown with the number of images, so no curve of growth fits these rounds."
 
@@ -114,7 +176,7 @@ def advice_of(
         uncertainty: mean utility of the query set in the first and in the last round that had a model, or None.
     """
     images = points[-1].images
-    gain = forecast.gain(images, budget) if forecast is not None else None
+    gain = forecast.gain(images, budget).widened() if forecast is not None else None
     return [_judge_budget(images, goal), _judge_plateau(gain, budget), _judge_uncertainty(uncertainty)]
 
 
@@ -144,7 +206,7 @@ def _judge_budget(images: int, goal: int) -> Advice:
 def _judge_plateau(gain: Range | None, budget: int) -> Advice:
     if gain is None:
         return Advice("Plateau", "open", "Without a forecast nothing can be told.")
-    told = f"The next {budget} images are expected to bring {_points(gain)} mAP points"
+    told = f"The next {budget} images are expected to bring {_gain_text(gain)} mAP"
     if gain.high < WORTHWHILE:
         return Advice("Plateau", "stop", f"{told}: less than {_LEAST} even in the better case.")
     if gain.low >= WORTHWHILE:
@@ -167,12 +229,12 @@ def _judge_uncertainty(uncertainty: tuple[float, float] | None) -> Advice:
     return Advice("Uncertainty floor", "go on", f"{told}.")
 
 
-def _interval(stored: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if stored is None else (float(stored[0]), float(stored[1]))
+def _gain_text(gain: Range) -> str:
+    return f"{signed(gain.middle)} ({signed(gain.low)} to {signed(gain.high)})"
 
 
-def _points(gain: Range) -> str:
-    return f"{gain.middle * 100:+.1f} ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
+def _range_text(expected: Range) -> str:
+    return f"{map_text(expected.middle)} ({map_text(max(0.0, expected.low))} to {map_text(expected.high)})"
 
 
 FEW_BOXES = 10
@@ -232,10 +294,11 @@ def class_rows(
 
 def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
     """mAP over labels, the forecast, the advice."""
-    points = points_of(project.rounds)
+    curve = curve_of(project.rounds)
+    points = curve.points
     slicing = describe_slicing(project.trained.metrics if project.trained else {})
     if not points:
-        return {"points": [], "slicing": slicing}
+        return {"points": [], "others": curve.others, "quality": curve.quality, "slicing": slicing}
     forecast = forecast_of(points)
     last, budget = points[-1], project.options.budget
     total = last.images + _pool_size(project.rounds)
@@ -244,13 +307,15 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
     missing = max(0, budget - project.new_annotations)
     return {
         "points": points,
-        "by_images": _map_chart(points, forecast, budget),
-        "by_boxes": _boxes_chart(points),
+        "others": curve.others,
+        "quality": curve.quality,
+        "quality_round": last.number,
+        "by_images": _map_chart(curve, forecast, budget),
+        "by_boxes": _boxes_chart(curve),
         "class_rows": _class_lines(points),
         "forecast": forecast,
         "covered": COVERED,
-        "next": forecast.at(last.images + budget) if forecast else None,
-        "ceiling": forecast.ceiling() if forecast else None,
+        "next": _range_text(forecast.at(last.images + budget).widened()) if forecast else None,
         "slicing": slicing,
         "why_none": "" if forecast else why_no_forecast(points),
         "advice": advice_of(points, forecast, budget, goal, _uncertainty(project)),
@@ -271,13 +336,16 @@ def classes_page(project: Project) -> dict[str, Any]:
         marks[step].facts.get(fact) if step in marks else None
         for step, fact in (("dataset", "labelled_per_class"), ("candidates", "class_weights"))
     )
-    rows = class_rows(version.labels, version.difficulty, version.metrics.get("per_class") or {}, boxes, weights)
+    measured = Quality.of(version.metrics).measured
+    told = measured.classes if measured is not None and measured.is_told else {}
+    rows = class_rows(version.labels, version.difficulty, told, boxes, weights)
     return {
         "version": version,
         "rows": rows,
         "most_boxes": max((r.boxes or 0 for r in rows), default=0),
         "rare": [r.label for r in rows if r.is_rare],
         "hard": [r.label for r in rows if r.is_hard],
+        "unmeasured": [r.label for r in rows if r.ap is None],
         "scatter": _scatter(rows),
     }
 
@@ -296,31 +364,36 @@ def _uncertainty(project: Project) -> tuple[float, float] | None:
     return None if first is None or last is None else (first, last)
 
 
-def _map_chart(points: Sequence[Point], forecast: Forecast | None, budget: int) -> Chart:
-    marks = [
-        Mark(p.images, p.value, _point_title(p, f"{p.images} images, {p.boxes} boxes"), "", p.interval) for p in points
-    ]
+def _map_chart(curve: Curve, forecast: Forecast | None, budget: int) -> Chart:
+    points = curve.points
     last = points[-1]
-    summary = f"mAP of {len(points)} rounds, from {points[0].value:.3f} to {last.value:.3f}"
-    measured = _bands(points, "images")
+    summary = f"mAP of {len(points)} versions on the same images, {map_text(points[0].value)} to {map_text(last.value)}"
+    measured, series = _bands(points, "images"), _measured_series(curve, "images")
     if forecast is None:
-        return chart("mAP by labelled images", summary, "labelled images", "mAP", [Series(marks)], measured)
-    first = points[0].images
-    end = max(last.images * LOOK_AHEAD, last.images + budget)
+        return chart("mAP by labelled images", summary, "labelled images", "mAP", series, measured)
+    first, end = points[0].images, last.images + HORIZON * budget
     at = [first + (end - first) * i / CURVE_STEPS for i in range(CURVE_STEPS + 1)]
-    ranges = [forecast.at(n) for n in at]
-    curve = [Mark(n, max(0.0, r.middle), "") for n, r in zip(at, ranges, strict=True)]
-    rows = [(n, max(0.0, r.low), min(1.0, r.high)) for n, r in zip(at, ranges, strict=True)]
-    bands = [Band(rows, f"{COVERED:.0%} of the curves that fit"), *measured]
-    series = [Series(curve, "forecast"), Series(marks)]
-    return chart("mAP by labelled images", summary + ", with forecast", "labelled images", "mAP", series, bands)
+    line = [Mark(n, max(0.0, forecast.at(n).middle), "") for n in at]
+    ahead = [(n, forecast.at(n).widened()) for n in at if n >= last.images]
+    rows = [(n, max(0.0, r.low), r.high) for n, r in ahead]
+    bands = [Band(rows, f"{COVERED:.0%} of forecasts hold"), *measured]
+    return chart(
+        "mAP by labelled images", summary + ", with forecast", "labelled images", "mAP",
+        [Series(line, "forecast"), *series], bands,
+    )  # fmt: skip
 
 
-def _boxes_chart(points: Sequence[Point]) -> Chart:
-    marks = [Mark(p.boxes, p.value, _point_title(p, f"{p.boxes} boxes"), "", p.interval) for p in points]
-    summary = f"mAP of {len(points)} rounds by labelled boxes"
-    bands = _bands(points, "boxes")
-    return chart("mAP by labelled boxes", summary, "labelled boxes", "mAP", [Series(marks)], bands)
+def _boxes_chart(curve: Curve) -> Chart:
+    summary = f"mAP of {len(curve.points)} versions on the same images by labelled boxes"
+    series = _measured_series(curve, "boxes")
+    return chart("mAP by labelled boxes", summary, "labelled boxes", "mAP", series, _bands(curve.points, "boxes"))
+
+
+def _measured_series(curve: Curve, by: str) -> list[Series]:
+    """Points that were measured on the same images, joined; and the others, which are not."""
+    marks = [Mark(getattr(p, by), p.value, _point_title(p), "", p.interval) for p in curve.points]
+    others = [Mark(getattr(p, by), p.value, f"{_point_title(p)}, on other images") for p in curve.others]
+    return [Series(marks), *([Series(others, "elsewhere", joined=False)] if others else [])]
 
 
 def _bands(points: Sequence[Point], by: str) -> list[Band]:
@@ -330,9 +403,10 @@ def _bands(points: Sequence[Point], by: str) -> list[Band]:
     ]
 
 
-def _point_title(point: Point, having: str) -> str:
-    spread = "" if point.interval is None else " ({:.3f} to {:.3f})".format(*point.interval)
-    return f"round {point.number}: mAP {point.value:.3f}{spread} with {having}"
+def _point_title(point: Point) -> str:
+    spread = "" if point.interval is None else f" ({map_text(point.interval[0])} to {map_text(point.interval[1])})"
+    having = f"{count(point.images, 'image')}, {point.boxes} box{'' if point.boxes == 1 else 'es'}"
+    return f"round {point.number}: mAP {map_text(point.value)}{spread} with {having}"
 
 
 def _class_lines(points: Sequence[Point]) -> list[dict[str, Any]]:

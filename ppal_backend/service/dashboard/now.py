@@ -14,6 +14,7 @@ from ppal_backend.rounds.folder import OUTPUTS
 from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
+from ppal_backend.structures.quality import Quality
 
 ROUNDS_SHOWN = 12
 
@@ -101,7 +102,6 @@ def _running(record: RoundRecord, usual_s: float | None, elapsed_s: float) -> St
     return Step(name, IN_WORDS[name], "running", done, total, detail, elapsed_s, rest)
 
 
-FEWEST_IMAGES = 10
 CLASSES_SHOWN = 12
 
 
@@ -134,14 +134,10 @@ def quality_in_words(metrics: Mapping[str, Any] | None, budget: int) -> str:
         metrics: of the training that made the model in force; None before there is one.
         budget: annotations that start a training.
     """
-    if metrics is None or metrics.get("map") is None:
+    if metrics is None or (metrics.get("map") is None and metrics.get("measured") is None):
         return f"No model yet: the first one trains by itself after {counted(budget, 'annotation')}."
-    images, value = int(metrics.get("images") or 0), float(metrics["map"])
-    if images < FEWEST_IMAGES:
-        return f"Measured on {counted(images, 'image')}: too few to tell."
-    interval = metrics.get("map_interval")
-    spread = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
-    return f"mAP {value:.3f}{spread}, measured on {counted(images, 'image')} that it did not learn from."
+    quality = Quality.of(metrics)
+    return " ".join(part for part in (quality.sentence, quality.comparison_sentence) if part)
 
 
 def next_in_words(project: Project, state: str, left: float | None, missing: int) -> str:

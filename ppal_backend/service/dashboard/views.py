@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ from ppal_backend.service.payloads import LARGEST_PROJECT_ID
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion
+from ppal_backend.structures.quality import Quality, map_text, signed
 
 if TYPE_CHECKING:
     from ppal_backend.label_studio.client import LabelStudioClient
@@ -405,6 +406,24 @@ def as_next_try(finding: Finding) -> str:
 def as_seconds(value: float) -> str:
     """What an image takes, in seconds or, from two minutes on, in minutes."""
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+@ui.app_template_filter("ppal_map")
+def as_map(value: float | None) -> str:
+    """An mAP or AP."""
+    return map_text(value)
+
+
+@ui.app_template_filter("ppal_gain")
+def as_gain(value: float) -> str:
+    """A difference of two."""
+    return signed(value)
+
+
+@ui.app_template_filter("ppal_figure")
+def as_figure(metrics: Mapping[str, Any]) -> str:
+    """A round's mAP, where there is enough to tell one."""
+    return Quality.of(metrics).figure
 
 
 @ui.app_template_filter("ppal_span")

@@ -6,6 +6,7 @@ import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoImage
 from ppal_backend.service.app import create_app
+from ppal_backend.structures.quality import FEWEST_IMAGES
 from tests.place import Place
 from tests.rounds.fakes import FakeWorld, detections_of
 from tests.service.conftest import FakeImages, FakePredictor, RecordingJobs
@@ -23,6 +24,7 @@ class LearningWorld(FakeWorld):
 
     def __init__(self, cache):
         super().__init__(labelled=10)
+        self.values, self.evaluated = {}, 12
         self.cache = cache
         cache.mkdir(parents=True)
 
@@ -38,11 +40,22 @@ class LearningWorld(FakeWorld):
         return str(path)
 
     def evaluate(self, spec, model, ann_json, earlier=None, folder=None):
-        value = 0.7 - 1.2 * self.labelled**-0.5
-        per_class = {"cat": value + 0.1, "dog": value - 0.1}
-        interval = [value - 0.05, value + 0.04] if self.labelled > 10 else None
-        return {"map": value, "map50": value + 0.2, "per_class": per_class, "images": 12, "instances": 19,
-                "map_interval": interval}  # fmt: skip
+        found = self.measured(self.labelled)
+        if folder is None:
+            return {"map": found["map"], "map50": found["map"] + 0.2, "per_class": found["classes"], "images": 12}
+        self.values[spec.number] = self.labelled
+        others = {n: self.measured(self.values[n]) for n in earlier if n in self.values}
+        gains = {n: found["map"] - o["map"] for n, o in others.items()}
+        differences = {n: {"map": gain, "interval": [gain - 0.03, gain + 0.03]} for n, gain in gains.items()}
+        return {"map": found["map"], "map50": found["map"] + 0.2, "per_class": found["classes"], "images": 12,
+                "instances": 19, "measured": found, "earlier": others, "differences": differences,
+                "problems": {}}  # fmt: skip
+
+    def measured(self, labelled):
+        value = 0.7 - 1.2 * labelled**-0.5
+        few = self.evaluated < FEWEST_IMAGES
+        return {"map": value, "interval": None if few else [value - 0.05, value + 0.04], "images": self.evaluated,
+                "classes": {"cat": value + 0.1, "dog": value - 0.1}, "too_few": {"emu": 2}}  # fmt: skip
 
 
 class ReviewedWorld(LearningWorld):

@@ -6,13 +6,14 @@ import pytest
 
 from ppal_backend.service.dashboard.forecast import Forecast
 from ppal_backend.service.dashboard.learning import (
+    Curve,
     Point,
     advice_of,
     class_rows,
+    curve_of,
     forecast_of,
     mean_utility,
     pace_per_hour,
-    points_of,
     stretches_of,
     why_no_forecast,
 )
@@ -23,8 +24,13 @@ from ppal_backend.structures.round import describe_slicing
 START = datetime(2026, 1, 1)
 
 
+def measured(value=0.5, images=12):
+    interval = [value - 0.1, value + 0.1] if images >= 10 else None
+    return {"map": value, "interval": interval, "classes": {"cat": value}, "too_few": {}, "images": images}
+
+
 def record(number=1, kind="train", state="done", **metrics):
-    known = {"map": 0.5, "labelled_images": 10, "labelled_boxes": 30, "images": 4, "version": "v"}
+    known = {"map": 0.5, "labelled_images": 10 * number, "labelled_boxes": 30, "images": 12, "version": "v"}
     return RoundRecord(
         number, 1, number, kind, state, "", 1, 0, "", "", {}, known | metrics, False, START, START, START
     )
@@ -32,7 +38,7 @@ def record(number=1, kind="train", state="done", **metrics):
 
 def point(images, value, hours=0.0, interval=None):
     started = START + timedelta(hours=hours)
-    return Point(1, "v", images, 3 * images, value, None, 4, started, interval=interval)
+    return Point(1, "v", images, 3 * images, value, 40, started, interval=interval)
 
 
 def growing(ceiling, images=(100, 200, 300, 400, 500)):
@@ -44,14 +50,40 @@ def verdicts(points, budget=50, goal=1000, uncertainty=None):
     return {a.criterion: a.verdict for a in advice_of(points, forecast, budget, goal, uncertainty)}
 
 
-def test_only_complete_measured_trainings_are_points():
-    rounds = [record(1), record(2, kind="rank"), record(3, state="failed"), record(4, map=None), record(5, map=0.7)]
-    assert [(p.number, p.value, p.measured_on) for p in points_of(rounds)] == [(1, 0.5, 4), (5, 0.7, 4)]
+def drawn(points):
+    return [(p.number, p.value) for p in points]
 
 
-def test_a_point_has_the_interval_that_its_round_kept():
-    rounds = [record(1), record(2, map_interval=None), record(3, map_interval=[0.4, 0.7])]
-    assert [p.interval for p in points_of(rounds)] == [None, None, (0.4, 0.7)]
+def test_only_versions_that_were_measured_on_the_same_images_are_joined():
+    rounds = [
+        record(1),  # an earlier release: held out other images every time
+        record(2, measured=measured(0.2), image_set="a"),
+        record(3, measured=measured(0.3), image_set="a"),
+        record(4, measured=measured(0.4), image_set="b", earlier={"3": measured(0.33)}),
+        record(5, kind="rank"),
+        record(6, state="failed"),
+    ]
+    curve = curve_of(rounds)
+    assert drawn(curve.points) == [(3, 0.33), (4, 0.4)], "round 3 as it is on the images of round 4"
+    assert drawn(curve.others) == [(1, 0.5), (2, 0.2)] and curve.quality.measured.map == 0.4
+    assert [p.interval for p in curve.points] == [pytest.approx((0.23, 0.43)), pytest.approx((0.3, 0.5))]
+    same = curve_of(rounds[:3])
+    assert drawn(same.points) == [(2, 0.2), (3, 0.3)] and drawn(same.others) == [(1, 0.5)]
+
+
+def test_few_images_give_no_point_but_a_sentence():
+    curve = curve_of([record(1, measured=measured(0.125, 1), image_set="a", images_wanted=40),
+                      record(2, measured=measured(0.045, 4), image_set="b", images_wanted=40)])  # fmt: skip
+    assert curve.points == curve.others == []
+    assert curve.quality.sentence == "Measured on 4 images: too few to tell; 36 more come by themselves."
+
+
+def test_a_last_training_on_everything_is_marked_and_no_point():
+    rounds = [record(1, measured=measured(0.2), image_set="a"), record(2, map=None, trained_on_everything=True)]
+    curve = curve_of(rounds)
+    assert drawn(curve.points) == [(1, 0.2)]
+    assert curve.quality.sentence == "Not measured: this version was trained on the images that measure, too."
+    assert curve_of([]) == Curve()
 
 
 def test_a_band_covers_rounds_in_a_row_that_have_an_interval():
@@ -90,6 +122,9 @@ def test_uncertainty_is_compared_with_the_first_round():
 
 def test_why_there_is_no_forecast_is_told():
     assert "there is 1. 3 more" in why_no_forecast([point(10, 0.1)])
+    broken = [*growing(0.8), point(600, 0.3)]
+    assert forecast_of(broken) is None and forecast_of(broken[:-1]) is not None
+    assert "let expect an mAP of 0.79" in why_no_forecast(broken) and "and it is 0.300" in why_no_forecast(broken)
     falling = [point(n, 0.9 - n / 1000) for n in (100, 200, 300, 400, 500)]
     assert forecast_of(falling) is None and "has not grown" in why_no_forecast(falling)
     assert isinstance(forecast_of(growing(0.8)), Forecast) and forecast_of([]) is None

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
-from ppal_backend.structures.quality import FEWEST_IMAGES
+from ppal_backend.store.tables import RoundRow
 from tests.place import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
@@ -60,7 +60,7 @@ def test_pages_run_nothing_of_others_and_hold_nothing_inline(client, page):
 def test_the_overview_tells_what_each_project_is_at(client):
     text = text_of(client.get("/ui/"))
     assert "Project 1 cat, dog" in text and "idle" in text
-    assert "mAP 0.530 (0.480 to 0.570), measured on 12 images that it did not learn from." in text
+    assert "mAP 0.530 (0.480 to 0.570), measured on 12 images and 2 of 3 classes." in text
     assert "The next training starts by itself after 5 more annotations." in text
 
 
@@ -93,16 +93,19 @@ def test_now_shows_the_running_round_its_log_and_what_hinders(place):
     assert text_of(place.app().test_client().get("/ui/")).count("round 2: dataset") == 1
 
 
-def test_learning_shows_every_round_and_the_forecast(client):
+def test_learning_shows_every_version_on_the_same_images_and_the_forecast(client):
     text = text_of(client.get("/ui/projects/1/learning"))
+    assert "mAP 0.530 (0.480 to 0.570), measured on 12 images and 2 of 3 classes." in text
+    assert "Cannot tell whether it is better or worse than round 4&#39;s on the same images: +0.020" in text
+    assert "Not measured, for want of 5 boxes in 3 of these images: emu (2)." in text
     assert (
-        "round 1: mAP 0.321 with 10 images, 10 boxes" in text
+        "round 1: mAP 0.321 (0.271 to 0.361) with 10 images, 10 boxes" in text
         and "round 5: mAP 0.530 (0.480 to 0.570) with 50 images" in text
     )
-    assert "The dashed curve is a power law" in text and "fitted to 5 trainings" in text
+    assert "The dashed curve is a power law" in text and "fitted to 5 versions" in text
     found = re.search(r"After the next 5 images mAP is expected at ([\d.]+) \(([\d.]+) to ([\d.]+)\)", text)
     low, high = float(found[2]), float(found[3])
-    assert low < 100 * (0.7 - 1.2 * 55**-0.5) < high
+    assert low < 0.7 - 1.2 * 55**-0.5 < high
     assert "label on Budget. 50 of 80 images are labelled, 30 are left." in text
     assert "dog 0.221 0.430 +0.020 cat 0.421 0.630 +0.020" in text
     assert "go on: budget, plateau, uncertainty floor" in text and "0 of 3 criteria would stop" in text
@@ -113,23 +116,50 @@ def test_learning_shows_every_round_and_the_forecast(client):
 def test_learning_shows_how_far_each_map_may_be_off(client):
     answer = client.get("/ui/projects/1/learning")
     page, text = answer.text, text_of(answer)
-    assert page.count('class="measured"') == 2 and page.count('class="whisker"') == 8, "on both charts, but the first"
-    assert "0.480–0.570 0.730" in text and "0.321 – 0.521" in text, "in the table, none for the first"
-    assert "hold 95 % of" in text and "Points without one were measured on fewer than 10 images" in text
+    assert page.count('class="measured"') == 2 and page.count('class="whisker"') == 10, "on both charts"
+    assert "0.530 0.480 to 0.570 12" in text and "0.321 0.271 to 0.361 12" in text, "in the table"
 
 
-def test_rounds_without_intervals_show_none(place):
-    place.world.labelled = 5
-    place.train()
+def test_an_map_is_one_kind_of_number_on_every_page(client):
+    """From 0 to 1 with three decimals: the page said 0.125 here and 15.5 there."""
+    for page in PAGES:
+        text = text_of(client.get(f"/ui/{page}"))
+        text = re.sub(r"(80% of forecasts|95 ?% )", "", text)  # levels of intervals, in titles and a table's head
+        figures = re.findall(r"\bmAP (?:is expected at |of )?([+−]?\d[\d.]*\d)( ?%)?", text)
+        assert [f for f in figures if not re.fullmatch(r"[+−]?[01]\.\d{3}", f[0]) or f[1]] == [], page
+        assert "mAP points" not in text, page
+    learning = text_of(client.get("/ui/projects/1/learning"))
+    assert len(re.findall(r"\bmAP (?:is expected at )?[01]\.\d{3}", learning)) >= 10, "it found the figures"
+
+
+def test_few_images_have_no_headline_no_line_and_no_forecast(place):
+    place.world.evaluated = 4
+    place.train(5)
     answer = place.app().test_client().get("/ui/projects/1/learning")
-    assert 'class="measured"' not in answer.text and 'class="whisker"' not in answer.text
-    assert f"No point has an interval: it takes {FEWEST_IMAGES} held-out images" in text_of(answer)
+    assert "Measured on 4 images: too few to tell; 36 more come by themselves." in text_of(answer)
+    assert "<svg" not in answer.text and "0.530" not in answer.text and "expected at" not in answer.text
+    now = text_of(place.app().test_client().get("/ui/projects/1/"))
+    assert "Measured on 4 images: too few to tell" in now and "0.530" not in now
+
+
+def test_versions_measured_on_other_images_are_shown_apart(place):
+    place.train(3)
+    for record in place.store.rounds.of_project(1)[:1]:
+        old = {k: v for k, v in record.metrics.items() if k not in ("measured", "image_set", "earlier")}
+        with place.store.database.transaction() as session:
+            session.get(RoundRow, record.id).metrics = old
+    for record in place.store.rounds.of_project(1)[1:]:
+        with place.store.database.transaction() as session:
+            session.get(RoundRow, record.id).metrics = {**record.metrics, "earlier": {}}
+    answer = place.app().test_client().get("/ui/projects/1/learning")
+    assert "round 1: mAP 0.321 with 10 images, 10 boxes, on other images" in text_of(answer)
+    assert 'class="elsewhere"' in answer.text and "Hollow points were measured on other images" in text_of(answer)
 
 
 def test_with_too_few_rounds_there_is_no_forecast_but_a_reason(place):
     place.train(2)
     text = text_of(place.app().test_client().get("/ui/projects/1/learning"))
-    assert "No forecast yet. A curve with three unknowns needs at least 4" in text and "power law" not in text
+    assert "No forecast yet. A curve with three unknowns needs at least 4 versions" in text and "power law" not in text
     assert "cannot tell Plateau." in text
 
 
@@ -185,7 +215,9 @@ def test_images_come_from_the_cache_and_from_nowhere_else(place, tmp_path):
 
 def test_a_project_without_rounds_has_all_its_pages(place):
     client = place.app().test_client()
-    assert "No training has been measured yet" in text_of(client.get("/ui/projects/1/learning"))
+    assert "No training is done yet: one starts by itself after 5 new annotations" in text_of(
+        client.get("/ui/projects/1/learning")
+    )
     assert "before the first training" in text_of(client.get("/ui/projects/1/classes"))
     assert "No queue is published yet" in text_of(client.get("/ui/projects/1/queue"))
     assert "None yet" in text_of(client.get("/ui/projects/1/"))

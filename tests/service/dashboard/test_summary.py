@@ -33,17 +33,35 @@ def client(place):
     return place.app().test_client()
 
 
+def quality(images, **more):
+    """What a round measured on so many images."""
+    interval = [0.4, 0.61] if images >= 10 else None
+    measured = {"map": 0.5, "interval": interval, "classes": {"cat": 0.5}, "too_few": {"dog": 2}, "images": images}
+    return {"map": 0.5, "measured": measured, "image_set": "a", "images_wanted": 40, **more}
+
+
 @pytest.mark.parametrize(
     ("metrics", "said"),
     [
         (None, "No model yet: the first one trains by itself after 50 annotations."),
         ({"version": "x"}, "No model yet: the first one trains by itself after 50 annotations."),
-        ({"map": 0.9, "images": 1}, "Measured on 1 image: too few to tell."),
-        ({"map": 0.9, "images": 9}, "Measured on 9 images: too few to tell."),
-        ({"map": 0.5, "images": 10}, "mAP 0.500, measured on 10 images that it did not learn from."),
+        ({"map": 0.9, "images": 40}, "Not measured on a random sample yet."),
+        (quality(1), "Measured on 1 image: too few to tell; 39 more come by themselves."),
+        (quality(9), "Measured on 9 images: too few to tell; 31 more come by themselves."),
+        (quality(40), "mAP 0.500 (0.400 to 0.610), measured on 40 images and 1 of 2 classes."),
         (
-            {"map": 0.5, "images": 40, "map_interval": [0.4, 0.61]},
-            "mAP 0.500 (0.400 to 0.610), measured on 40 images that it did not learn from.",
+            quality(40, active=3, differences={"3": {"map": -0.08, "interval": [-0.12, -0.02]}}),
+            "mAP 0.500 (0.400 to 0.610), measured on 40 images and 1 of 2 classes. Worse than round 3's on the same "
+            "images: −0.080 (−0.120 to −0.020) mAP.",
+        ),
+        (
+            quality(40, active=3, differences={"3": {"map": 0.01, "interval": [-0.02, 0.03]}}),
+            "mAP 0.500 (0.400 to 0.610), measured on 40 images and 1 of 2 classes. Cannot tell whether it is better or "
+            "worse than round 3's on the same images: +0.010 (−0.020 to +0.030) mAP.",
+        ),
+        (
+            {"map": None, "measured": {}, "trained_on_everything": True},
+            "Not measured: this version was trained on the images that measure, too.",
         ),
     ],
 )
