@@ -47,6 +47,15 @@ def test_label_lookups():
     assert classes == ["c1", "Bus", "c1", "c1", None]
 
 
+def test_what_predicted_values_lists_by_label_and_that_a_versions_own_label_comes_first():
+    """A trained version's box of the label `bird` was published as another label whose attribute names `bird`."""
+    labels = '<Label value="puffin" predicted_values="bird, Bird,, bird"/><Label value="bird"/>'
+    labels += '<Label value="mouse" predicted_values=""/>'
+    schema = parse_label_config(f'<View>{IMAGE}<RectangleLabels name="r" toName="i">{labels}</RectangleLabels></View>')
+    assert dict(schema.class_names) == {"puffin": ("bird", "Bird"), "mouse": ()}
+    assert [schema.label_of_class(name) for name in ("bird", "Bird", "puffin")] == ["bird", "puffin", "puffin"]
+
+
 def test_a_value_that_is_another_labels_alias_stays_that_label():
     schema = parse_label_config(
         '<View><Image name="i" value="$i"/><RectangleLabels name="r" toName="i">'
