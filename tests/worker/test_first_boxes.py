@@ -1,9 +1,22 @@
 """Round 0 in its process: which spec it gets, which version it leaves, and what the rounds after it make of that."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from ppal_backend.datasets.coco import CocoCategory, CocoDataset
+from ppal_backend.detector.zoo import find_entry
+from ppal_backend.detector.zoo.fetch import place_weights
+from ppal_backend.engines.local import LocalEngine
+from ppal_backend.label_studio.publish import LabelStudioPublisher
+from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData
 from ppal_backend.worker.round_process import run_next_round
+from tests.label_studio.fake import FakeLabelStudio
 from tests.rounds.fakes import FakeWorld
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+AQUARIUM, WEIGHTS = SHARED / "data" / "aquarium", SHARED / "weights" / "yolox_nano_coco.pth"
 
 KNOWN_CONFIG = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
@@ -86,3 +99,58 @@ def test_a_ranking_before_any_training_takes_the_labels_as_they_are_now(settings
     world = FakeWorld()
     run_next_round(settings, 1, world.ports)
     assert world.spec.model.checkpoint.endswith("rounds/2/train/model.pth") and "as_is" not in world.calls
+
+
+class Photographs(FakeWorld):
+    """Pictures with birds as the pool, the real detector, and a Label Studio in memory that takes the queue."""
+
+    def __init__(self, labels, config, weights_dir):
+        super().__init__(labelled=0)
+        content = json.loads((AQUARIUM / "test.json").read_text())
+        birds = {c["id"] for c in content["categories"] if c["name"] in ("penguin", "puffin")}
+        with_birds = {row["image_id"] for row in content["annotations"] if row["category_id"] in birds}
+        self.images = [image for image in content["images"] if image["id"] in with_birds]
+        self.labels, self.engine = labels, LocalEngine(weights_dir=weights_dir)
+        self.label_studio = FakeLabelStudio(tasks=0)
+        self.label_studio.project["label_config"] = config
+        for image in self.images:
+            self.label_studio.add_task(image["id"])
+
+    def prepare(self, folder, on_progress):
+        categories = [CocoCategory(number, name) for number, name in enumerate(self.labels, start=1)]
+        pool = [
+            PoolEntry(image["id"], str(AQUARIUM / "images" / image["file_name"]), image["width"], image["height"])
+            for image in self.images
+        ]
+        return PreparedData(CocoDataset([], [], categories), pool, self.labels, {})
+
+    def ports(self, settings, store, project, spec, observer):
+        return Ports(self, self.engine, LabelStudioPublisher(self.label_studio.client()), observer)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (AQUARIUM.is_dir() and WEIGHTS.is_file()), reason=f"needs {AQUARIUM} and {WEIGHTS}")
+@pytest.mark.parametrize(
+    ("labels", "attribute", "told"),
+    [
+        (("fish", "penguin", "puffin"), ' predicted_values="bird"', {"penguin"}),
+        (("person", "car", "dog"), "", {"person"}),
+    ],
+)
+def test_photographs_are_published_with_boxes_of_known_labels(settings, store, tmp_path, labels, attribute, told):
+    tags = f'<Label value="{labels[0]}"/>' + "".join(f'<Label value="{name}"{attribute}/>' for name in labels[1:])
+    config = KNOWN_CONFIG[: KNOWN_CONFIG.index("<Label ")] + tags + "</RectangleLabels></View>"
+    settings = settings.model_copy(update={"cache_dir": tmp_path / "cache", "model_zoo": None})
+    place_weights(find_entry("yolox_nano"), WEIGHTS, settings.weights_dir)
+    known_project(store, config, detector="yolox_nano", score_threshold=0.1)
+    store.rounds.request(1, "rank", "x", as_is=True)
+    world = Photographs(labels, config, settings.weights_dir)
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "done", only(store).error
+    published = world.label_studio.predictions
+    assert world.label_studio.project["model_version"].startswith("ppal-r0-")
+    assert sorted(p["task"] for p in published) == sorted(image["id"] for image in world.images)
+    boxes = [label for p in published for region in p["result"] for label in region["value"]["rectanglelabels"]]
+    assert len(boxes) >= 10 and told <= set(boxes) <= {*told, *(labels if not attribute else ())}
+    first = min(published, key=lambda p: p["score"])
+    assert first["result"], "the most uncertain picture has boxes"
