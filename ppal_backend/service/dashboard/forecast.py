@@ -78,10 +78,6 @@ class Forecast:
         """What mAP is expected to grow by when ``more`` images are labelled on top of ``images``."""
         return _range(self._of(images + more) - self._of(images))
 
-    def ceiling(self) -> Range:
-        """Where the curves end, however much is labelled."""
-        return _range(self._curves[:, 0])
-
     def _of(self, images: float) -> np.ndarray:
         return self._curves[:, 0] + self._curves[:, 1] * (images / self._scale) ** -self._exponents
 
