@@ -442,6 +442,28 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     return found
 
 
+def surest_classes(folder: Path) -> dict[int, tuple[int, float]]:
+    """Class and score of the surest box of every image that has one, by image id.
+
+    Args:
+        folder: Where :class:`DetectionsWriter` left its shards.
+    """
+    found: dict[int, tuple[int, float]] = {}
+    for path in shards_of(folder):
+        shard = _Shard(path)
+        counts = shard.array("counts")
+        images = np.flatnonzero(counts)
+        if not len(images):
+            continue
+        scores, classes = shard.array("scores"), shard.array("class_indices")
+        owner = np.repeat(np.arange(len(counts)), counts)
+        last = np.cumsum(counts)[images] - 1
+        best = np.lexsort((scores, owner))[last]  # within an image the highest score comes last
+        ids = shard.image_ids[images].tolist()
+        found.update(zip(ids, zip(classes[best].tolist(), scores[best].tolist(), strict=True), strict=True))
+    return found
+
+
 class StoredQueue(Sequence[QueueEntry]):
     """Every ranked task, the one to label first in front; what was detected is read when an entry is asked for."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.rounds.detections_store import DetectionsWriter, read_boxes, read_detections
+from ppal_backend.rounds.detections_store import DetectionsWriter, read_boxes, read_detections, surest_classes
 from tests.rounds.fakes import detections_of
 
 
@@ -30,3 +30,17 @@ def test_they_are_the_rows_that_were_written(folder, wanted):
 
 def test_unknown_images_and_a_missing_folder_give_nothing(folder, tmp_path):
     assert read_boxes(folder, [7]) == {} and read_boxes(tmp_path / "none", [100]) == {}
+
+
+def test_the_surest_class_of_every_image_that_has_a_box(tmp_path):
+    writer = DetectionsWriter(tmp_path, shard_size=4)
+    wanted = {}
+    for image_id in range(100, 130):
+        found = detections_of(image_id)
+        writer.add(found, {})
+        if len(found):
+            best = int(found.scores.argmax())
+            wanted[image_id] = (int(found.class_indices[best]), float(found.scores[best]))
+    writer.flush()
+    assert surest_classes(tmp_path) == wanted and 0 < len(wanted) < 30
+    assert surest_classes(tmp_path / "none") == {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import StateError
-from ppal_backend.rounds.detections_store import Box, read_boxes
+from ppal_backend.rounds.detections_store import Box, read_boxes, surest_classes
 from ppal_backend.service.dashboard.drawing import LabelPlace, colour_of, place_labels
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
 
@@ -333,12 +333,21 @@ def summary_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], l
     )
 
 
-def points_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], labels: Sequence[str]) -> dict[str, Any]:
+def points_of(
+    query: Query,
+    drawn: Mapping[str, Any],
+    since: Collection[int],
+    labels: Sequence[str],
+    surest: Mapping[int, tuple[int, float]] | None = None,
+    least_score: float = 0.0,
+) -> dict[str, Any]:
     """The points for the script: equally long lists, and texts.
 
     ``place`` is 1 for the task to label first and 0 for one that was labelled before; ``utility`` is None where
-    nothing measured it. ``reasons`` are those of single tasks, ``said`` is what goes for all others of a kind.
+    nothing measured it; ``classes`` are those of the surest boxes, by class index, -1 where none is sure enough.
+    ``reasons`` are those of single tasks, ``said`` is what goes for all others of a kind.
     """
+    classes = {i: c for i, (c, score) in (surest or {}).items() if score >= least_score and c < len(labels)}
     labelled, kinds = drawn["labelled"], kinds_of(query, drawn, since)
     place = {task_id: number for number, task_id in enumerate(query.queue, start=1)}
     utilities = {} if query.strategy == RANDOM else query.utilities
@@ -355,6 +364,8 @@ def points_of(query: Query, drawn: Mapping[str, Any], since: Collection[int], la
         "utility": [_rounded(utilities.get(i)) for i in drawn["ids"]] + [None] * len(labelled),
         "reasons": {str(i): reason_of(query, i, labels) for i in (*query.image_ids, *query.reserve)},
         "said": said,
+        "classes": [classes.get(i, -1) for i in drawn["ids"]] + [-1] * len(labelled),
+        "labels": list(labels),
     }
 
 
@@ -425,7 +436,9 @@ def map_points(project: Project, number: int) -> dict[str, Any]:
     query, drawn = files.query(), files.map()
     if version is None or query is None or drawn is None:
         raise StateError(f"round {number} of project {project.id} has no map; the next round draws one")
-    return points_of(query, drawn, project.labelled_since(number), version.labels)
+    surest = surest_classes(files.folder / "detections")
+    since, least_score = project.labelled_since(number), project.options.score_threshold
+    return points_of(query, drawn, since, version.labels, surest, least_score)
 
 
 def _servable(project: Project, item: Item) -> Item:

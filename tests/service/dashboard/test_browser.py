@@ -163,14 +163,14 @@ def test_the_map_draws_every_kind_and_hides_what_is_not_wanted(map_page):
 
 def test_pointing_at_the_map_shows_image_place_and_reason_and_a_press_opens_the_task(map_page):
     page, chosen = map_page()
-    page.mouse.move(*point_at(page, chosen[2]))
+    page.mouse.move(*point_at(page, chosen[0]))
     card = page.locator("#map .shown")
-    card.get_by_text(f"Task {chosen[2]}").wait_for()
-    assert "next to label, place 3" in card.inner_text() and "Not sure" in card.inner_text()
+    card.get_by_text(f"Task {chosen[0]}").wait_for()
+    assert "next to label, place 1" in card.inner_text() and "Not sure" in card.inner_text()
     assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     with page.context.expect_page() as opened:
-        page.mouse.click(*point_at(page, chosen[2]))
-    assert opened.value.url == f"{LABEL_STUDIO}/projects/1/data?task={chosen[2]}"
+        page.mouse.click(*point_at(page, chosen[0]))
+    assert opened.value.url == f"{LABEL_STUDIO}/projects/1/data?task={chosen[0]}"
 
 
 def test_the_map_is_walked_by_keyboard_in_the_order_of_the_queue(map_page, axe):
@@ -240,3 +240,56 @@ def test_a_button_is_pressed_by_keyboard_and_only_after_a_second_yes(open_page, 
     page.keyboard.press("Enter")
     page.wait_for_url("**/?done=pause")
     assert shown.store.projects.get(1).paused and "Paused" in page.inner_text(".said")
+
+
+def test_a_line_round_images_lists_them_and_opens_none(map_page):
+    page, chosen = map_page()
+    page.locator("#map canvas").scroll_into_view_if_needed()
+    box = page.locator("#map canvas").bounding_box()
+    left, top, right, low = box["x"] + 2, box["y"] + 2, box["x"] + box["width"] - 2, box["y"] + box["height"] - 2
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, low), (left, low), (left, top + 9)):
+        page.mouse.move(x, y, steps=4)
+    page.mouse.up()
+    listed = page.locator("#map .lassoed")
+    assert "80 images within the line" in listed.inner_text()
+    assert listed.locator("a").first.inner_text() == f"Task {chosen[0]}", "what is next to label comes first"
+    assert len(page.context.pages) == 1
+
+
+def test_near_enough_images_show_themselves(map_page, shown):
+    page, chosen = map_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.mouse.move(*point_at(page, chosen[1]))
+    page.locator("#map .shown").get_by_text(f"Task {chosen[1]}").wait_for()
+    for _ in range(6):
+        page.get_by_role("button", name="Nearer").click()
+    for _ in range(100):  # the page allows no script of others, which waiting for a function is
+        if page.evaluate("[...small.values()].some((image) => image.naturalWidth > 0)"):
+            break
+        page.wait_for_timeout(50)
+    assert page.evaluate("[...small.values()].some((image) => image.naturalWidth > 0)"), "an image is there"
+    assert any("/thumbnails/" in url for url in asked)
+    assert page.evaluate("view.zoom") == 64 and page.evaluate("small.size") <= 24 * 5
+    x, y = point_at(page, chosen[1])
+    box = page.locator("#map canvas").bounding_box()
+    assert box["x"] < x < box["x"] + box["width"] and box["y"] < y < box["y"] + box["height"], "it stays in sight"
+    page.get_by_role("button", name="Whole map").click()
+    assert page.evaluate("view.zoom") == 1
+
+
+def test_the_map_is_coloured_and_filtered_by_class(map_page, axe):
+    page, _ = map_page()
+    assert page.locator("#only-class option").all_inner_texts() == ["all classes", "cat", "dog"]
+    all_shown = page.evaluate("points.ids.filter((_, i) => isShown(i, visible())).length")
+    page.locator("#only-class").select_option(label="dog")
+    dogs = page.evaluate("points.ids.filter((_, i) => isShown(i, visible())).length")
+    assert 0 < dogs < all_shown and dogs == page.evaluate("points.classes.filter((c) => c === 1).length")
+    page.locator("#only-class").select_option(label="all classes")
+    page.locator("#by-class").check()
+    assert page.locator("#map-key li").all_inner_texts() == ["cat", "dog"] and page.locator("#map-key").is_visible()
+    assert {page.evaluate(f"colour(points.classes.indexOf({c}))") for c in (0, 1)} == {"#e08a00", "#128fc2"}
+    page.evaluate(axe)
+    assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []

@@ -18,6 +18,14 @@ let places = []; // index of the point at each place of the queue
 let at = []; // x, y in CSS pixels, two numbers a point
 let picked = -1;
 let waiting = 0;
+let lasso = []; // x, y of the line that is being drawn
+let dragged = false;
+const view = { zoom: 1, scale: 1, centre: [0, 0], middle: [0, 0] };
+const small = new Map(); // images that are near enough to be seen, by task
+const byClass = document.getElementById("by-class"), onlyClass = document.getElementById("only-class");
+const NEAREST = 64, NEAR = 4, MOST_THUMBNAILS = 24, THUMBNAIL_PX = 72, LISTED = 100;
+const PALETTE = ["#e08a00", "#128fc2", "#e2405a", "#2f9e44", "#9455d3", "#b59a00", "#d6548f", "#0f9b85", "#5c7cda", "#c76a2b"];
+const INK = getComputedStyle(map).color;
 
 function colourOf(kind) {
   const icon = map.querySelector(`.icon.${kind}`);
@@ -46,6 +54,7 @@ async function start() {
   points.place.forEach((place, index) => { if (place) places[place] = index; });
   places = places.filter((index) => index !== undefined);
   told.remove();
+  prepareClasses();
   lay();
   new ResizeObserver(lay).observe(canvas);
   map.dataset.ready = "yes";
@@ -64,13 +73,63 @@ function lay() {
     high = Math.max(high, points.y[i]);
   }
   // One scale for both axes: a distance means the same in every direction.
-  const scale = Math.min((width - 2 * MARGIN) / (right - left || 1), (height - 2 * MARGIN) / (high - low || 1));
+  view.scale = Math.min((width - 2 * MARGIN) / (right - left || 1), (height - 2 * MARGIN) / (high - low || 1));
+  view.middle = [(left + right) / 2, (low + high) / 2];
+  if (view.zoom === 1) view.centre = view.middle;
+  position();
+}
+
+function position() {
+  const scale = view.scale * view.zoom;
   at = new Float32Array(2 * points.ids.length);
   for (let i = 0; i < points.ids.length; i++) {
-    at[2 * i] = width / 2 + (points.x[i] - (left + right) / 2) * scale;
-    at[2 * i + 1] = height / 2 - (points.y[i] - (low + high) / 2) * scale;
+    at[2 * i] = canvas.clientWidth / 2 + (points.x[i] - view.centre[0]) * scale;
+    at[2 * i + 1] = canvas.clientHeight / 2 - (points.y[i] - view.centre[1]) * scale;
   }
   draw();
+}
+
+function zoom(factor, x, y) {
+  const before = view.scale * view.zoom;
+  const right = x - canvas.clientWidth / 2, up = canvas.clientHeight / 2 - y;
+  const under = [view.centre[0] + right / before, view.centre[1] + up / before];
+  view.zoom = factor ? Math.min(NEAREST, Math.max(1, view.zoom * factor)) : 1;
+  const after = view.scale * view.zoom;
+  view.centre = view.zoom === 1 ? view.middle : [under[0] - right / after, under[1] - up / after];
+  position();
+}
+
+function isShown(i, layers) {
+  return layers.has(points.kinds[i]) && (onlyClass.value === "" || points.classes[i] === Number(onlyClass.value));
+}
+
+function colour(i) {
+  if (!byClass.checked) return COLOURS[points.kinds[i]];
+  return points.classes[i] < 0 ? COLOURS.r || "#75838d" : PALETTE[points.classes[i] % PALETTE.length];
+}
+
+function thumbnails(layers) {
+  if (view.zoom < NEAR) return;
+  const near = []; // as many as find room, what is next to label first
+  const apart = (i) => near.every((j) => Math.abs(at[2 * i] - at[2 * j]) > THUMBNAIL_PX || Math.abs(at[2 * i + 1] - at[2 * j + 1]) > THUMBNAIL_PX);
+  for (const i of [...places, ...points.ids.keys()]) {
+    const x = at[2 * i], y = at[2 * i + 1];
+    const isThere = x >= 0 && y >= 0 && x <= canvas.clientWidth && y <= canvas.clientHeight;
+    if (near.length < MOST_THUMBNAILS && isThere && isShown(i, layers) && apart(i)) near.push(i);
+  }
+  for (const i of near) {
+    const task = points.ids[i];
+    if (!small.has(task)) {
+      const image = new Image();
+      image.addEventListener("load", draw);
+      image.src = map.dataset.thumbnails + task;
+      small.set(task, image);
+    }
+    const image = small.get(task);
+    if (!image.complete || !image.naturalWidth) continue;
+    const height = THUMBNAIL_PX * image.naturalHeight / image.naturalWidth;
+    pen.drawImage(image, at[2 * i] + 8, at[2 * i + 1] - height / 2, THUMBNAIL_PX, height);
+  }
 }
 
 function draw() {
@@ -78,13 +137,22 @@ function draw() {
   const layers = visible();
   for (const kind of ORDER) {
     if (!layers.has(kind)) continue;
-    pen.fillStyle = pen.strokeStyle = COLOURS[kind];
     for (let i = 0; i < points.ids.length; i++) {
-      if (points.kinds[i] === kind) mark(kind, at[2 * i], at[2 * i + 1]);
+      if (points.kinds[i] !== kind || !isShown(i, layers)) continue;
+      pen.fillStyle = pen.strokeStyle = colour(i);
+      mark(kind, at[2 * i], at[2 * i + 1]);
     }
   }
+  thumbnails(layers);
+  if (lasso.length > 1) {
+    pen.strokeStyle = INK;
+    pen.lineWidth = 1.5;
+    pen.beginPath();
+    for (const [x, y] of lasso) pen.lineTo(x, y);
+    pen.stroke();
+  }
   if (picked >= 0) {
-    pen.strokeStyle = "#1c2730";
+    pen.strokeStyle = INK;
     pen.lineWidth = 2.5;
     pen.beginPath();
     pen.arc(at[2 * picked], at[2 * picked + 1], 11, 0, 2 * Math.PI);
@@ -115,7 +183,6 @@ function mark(kind, x, y) {
     pen.strokeStyle = "#fff";
     pen.lineWidth = 1;
     pen.stroke();
-    pen.strokeStyle = COLOURS[kind];
   }
 }
 
@@ -124,7 +191,7 @@ function nearest(event) {
   const x = event.clientX - box.left, y = event.clientY - box.top;
   let best = -1, least = REACH * REACH;
   for (let i = 0; i < points.ids.length; i++) {
-    if (!layers.has(points.kinds[i])) continue;
+    if (!isShown(i, layers)) continue;
     const dx = at[2 * i] - x, dy = at[2 * i + 1] - y;
     let distance = dx * dx + dy * dy;
     // A chosen image is drawn over the others and larger: on its mark it is the one that is meant.
@@ -169,14 +236,90 @@ function openTask() {
 canvas.addEventListener("pointermove", (event) => {
   if (!points || event.pointerType === "touch") return;
   clearTimeout(waiting);
+  if (lasso.length && event.buttons & 1) {
+    lasso.push([event.offsetX, event.offsetY]);
+    if (lasso.length > 4) draw();
+    return;
+  }
   const index = nearest(event);
   waiting = setTimeout(() => pick(index), HOVER_MS);
 });
 
 canvas.addEventListener("pointerleave", () => clearTimeout(waiting));
 
+canvas.addEventListener("pointerdown", (event) => {
+  if (points && event.pointerType !== "touch" && event.button === 0) lasso = [[event.offsetX, event.offsetY]];
+});
+
+canvas.addEventListener("pointerup", () => {
+  dragged = lasso.length > 4;
+  if (dragged) list(lasso);
+  lasso = [];
+  if (dragged) draw();
+});
+
+canvas.addEventListener("wheel", (event) => {
+  if (!points || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  zoom(event.deltaY < 0 ? 1.25 : 0.8, event.offsetX, event.offsetY);
+}, { passive: false });
+
+function isInside(x, y, line) {
+  let inside = false;
+  for (let i = 0, j = line.length - 1; i < line.length; j = i++) {
+    const [xi, yi] = line[i], [xj, yj] = line[j];
+    if (yi > y !== yj > y && x < (xj - xi) * (y - yi) / (yj - yi) + xi) inside = !inside;
+  }
+  return inside;
+}
+
+function list(line) {
+  const layers = visible();
+  const inside = points.ids.map((_, i) => i).filter((i) => isShown(i, layers) && isInside(at[2 * i], at[2 * i + 1], line));
+  inside.sort((a, b) => (points.place[a] || Infinity) - (points.place[b] || Infinity));
+  const title = document.createElement("h3");
+  title.textContent = `${inside.length} image${inside.length === 1 ? "" : "s"} within the line`;
+  const rows = document.createElement("ol");
+  for (const i of inside.slice(0, LISTED)) {
+    const row = document.createElement("li"), link = document.createElement("a");
+    link.href = map.dataset.tasks + points.ids[i];
+    link.textContent = `Task ${points.ids[i]}`;
+    link.target = "_blank";
+    link.rel = "noopener";
+    row.append(link, ` ${NAMES[points.kinds[i]]}`);
+    rows.append(row);
+  }
+  const parts = [title, rows];
+  if (inside.length > LISTED) {
+    const more = document.createElement("p");
+    more.textContent = `and ${inside.length - LISTED} more`;
+    parts.push(more);
+  }
+  map.querySelector(".lassoed").replaceChildren(...parts);
+}
+
+function prepareClasses() {
+  const key = document.getElementById("map-key");
+  const there = [...new Set(points.classes)].filter((c) => c >= 0).sort((a, b) => a - b);
+  for (const c of there) {
+    onlyClass.add(new Option(points.labels[c], c));
+    const row = document.createElement("li");
+    row.className = `k${c % PALETTE.length}`;
+    row.textContent = points.labels[c];
+    key.append(row);
+  }
+  byClass.addEventListener("change", () => { key.hidden = !byClass.checked; draw(); });
+  onlyClass.addEventListener("change", draw);
+  for (const button of map.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", () => {
+      const [x, y] = picked >= 0 ? [at[2 * picked], at[2 * picked + 1]] : [canvas.clientWidth / 2, canvas.clientHeight / 2];
+      zoom(Number(button.dataset.zoom), x, y);
+    });
+  }
+}
+
 canvas.addEventListener("click", (event) => {
-  if (!points) return;
+  if (!points || dragged) return;
   const index = nearest(event);
   if (index < 0) return;
   pick(index);
