@@ -11,7 +11,7 @@ import pytest
 
 from ppal_backend.detector.data import ImageRecord, Instance
 from ppal_backend.detector.infer import bootstrap
-from ppal_backend.detector.infer.bootstrap import _Evaluated, compare
+from ppal_backend.detector.infer.bootstrap import Evaluated, compare
 from ppal_backend.detector.infer.evaluation import _evaluated, coco_metrics, coco_truth
 from ppal_backend.structures.quality import FEWEST_BOXES, FEWEST_IMAGES, Difference, Measured
 
@@ -64,10 +64,20 @@ def test_a_resample_is_what_the_copied_images_give(crowds: bool) -> None:
     evaluator = _evaluated(records, [*coco_truth(records)], predictions, len(CLASSES))
     times = np.random.default_rng(5).multinomial(25, np.full(25, 1 / 25), size=12)
     times[0] = 1
-    found = np.nanmean(_Evaluated(evaluator).average_precision(times), axis=1)
+    found = np.nanmean(Evaluated(evaluator).average_precision(times), axis=1)
     assert found[0] == pytest.approx(coco_metrics(records, predictions, CLASSES).map, abs=1e-9)
     assert found == pytest.approx([reference(records, predictions, row) for row in times], abs=1e-9)
     assert len({round(value, 6) for value in found}) == 12, "they differ"
+
+
+def test_drawn_images_are_evaluated_as_they_would_be_from_the_start() -> None:
+    records, predictions = scene(40, seed=6)
+    whole = Evaluated(_evaluated(records, coco_truth(records), predictions, len(CLASSES)))
+    positions = np.random.default_rng(2).integers(0, 40, 15)
+    found = whole.drawn(positions)
+    expected = reference(records, predictions, np.bincount(positions, minlength=40))
+    assert np.nanmean(found.average_precision(np.ones((1, 15), dtype=int))) == pytest.approx(expected, abs=1e-9)
+    assert found.images == 15 and len(whole.drawn([0]).boxes) == len(CLASSES)
 
 
 def test_sets_without_any_box_have_no_map() -> None:
@@ -77,7 +87,7 @@ def test_sets_without_any_box_have_no_map() -> None:
     times = np.zeros((2, 8), dtype=int)
     times[0, empty] = 8
     times[1, :] = 1
-    found = _Evaluated(evaluator).average_precision(times)
+    found = Evaluated(evaluator).average_precision(times)
     assert np.isnan(found[0]).all()
     assert np.nanmean(found[1]) == pytest.approx(coco_metrics(records, predictions, CLASSES).map)
 
@@ -126,18 +136,12 @@ def test_classes_with_too_few_boxes_or_images_are_named_and_do_not_count() -> No
 def test_it_holds_the_map_of_all_such_images_and_plain_percentiles_do_not(images: int) -> None:
     """Two hundred small sets out of one large one. benchmarks/measured_quality.py has the figures at length."""
     records, predictions = scene(1500, seed=3)
-    whole = _Evaluated(_evaluated(records, coco_truth(records), predictions, len(CLASSES)))
+    whole = Evaluated(_evaluated(records, coco_truth(records), predictions, len(CLASSES)))
     held: dict[str, list[bool]] = {"told": [], "percentiles": []}
-    by_image: dict[int, list[Prediction]] = {}
-    for row in predictions:
-        by_image.setdefault(row["image_id"], []).append(row)
     rng = np.random.default_rng(8)
     truth = whole.average_precision(np.ones((1, 1500), dtype=int))[0]
     for _ in range(200):
-        drawn = rng.choice(1500, images, replace=False)
-        some = [records[k] for k in drawn]
-        rows = [row for record in some for row in by_image.get(record.image_id, ())]
-        found = _Evaluated(_evaluated(some, coco_truth(some), rows, len(CLASSES)))
+        found = whole.drawn(rng.choice(1500, images, replace=False))
         if not found.measured.any():
             continue
         resampled = found.resampled(0)

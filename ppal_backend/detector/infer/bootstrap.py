@@ -47,7 +47,7 @@ def measure(evaluator: COCOeval, labels: Sequence[str], seed: int = 0) -> Measur
         labels: Of the evaluator's categories, in their order.
         seed: Of the bootstrap; the same evaluation gives the same interval.
     """
-    found = _Evaluated(evaluator)
+    found = Evaluated(evaluator)
     ap = found.average_precision(np.ones((1, found.images), dtype=int))[0]
     return Measured(
         map=float(ap[found.measured].mean()) if found.measured.any() else None,
@@ -69,7 +69,7 @@ def compare(evaluator: COCOeval, other: COCOeval, seed: int = 0) -> Difference |
     Returns:
         None where no class is measured.
     """
-    one, two = _Evaluated(evaluator), _Evaluated(other)
+    one, two = Evaluated(evaluator), Evaluated(other)
     if not one.measured.any():
         return None
     once = np.ones((1, one.images), dtype=int)
@@ -78,16 +78,24 @@ def compare(evaluator: COCOeval, other: COCOeval, seed: int = 0) -> Difference |
     return Difference(float(ap[one.measured].mean()), one.interval(ap, resampled, halved, lowest=-1.0))
 
 
-class _Evaluated:
+class Evaluated:
     """An evaluation, ready to be resampled; classes in the order of the evaluator's categories."""
 
     def __init__(self, evaluator: COCOeval) -> None:
-        self._matches = list(_by_class(evaluator))
-        self._recalls = np.asarray(evaluator.params.recThrs)
-        self.images = len(evaluator.params.imgIds)
+        matches, images = list(_by_class(evaluator)), len(evaluator.params.imgIds)
+        self._set(matches, np.asarray(evaluator.params.recThrs), images)
+
+    def _set(self, matches: list[_Matches | None], recalls: np.ndarray, images: int) -> None:
+        self._matches, self._recalls, self.images = matches, recalls, images
         self.boxes = np.array([0.0 if m is None else m.boxes.sum() for m in self._matches])
         self.images_of = np.array([0 if m is None else np.count_nonzero(m.boxes) for m in self._matches])
         self.measured = (self.boxes >= FEWEST_BOXES) & (self.images_of >= FEWEST_IMAGES_OF_A_CLASS)
+
+    def drawn(self, positions: Sequence[int] | np.ndarray) -> Evaluated:
+        """The evaluation of some of the images, by their positions; an image may be drawn several times."""
+        found = object.__new__(Evaluated)
+        found._set([None if m is None else _drawn(m, positions) for m in self._matches], self._recalls, len(positions))
+        return found
 
     def average_precision(self, times: np.ndarray) -> np.ndarray:
         """``[B, C]`` AP in sets in which images occur several times (``[B, N]``); NaN without a box of the class."""
@@ -160,6 +168,17 @@ class _Matches:
     right: np.ndarray
     ignored: np.ndarray
     boxes: np.ndarray
+
+
+def _drawn(matches: _Matches, positions: Sequence[int] | np.ndarray) -> _Matches | None:
+    boxes = matches.boxes[np.asarray(positions, int)]
+    if not boxes.any():
+        return None
+    rows_of = [np.flatnonzero(matches.image == position) for position in positions]
+    rows, image = np.concatenate(rows_of), np.repeat(np.arange(len(rows_of)), [len(rows) for rows in rows_of])
+    order = np.argsort(rows, kind="stable")  # rows are by falling score
+    rows, image = rows[order], image[order]
+    return _Matches(image, matches.right[:, rows], matches.ignored[:, rows], boxes)
 
 
 def _by_class(evaluator: COCOeval) -> Iterator[_Matches | None]:
