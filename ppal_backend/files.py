@@ -35,10 +35,13 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically."""
+def write_json(path: Path, value: Any, compact: bool = False) -> None:
+    """Write ``value`` as JSON, atomically; ``compact`` in one line, many times faster."""
     with atomic_file(path, "w") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
+        if compact:
+            file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        else:
+            json.dump(value, file, ensure_ascii=False, indent=1)
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema
 from ppal_backend.structures.detections import Detections, to_numpy
 
@@ -50,18 +52,20 @@ def detections_to_result(
     if len(classes) and int(classes.max()) >= len(class_names):
         raise ValueError(f"expected class indices below {len(class_names)}, got {int(classes.max())}; pass all names")
     regions, unknown = [], Counter[str]()
-    for i in sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i)):
-        name = class_names[int(classes[i])]
-        label = schema.label_of_class(name)
+    named = {index: schema.label_of_class(class_names[index]) for index in set(classes.tolist())}
+    least = {index: schema.threshold(label, score_threshold) for index, label in named.items() if label is not None}
+    for i in np.argsort(-scores, kind="stable").tolist():
+        index, score = int(classes[i]), float(scores[i])
+        label = named[index]
         if label is None:
-            unknown[name] += 1
+            unknown[class_names[index]] += 1
             continue
-        if float(scores[i]) < schema.threshold(label, score_threshold):
+        if score < least[index]:
             continue
         box_pct = _percent(boxes[i].tolist(), width, height)
         if box_pct is not None:
             region_id = _region_id(detections.image_id, i, label, box_pct)
-            regions.append(_region(schema, label, box_pct, float(scores[i]), width, height, region_id))
+            regions.append(_region(schema, label, box_pct, score, width, height, region_id))
     if unknown:
         logger.debug("task %d: boxes of classes not in the labeling config left out: %s", detections.image_id, unknown)
     return regions

@@ -10,12 +10,14 @@ number to [0.5, 1), so no detector's numbers are too large or too small for it, 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -177,7 +179,7 @@ class StoredDetections(Sequence[Detections]):
         self._places = list(found.values())
         self._position = {image_id: position for position, image_id in enumerate(found)}
 
-    @property
+    @cached_property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of all images, in order."""
         return tuple(self._position)
@@ -278,7 +280,7 @@ class _Shard:
                 for info in archive.infolist()
                 if info.compress_type == zipfile.ZIP_STORED
             }
-        self._headers: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+        self._headers: dict[str, tuple[int, np.dtype, tuple[int, ...], int]] = {}
         self.image_ids, self._counts = self.array("image_ids"), self.array("counts")
         self.ends = np.cumsum(self._counts)
 
@@ -293,16 +295,15 @@ class _Shard:
         Raises:
             KeyError: There is no such array.
         """
-        offset, dtype, shape = self._header(name)
+        offset, dtype, shape, width = self._header(name)
         stop = shape[0] if stop is None else stop
-        width = int(np.prod(shape[1:], dtype=np.int64))
         values = np.fromfile(self.path, dtype, (stop - start) * width, offset=offset + start * width * dtype.itemsize)
         if len(values) != (stop - start) * width:
             raise EOFError(f"expected {(stop - start) * width} numbers of {name} in {self.path}, got {len(values)}")
         return values.reshape(stop - start, *shape[1:])
 
-    def _header(self, name: str) -> tuple[int, np.dtype, tuple[int, ...]]:
-        """Where an array's numbers begin, their dtype and the array's shape."""
+    def _header(self, name: str) -> tuple[int, np.dtype, tuple[int, ...], int]:
+        """Where an array's numbers begin, their dtype, the array's shape and the numbers in a row."""
         if name not in self._headers:
             with self.path.open("rb") as file:
                 file.seek(self._members[name])
@@ -313,7 +314,7 @@ class _Shard:
                 shape, fortran, dtype = read(file)
                 if fortran and len(shape) > 1 and 1 not in shape:
                     raise ValueError(f"expected rows of {name} one after the other in {self.path}, got columns")
-                self._headers[name] = file.tell(), dtype, shape
+                self._headers[name] = file.tell(), dtype, shape, math.prod(shape[1:])
         return self._headers[name]
 
     def rows_of(self, images: Iterable[int]) -> np.ndarray:

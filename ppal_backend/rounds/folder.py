@@ -46,6 +46,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 STATES = ("spec.json", "publish.json")
 """Small files that are written between steps, and that a round cannot be resumed well without."""
 
+GROW_WITH_THE_POOL = frozenset({"dataset/pool.json", "candidates.json", "query_set.json", "map.json"})
+
 NEEDED_AFTER_PUBLISHING = ("adopt", "train", "evaluate", "query")
 MODELS = ("adopt", "train")
 """Steps that leave a checkpoint."""
@@ -299,7 +301,7 @@ class RoundFolder:
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON artifact, atomically."""
-        write_json(self.path / name, value)
+        write_json(self.path / name, value, compact=name in GROW_WITH_THE_POOL)
         if self._copy is not None and name in STATES:
             self._copy.state_written(name)
 

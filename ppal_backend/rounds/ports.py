@@ -25,6 +25,16 @@ class PoolEntry:
     height: int
     checksum: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """The entry for JSON."""
+        return {
+            "image_id": self.image_id,
+            "path": self.path,
+            "width": self.width,
+            "height": self.height,
+            "checksum": self.checksum,
+        }
+
 
 @dataclass(frozen=True)
 class PreparedData:

@@ -150,7 +150,7 @@ class _Run:
             data.labelled.subset(validation).write(self.folder / VALIDATION)
         evaluation = data.labelled.subset(held_out) if data.evaluation is None else data.evaluation
         evaluation.write(self.folder / "dataset" / "val.json")
-        self.folder.write("dataset/pool.json", [asdict(entry) for entry in data.pool])
+        self.folder.write("dataset/pool.json", [entry.as_dict() for entry in data.pool])
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
         if data.evaluation is None:  # a simulation's oracle makes no mistakes to look for
