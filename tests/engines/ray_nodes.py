@@ -13,6 +13,7 @@ import pytest
 
 from ppal_backend.engines.ray.node import LocalOptions
 from ppal_backend.errors import DatasetError, RoundCancelled
+from ppal_backend.files import atomic_file
 from ppal_backend.structures.round import Progress
 
 OBJECT_STORE = 100 * 2**20
@@ -84,7 +85,8 @@ class CountingEngine:
         for step in range(begun + 1, steps + 1):
             if should_stop():
                 raise RoundCancelled(f"stopped before step {step}")
-            note.write_text(str(step))
+            with atomic_file(note) as file:  # a kill may come in the middle of it
+                file.write(str(step).encode())
             on_progress(Progress("train", step, steps))
         return begun, os.getpid()
 
