@@ -22,6 +22,7 @@ _TITLES = {
     "worker": "No worker runs",
     "disk": "The disk is nearly full",
     "images": "Images cannot be used",
+    "classes": "Classes that training learns nothing of",
     "queue": "Tasks do not come in the order of the queue",
     "order": "People do not label what the queue puts first",
     "webhook": "Annotations are noticed late",

@@ -30,7 +30,7 @@ from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFi
 from ppal_backend.rounds.reuse import FINGERPRINTS, fingerprint_of, stamp_of, take_over
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
-from ppal_backend.structures.quality import Quality
+from ppal_backend.structures.quality import Quality, count
 from ppal_backend.structures.query import CandidatePool, QueryContext
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
@@ -219,7 +219,9 @@ class _Run:
             self.spec, self.labels, files, self.folder / "train", observer.progress, observer.should_stop
         )
         self.folder.write("train/model.json", asdict(trained.model))
-        return dict(trained.facts)
+        unmatched = _without_positives(trained.model, train)
+        observer.noticed("classes", _unmatched_problem(unmatched))
+        return {**trained.facts, **({"without_positives": unmatched} if unmatched else {})}
 
     def _too_few(self, images: int, boxes: int) -> str:
         """Why there is nothing to train on: too little was annotated, or what was cannot be used."""
@@ -574,6 +576,26 @@ def _features(images: StoredDetections, needs: Iterable[str]) -> dict[str, np.nd
     """The image features among ``needs`` that there are, mapped from disk."""
     found = {name: images.features(name) for name in needs if name != "embeddings"}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _without_positives(model: ModelRef, train: CocoDataset) -> dict[str, int]:
+    """Labelled boxes of classes that training never found a positive for: their difficulty is still what it began
+    with. Nothing where difficulties were not followed."""
+    boxes = dict(zip(train.labels, train.class_counts(), strict=True))
+    difficulties = zip(model.labels, model.difficulty or (), strict=False)
+    return {label: boxes[label] for label, d in difficulties if d >= 1.0 and boxes.get(label)}
+
+
+def _unmatched_problem(boxes: Mapping[str, int]) -> str:
+    """One sentence about classes that the training learned nothing of, "" when there are none."""
+    if not boxes:
+        return ""
+    named = ", ".join(f"{label} ({boxes[label]})" for label in list(boxes)[:5])
+    classes = count(len(boxes), "labelled class", "labelled classes")
+    return (
+        f"the training learned nothing of {classes}: {named}; the boxes may be too small for the detector: set slices "
+        "to auto, or choose one with a larger input"
+    )
 
 
 def _is_worse(metrics: Mapping[str, Any]) -> bool:

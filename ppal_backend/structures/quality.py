@@ -175,9 +175,9 @@ def map_with_interval(measured: Measured) -> str:
     return f"{map_text(measured.map)} ({map_text(low)} to {map_text(high)})"
 
 
-def count(number: int, thing: str) -> str:
+def count(number: int, thing: str, things: str = "") -> str:
     """A number of things, in the singular for one."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def _pair(value: Any) -> Interval | None:

@@ -10,9 +10,17 @@ import torch
 from mmdet.evaluation import CocoMetric
 
 from ppal_backend.detector.data import ImageRecord, Instance, read_coco
-from ppal_backend.detector.infer.evaluation import Metrics, coco_metrics, evaluate
+from ppal_backend.detector.infer import evaluation
+from ppal_backend.detector.infer.evaluation import (
+    Metrics,
+    coco_metrics,
+    evaluate,
+    evaluate_versions,
+    read_predictions,
+    write_predictions,
+)
 from ppal_backend.detector.train.training import TrainResult
-from ppal_backend.structures.round import Progress
+from ppal_backend.structures.round import ModelRef, Progress
 from tests.detector.shapes import CLASSES, write_set
 
 
@@ -123,3 +131,68 @@ def test_evaluate_runs_the_detector_quietly(
     assert metrics.images == 8 and metrics.map is not None and 0 <= metrics.map <= 1
     assert [(item.done, item.total) for item in seen] == [(3, 8), (6, 8), (8, 8)]
     assert capfd.readouterr() == ("", "")
+
+
+def test_versions_are_measured_on_the_same_images_and_each_image_is_looked_at_once(
+    trained: TrainResult, zoo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round later two images have come to the set: only these are looked at, by both."""
+    looked_at: list[int] = []
+    predict = evaluation.predict_batch
+
+    def noted(loaded: Any, records: Any) -> Any:
+        looked_at.extend(record.image_id for record in records)
+        return predict(loaded, records)
+
+    monkeypatch.setattr(evaluation, "predict_batch", noted)
+    model = ModelRef("small", str(trained.checkpoint), CLASSES)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"no checkpoint")
+    earlier = {1: model, 2: ModelRef("small", str(broken), CLASSES)}
+    images = write_set(tmp_path / "images", 14, seed=3)
+    content = json.loads(images.read_text())
+    few = tmp_path / "few.json"
+    ids = [image["id"] for image in content["images"]]
+    kept = [row for row in content["annotations"] if row["image_id"] in ids[:12]]
+    few.write_text(json.dumps({**content, "images": content["images"][:12], "annotations": kept}))
+    first = evaluate_versions(3, model, earlier, few, tmp_path / "kept", "cpu", zoo_root)
+    assert first.metrics == evaluate("small", trained.checkpoint, CLASSES, few, "cpu", zoo_root=zoo_root)
+    assert first.earlier[1] == first.metrics.measured and first.differences[1].map == 0.0
+    assert set(first.earlier) == {1} and "broken.pth" in first.problems[2]
+    looked_at.clear()
+    second = evaluate_versions(3, model, {1: model}, images, tmp_path / "kept", "cpu", zoo_root)
+    assert sorted(looked_at) == sorted([*ids[12:], *ids[12:]])
+    assert second.metrics == evaluate("small", trained.checkpoint, CLASSES, images, "cpu", zoo_root=zoo_root)
+
+
+def test_boxes_of_an_earlier_version_count_by_the_names_of_its_classes(
+    trained: TrainResult, test_json: Path, zoo_root: Path, tmp_path: Path
+) -> None:
+    """The labels were put in another order, and one was taken away, since it was trained."""
+    old = ModelRef("small", str(trained.checkpoint), CLASSES)
+    records = read_coco(test_json, CLASSES)
+    order = (CLASSES[2], CLASSES[0])
+    write_predictions(tmp_path / "9.npz", by_image(records, as_predictions(records)), CLASSES)
+    perfect = by_image(read_coco(test_json, order), as_predictions(read_coco(test_json, order)))
+    write_predictions(tmp_path / "10.npz", perfect, order)
+    new = ModelRef("small", "not needed.pth", order)
+    found = evaluate_versions(10, new, {9: old}, test_json, tmp_path, "cpu", zoo_root)
+    assert found.metrics.map == pytest.approx(1.0) and found.earlier[9].map == pytest.approx(1.0)
+    assert found.differences[9].map == pytest.approx(0.0)
+
+
+def test_kept_predictions_that_cannot_be_used_are_made_again(train_json: Path, tmp_path: Path) -> None:
+    records = read_coco(train_json, CLASSES)
+    kept = by_image(records, as_predictions(records))
+    path = tmp_path / "1.npz"
+    write_predictions(path, kept, CLASSES)
+    assert read_predictions(path, CLASSES) == kept
+    assert read_predictions(path, CLASSES[:2]) == {} == read_predictions(tmp_path / "none.npz", CLASSES)
+    path.write_bytes(path.read_bytes()[:100])
+    assert read_predictions(path, CLASSES) == {}
+    write_predictions(path, {}, CLASSES)
+    assert read_predictions(path, CLASSES) == {}
+
+
+def by_image(records: tuple[ImageRecord, ...], rows: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    return {record.image_id: [row for row in rows if row["image_id"] == record.image_id] for record in records}

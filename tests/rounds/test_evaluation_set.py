@@ -312,3 +312,19 @@ def test_the_name_of_the_image_set_changes_with_the_images_alone(tmp_path):
         world.labelled = labelled_images
         names.append(measured_round(world, tmp_path / str(k)).metrics["image_set"])
     assert names[0] == names[1] != names[2]
+
+
+def test_classes_that_a_training_found_no_positive_for_are_told(tmp_path):
+    class Blind(FakeWorld):
+        def train(self, spec, labels, files, folder, on_progress, should_stop):
+            trained = super().train(spec, labels, files, folder, on_progress, should_stop)
+            return replace(trained, model=replace(trained.model, difficulty=(0.2, 1.0)))
+
+    world = Blind()
+    folder = RoundFolder(tmp_path / "1")
+    run_round(SPEC, folder, Ports(*[world] * 4))
+    assert "learned nothing of 1 labelled class: dog (10)" in world.problems["classes"]
+    assert folder.facts("train")["without_positives"] == {"dog": 10}
+    seeing = FakeWorld()
+    run_round(SPEC, RoundFolder(tmp_path / "2"), Ports(*[seeing] * 4))
+    assert seeing.problems["classes"] == "", "the next training takes it back"
