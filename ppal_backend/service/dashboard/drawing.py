@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-COLOURS = 10
+COLOURS = 12
 FONT_SHARE = 1 / 24  # of the image's width
 LETTER_SHARE = 0.62  # of the font's height, wide letters included
 BORDER = 0.3  # room round a label, in heights of its font
@@ -20,9 +20,9 @@ class LabelPlace:
     font_px: float
 
 
-def colour_of(class_index: int) -> int:
-    """The number of a class's colour; classes share colours from the eleventh on."""
-    return class_index % COLOURS
+def colours_of(class_indices: Collection[int]) -> dict[int, int]:
+    """The number of each class's colour on a page; classes share colours from the thirteenth on."""
+    return {index: number % COLOURS for number, index in enumerate(sorted(set(class_indices)))}
 
 
 def place_labels(

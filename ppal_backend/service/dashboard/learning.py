@@ -216,17 +216,15 @@ def _judge_plateau(gain: Range | None, budget: int) -> Advice:
 
 def _judge_uncertainty(uncertainty: tuple[float, float] | None) -> Advice:
     if uncertainty is None or uncertainty[0] <= 0:
-        return Advice(
-            "Uncertainty floor", "open", "Two rounds that ranked the pool with a model are needed to compare."
-        )
+        return Advice("Uncertainty left", "open", "Two rounds that ranked the pool with a model are needed to compare.")
     share = uncertainty[1] / uncertainty[0]
     told = (
         f"What the model finds most worth labeling is {share:.0%} as uncertain as in the first round "
         f"({uncertainty[1]:.2f} after {uncertainty[0]:.2f})"
     )
     if share < UNCERTAINTY_FLOOR:
-        return Advice("Uncertainty floor", "stop", f"{told}: below {UNCERTAINTY_FLOOR:.0%}, little is left to ask.")
-    return Advice("Uncertainty floor", "go on", f"{told}.")
+        return Advice("Uncertainty left", "stop", f"{told}: below {UNCERTAINTY_FLOOR:.0%}, little is left to ask.")
+    return Advice("Uncertainty left", "go on", f"{told}.")
 
 
 def _gain_text(gain: Range) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppal_backend.errors import StateError
 from ppal_backend.rounds.detections_store import Box, read_boxes, surest_classes
-from ppal_backend.service.dashboard.drawing import LabelPlace, colour_of, place_labels
+from ppal_backend.service.dashboard.drawing import LabelPlace, colours_of, place_labels
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
 
 PAGE = 12
@@ -33,6 +33,7 @@ class DrawnBox:
     label: str
     score: float
     counts: bool
+    class_index: int = 0
     colour: int = 0
     label_at: LabelPlace | None = None
 
@@ -141,6 +142,7 @@ def items_on(
     for number, task_id in enumerate(ids_on(left, page), start=(page - 1) * PAGE + 1):
         why = query.explanations.get(task_id)
         image = pool.get(task_id)
+        seen = boxes.get(task_id, ())
         made.append(
             Item(
                 place=places[task_id],
@@ -149,10 +151,11 @@ def items_on(
                 numbers=_numbers(query, task_id, ranked, labels),
                 reason=reason_of(query, task_id, labels),
                 image=image,
-                boxes=_drawn(boxes.get(task_id, ()), why, labels, least_score, image),
+                boxes=_drawn(seen, why, labels, least_score, image),
             )
         )
-    return made
+    colours = colours_of([box.class_index for item in made for box in item.boxes])
+    return [replace(item, boxes=[replace(box, colour=colours[box.class_index]) for box in item.boxes]) for item in made]
 
 
 def _numbers(query: Query, task_id: int, ranked: Sequence[float], labels: Sequence[str]) -> Numbers | None:
@@ -247,7 +250,7 @@ def _drawn(
     for (counts, box), name, place in zip(shown, names, places, strict=True):
         x1, y1, x2, y2 = box.box_xyxy
         size = (x2 - x1, y2 - y1)
-        drawn.append(DrawnBox(x1, y1, *size, name, box.score, counts, colour_of(box.class_index), place))
+        drawn.append(DrawnBox(x1, y1, *size, name, box.score, counts, box.class_index, label_at=place))
     return drawn
 
 
@@ -416,14 +419,14 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     drawn = files.map() if page == 1 else None
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
             "pages": pages, "parts": parts_of(left), "threshold": threshold,
-            "done": len(query.queue) - len(left.queue), "key": key_of(items, version.labels),
+            "done": len(query.queue) - len(left.queue), "key": key_of(items),
             "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
 
 
-def key_of(items: Sequence[Item], labels: Sequence[str]) -> list[tuple[int, str]]:
+def key_of(items: Sequence[Item]) -> list[tuple[int, str]]:
     """Colours of the classes that are drawn on a page, as rows of colour and label, in the order of the labels."""
-    drawn = {box.label for item in items for box in item.boxes}
-    return [(colour_of(index), label) for index, label in enumerate(labels) if label in drawn]
+    drawn = {(box.class_index, box.colour, box.label) for item in items for box in item.boxes}
+    return [(colour, label) for _, colour, label in sorted(drawn)]
 
 
 def map_points(project: Project, number: int) -> dict[str, Any]:

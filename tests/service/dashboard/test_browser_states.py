@@ -53,7 +53,7 @@ def random_order(place):
 
 
 def too_few(place):
-    place.world.evaluate = lambda *args, **options: {"map": 0.9, "map50": 1.0, "per_class": {"cat": 0.9}, "images": 4}
+    place.world.evaluated = 4
     place.train()
 
 
@@ -65,7 +65,7 @@ STATES = {
     paused: ("Paused: its rounds are paused", "note"),
     unreadable: ("Images cannot be used: 3 of 90", "failed"),
     random_order: ("Tasks do not come in the order of the queue", "failed"),
-    too_few: ("Measured on 4 images: too few to tell.", None),
+    too_few: ("Measured on 4 images: too few to tell", None),
 }
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ppal_backend.service.dashboard.drawing import LETTER_SHARE, colour_of, place_labels
+from ppal_backend.service.dashboard.drawing import LETTER_SHARE, colours_of, place_labels
 
 
 def area(place, text):
@@ -52,5 +52,7 @@ def test_labels_never_overlap_nor_leave_the_image(seed):
         assert not any(overlap(one, other) for other in areas[:number])
 
 
-def test_ten_classes_have_colours_of_their_own():
-    assert len({colour_of(i) for i in range(10)}) == 10 and colour_of(10) == colour_of(0)
+def test_the_classes_of_a_page_have_colours_of_their_own():
+    found = colours_of([40, 7, 7, 300, *range(50, 59)])
+    assert found[7] == 0 and found[40] == 1 and found[300] == 11 and len(set(found.values())) == 12
+    assert colours_of(range(13))[12] == 0, "the thirteenth shares one"

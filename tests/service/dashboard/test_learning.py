@@ -94,7 +94,7 @@ def test_a_band_covers_rounds_in_a_row_that_have_an_interval():
 
 
 def test_the_three_criteria_are_budget_plateau_and_uncertainty_floor():
-    assert list(verdicts(growing(0.8))) == ["Budget", "Plateau", "Uncertainty floor"]
+    assert list(verdicts(growing(0.8))) == ["Budget", "Plateau", "Uncertainty left"]
 
 
 def test_budget_is_used_up_when_as_many_as_planned_are_labelled():
@@ -112,11 +112,11 @@ def test_plateau_needs_a_gain_below_what_two_trainings_differ_by():
 
 def test_uncertainty_is_compared_with_the_first_round():
     points = growing(0.8)
-    assert verdicts(points, uncertainty=(10.0, 1.9))["Uncertainty floor"] == "stop"
-    assert verdicts(points, uncertainty=(10.0, 2.1))["Uncertainty floor"] == "go on"
+    assert verdicts(points, uncertainty=(10.0, 1.9))["Uncertainty left"] == "stop"
+    assert verdicts(points, uncertainty=(10.0, 2.1))["Uncertainty left"] == "go on"
     assert (
-        verdicts(points)["Uncertainty floor"] == "open"
-        and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty floor"] == "open"
+        verdicts(points)["Uncertainty left"] == "open"
+        and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty left"] == "open"
     )
 
 

@@ -108,7 +108,7 @@ def test_learning_shows_every_version_on_the_same_images_and_the_forecast(client
     assert low < 0.7 - 1.2 * 55**-0.5 < high
     assert "label on Budget. 50 of 80 images are labelled, 30 are left." in text
     assert "dog 0.221 0.430 +0.020 cat 0.421 0.630 +0.020" in text
-    assert "go on: budget, plateau, uncertainty floor" in text and "0 of 3 criteria would stop" in text
+    assert "go on: budget, plateau, uncertainty left" in text and "0 of 3 criteria would stop" in text
     full = text_of(client.get("/ui/projects/1/learning?goal=50"))
     assert "could stop Budget. 50 of the 50" in full and "1 of 3 criteria would stop" in full
 

@@ -25,6 +25,7 @@ const small = new Map(); // images that are near enough to be seen, by task
 const byClass = document.getElementById("by-class"), onlyClass = document.getElementById("only-class");
 const NEAREST = 64, NEAR = 4, MOST_THUMBNAILS = 24, THUMBNAIL_PX = 72, LISTED = 100;
 const PALETTE = ["#e08a00", "#128fc2", "#e2405a", "#2f9e44", "#9455d3", "#b59a00", "#d6548f", "#0f9b85", "#5c7cda", "#c76a2b"];
+const classColours = new Map(); // of the classes that are on the map
 const INK = getComputedStyle(map).color;
 
 function colourOf(kind) {
@@ -105,7 +106,7 @@ function isShown(i, layers) {
 
 function colour(i) {
   if (!byClass.checked) return COLOURS[points.kinds[i]];
-  return points.classes[i] < 0 ? COLOURS.r || "#75838d" : PALETTE[points.classes[i] % PALETTE.length];
+  return classColours.get(points.classes[i]) || COLOURS.r;
 }
 
 function thumbnails(layers) {
@@ -304,7 +305,8 @@ function prepareClasses() {
   for (const c of there) {
     onlyClass.add(new Option(points.labels[c], c));
     const row = document.createElement("li");
-    row.className = `k${c % PALETTE.length}`;
+    classColours.set(c, PALETTE[classColours.size % PALETTE.length]);
+    row.style.setProperty("--class", classColours.get(c));
     row.textContent = points.labels[c];
     key.append(row);
   }
