@@ -116,8 +116,8 @@ def in_force(options: ProjectOptions, facts: Mapping[str, Any]) -> list[str]:
         if candidates < min(wanted, pool) - 0.5:
             said.append(
                 f"delta {options.delta:g} x budget {options.budget} would be {wanted:.0f} candidates; in round "
-                f"{facts['round']} it was {candidates} of the pool's {pool} images, because of a small pool only a "
-                "part is looked at closely"
+                f"{facts['round']} it was {candidates} of the pool's {pool} images: images that measure the detector "
+                "take their part of the budget, and of a small pool only a part is looked at closely"
             )
         elif candidates >= pool > 0 and wanted > pool:
             said.append(
