@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BASE, IMAGE = "localhost/ppal-test-base", "localhost/ppal-test"
+BASE, ENVIRONMENT, IMAGE = "localhost/ppal-test-base", "localhost/ppal-test-environment", "localhost/ppal-test"
 TOOLS = ("buildah", "debootstrap")
 PYTHON = "ca-certificates,python3,python3-dev,python3-venv"
 PIP_FILES = ("/etc/pip.conf", "/etc/xdg/pip", "/root/.config/pip", "/root/.pip")
@@ -84,13 +84,31 @@ class Buildah:
 
     def build(self, context, **arguments):
         """Build the Dockerfile of a folder; what buildah said, and the seconds it took."""
-        options = [f"--volume={folder}:{folder}:ro" for folder in local_indexes()]
+        options = self.indexes()
         named = {"BASE": BASE, "PPAL_WHEELS": "/wheels", "TORCH_INDEX_URL": os.environ.get("TORCH_INDEX_URL", "")}
         options += [f"--build-arg={name}={value}" for name, value in {**named, **arguments}.items()]
         started = time.monotonic()
-        said = self("bud", "--format=docker", "--isolation=chroot", "--layers", f"--volume={self.wheels}:/wheels:ro",
-                    *options, "-t", IMAGE, str(context))  # fmt: skip
+        command = (
+            "bud",
+            "--format=docker",
+            "--isolation=chroot",
+            "--layers",
+            f"--volume={self.wheels}:/wheels:ro",
+            *options,
+        )
+        # The first stage has a name, or clear() would take it for something that is left over.
+        said = self(*command, "--target=environment", "-t", ENVIRONMENT, str(context))
+        said += self(*command, "-t", IMAGE, str(context))
         return said, time.monotonic() - started
+
+    def indexes(self):
+        """Options that show a build the folders which pip's settings name."""
+        return [f"--volume={folder}:{folder}:ro" for folder in local_indexes()]
+
+    def clear(self):
+        """Remove containers, also those of runs that were cut off, and images that nothing is built from."""
+        self("rm", "--all")
+        self("rmi", "--prune")
 
     def inspect(self):
         """The image's configuration as Docker writes it."""

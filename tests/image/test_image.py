@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
@@ -14,46 +12,11 @@ import pytest
 import requests
 
 from ppal_backend.files import read_json
-from ppal_backend.settings import load_settings
-from tests.image.buildah import IMAGE, ROOT, Buildah, what_is_missing
+from tests.image.buildah import IMAGE
 from tests.servers import free_port, wait_for
 
 pytestmark = pytest.mark.image
 USER = 10001
-CACHE = load_settings().cache_dir
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    """What somebody who cloned the repository has."""
-    folder = tmp_path_factory.mktemp("context")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def buildah(context):
-    if reason := what_is_missing():
-        pytest.skip(reason)
-    if not list((CACHE / "wheels").glob("*/onedl_mmcv-*.whl")):
-        pytest.skip("expected mmcv's wheel in PPAL_CACHE, got none: it would be compiled for a quarter of an hour")
-    buildah = Buildah(CACHE / "image-test", CACHE / "wheels")
-    started = time.monotonic()
-    buildah.base()
-    told(f"stand-in of the base image: {time.monotonic() - started:.0f} s")
-    said, seconds = buildah.build(context)
-    assert "compiling" not in said, "the wheel that lies ready is taken"
-    told(f"built in {seconds:.0f} s; layers on the base, MB: {[round(mb, 1) for mb in buildah.layers()[1:]]}")
-    return buildah
-
-
-def told(text):
-    """Figures for docs/deploy/README.md; seen with pytest -s."""
-    sys.stdout.write(f"\n{text}\n")
 
 
 class Volume:
@@ -82,7 +45,7 @@ def volume(buildah, tmp_path):
     buildah("rm", volume.container)
 
 
-def test_what_is_shipped_is_in_layers_by_how_often_it_changes(buildah, context):
+def test_what_is_shipped_is_in_layers_by_how_often_it_changes(buildah, context, told):
     config = buildah.inspect()["config"]
     assert (config["User"], config["WorkingDir"], config["Cmd"]) == (str(USER), "/data", ["ppal", "up"])
     assert config["StopSignal"] == "SIGTERM" and "Healthcheck" in config and "/data" in config["Volumes"]
@@ -106,7 +69,7 @@ def test_nothing_is_missing_for_its_python(volume):
     assert {name for name, _ in missing} <= {"imaug", "onedl-mmcv", "label-studio-sdk", "label-studio-ml", "rq"}
 
 
-def test_bytecode_is_there_and_what_headless_opencv_does_not_need_is_not(volume):
+def test_bytecode_is_there_and_what_headless_opencv_does_not_need_is_not(volume, told):
     code = (
         "import importlib.util, json, pathlib, ppal_backend, mmdet\n"
         "compiled = lambda path: pathlib.Path(importlib.util.cache_from_source(str(path))).is_file()\n"
@@ -124,7 +87,7 @@ def test_bytecode_is_there_and_what_headless_opencv_does_not_need_is_not(volume)
     told(f"CPU seconds to import mmdet {seconds[0]:.1f}, the command line {seconds[1]:.1f}")
 
 
-def test_it_serves_tells_and_stops(volume):
+def test_it_serves_tells_and_stops(volume, told):
     port = str(free_port())
     variables = {"PPAL_HOST": "127.0.0.1", "PPAL_PORT": port, "LABEL_STUDIO_URL": "http://127.0.0.1:9"}
     command = volume.buildah.inspect()["config"]["Cmd"]
@@ -162,7 +125,7 @@ def test_it_serves_tells_and_stops(volume):
     assert {path.stat().st_uid for path in volume.folder.rglob("*")} == {USER}
 
 
-def test_it_trains_and_queries(volume):
+def test_it_trains_and_queries(volume, told):
     started = time.monotonic()
     done = volume.run("ppal", "simulate", "--preset", "smoke", "--strategies", "ppal", "--rounds", "2", "--seeds", "1",
                       "--out", "smoke")  # fmt: skip
