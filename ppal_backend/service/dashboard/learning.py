@@ -20,8 +20,9 @@ from ppal_backend.service.dashboard.forecast import (
     can_forecast,
 )
 from ppal_backend.service.dashboard.project import Project, Query
+from ppal_backend.service.dashboard.quality import agreement_rows
 from ppal_backend.store import RoundRecord
-from ppal_backend.structures.quality import Measured, Quality, count, map_text, signed
+from ppal_backend.structures.quality import FEWEST_IMAGES, Measured, Quality, count, map_text, signed
 from ppal_backend.structures.round import describe_slicing
 
 CURVE_STEPS = 40
@@ -296,7 +297,8 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
     points = curve.points
     slicing = describe_slicing(project.trained.metrics if project.trained else {})
     if not points:
-        return {"points": [], "others": curve.others, "quality": curve.quality, "slicing": slicing}
+        before = before_labels(project)
+        return {"points": [], "others": curve.others, "quality": curve.quality, "slicing": slicing, "before": before}
     forecast = forecast_of(points)
     last, budget = points[-1], project.options.budget
     total = last.images + _pool_size(project.rounds)
@@ -315,6 +317,7 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         "covered": COVERED,
         "next": _range_text(forecast.at(last.images + budget).widened()) if forecast else None,
         "slicing": slicing,
+        "before": before_labels(project),
         "why_none": "" if forecast else why_no_forecast(points),
         "advice": advice_of(points, forecast, budget, goal, _uncertainty(project)),
         "goal": goal,
@@ -322,6 +325,29 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         "missing": missing,
         "hours": missing / pace if pace else None,
     }
+
+
+def before_labels(project: Project) -> Chart | None:
+    """How much of each version's pre-annotations people left as they were, on images that nobody had labelled then.
+
+    These are images that were asked for because the detector was unsure of them: harder than the project, and others
+    for every version. None where no version had enough of them.
+    """
+    trained = [r for r in project.rounds if r.state == "done" and r.kind == "train"]
+    _, facts = project.snapshot or (0, {})
+    images = {str(r.metrics.get("version", "")): int(r.metrics["labelled_images"]) for r in trained}
+    rows = agreement_rows(facts.get("agreement") or {}, list(images))
+    shown = [r for r in rows if r.version in images and r.tasks >= FEWEST_IMAGES]
+    if not shown:
+        return None
+    marks = [
+        Mark(images[r.version], share, f"{r.version}: {share:.0%} of boxes right as shown, on {r.tasks} images")
+        for r in shown
+        if (share := r.saved) is not None
+    ]
+    title = "Right before they were labelled: hard images"
+    summary = f"share of boxes that needed no hand, for {count(len(shown), 'version')}"
+    return chart(title, summary, "labelled images", "share of boxes", [Series(marks, joined=False)])
 
 
 def classes_page(project: Project) -> dict[str, Any]:

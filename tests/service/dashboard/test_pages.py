@@ -320,3 +320,22 @@ def test_the_learning_page_tells_tiles_and_why(place):
     place.world.train = plain
     place.train()
     assert "tiles" not in text_of(place.app().test_client().get("/ui/projects/1/learning"))
+
+
+def test_how_versions_did_before_the_labels_is_a_curve_of_its_own(place):
+    place.train(2)
+    names = place.versions()
+    counts = {"tasks": 12, "kept": 30, "moved": 5, "relabelled": 5, "removed": 0, "added": 10}
+    prepare = place.world.prepare
+    report = {"agreement": {names[0]: counts, names[1]: {**counts, "tasks": 9}, "ppal-older": counts}}
+    place.world.prepare = lambda *given: replace(prepare(*given), report=report)
+    place.train()
+    answer = place.app().test_client().get("/ui/projects/1/learning")
+    text = text_of(answer)
+    assert f"{names[0]}: 60% of boxes right as shown, on 12 images" in text
+    assert f"{names[1]}: " not in text and "ppal-older" not in text, "nine images tell nothing"
+    assert "Right before they were labelled: hard images" in text and "this is no measure of the detector" in text
+
+
+def test_without_pre_annotations_there_is_no_such_curve(client):
+    assert "Before they were labelled" not in text_of(client.get("/ui/projects/1/learning"))
