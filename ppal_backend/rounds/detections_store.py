@@ -1,7 +1,7 @@
 """Detections of a whole pool on disk: one uncompressed .npz for a few hundred images.
 
 Written once, shard by shard. Read back in order (:func:`read_detections`), or as a sequence that holds nothing but
-where each image lies (:class:`StoredDetections`): memory does not grow with the pool.
+where each image lies (:class:`StoredDetections`): memory hardly grows with the pool.
 
 Embeddings, most of what is stored, are in half precision: each row is divided by a power of two that brings its largest
 number to [0.5, 1), so no detector's numbers are too large or too small for it, and read back in single precision.
