@@ -134,10 +134,12 @@ class LabelStudioClient:
     def projects(self) -> list[dict[str, Any]]:
         """Return projects that the token may see, ``id``, ``title`` and ``tasks`` of each: one page of them, which is
         at most 100."""
-        answer = self.transport.get("/api/projects/", {"page_size": 100, "include": "task_number"})
+        answer = self.transport.get("/api/projects/", {"page_size": 100, "include": "id,title,task_number"})
         rows = answer.get("results") if isinstance(answer, dict) else None
         if not isinstance(rows, list):
             raise LabelStudioError(f"expected a list of projects, got {type(answer).__name__}")
+        if not all(isinstance(row, dict) and "id" in row for row in rows):
+            raise LabelStudioError("expected every project with its id, got one without; is LABEL_STUDIO_URL right?")
         return [
             {"id": int(row["id"]), "title": str(row.get("title") or ""), "tasks": int(row.get("task_number") or 0)}
             for row in rows

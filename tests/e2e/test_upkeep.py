@@ -4,6 +4,8 @@ import pytest
 
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.worker.sync import NOTE
+from tests.e2e.conftest import IMAGES
 
 pytestmark = pytest.mark.e2e
 POLLS_S = 60
@@ -58,3 +60,14 @@ def test_a_webhook_that_is_off_comes_back_without_a_public_address(backend, rank
     backend.wait_until(lambda: client.webhooks(project_id)[0]["is_active"], POLLS_S, "the webhook to be switched on")
     (again,) = client.webhooks(project_id)
     assert (again["url"], sorted(again["actions"])) == (hook["url"], sorted(hook["actions"]))
+
+
+def test_the_projects_of_a_real_label_studio_are_listed_with_title_and_tasks(backend, make_project, label_studio):
+    project_id, _ = make_project("listed")
+    rows = LabelStudioClient(label_studio.url, label_studio.token).projects()
+    assert {"id": project_id, "title": "listed", "tasks": IMAGES} in rows
+
+    def noted():
+        return any(row["id"] == project_id for row in backend.store.notes.get(NOTE)[0].get("projects", []))
+
+    backend.wait_until(noted, 60, "the projects of Label Studio in the state database")
