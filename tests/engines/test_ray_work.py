@@ -52,7 +52,8 @@ def test_a_node_without_the_operators_detectors_says_so(tmp_path):
 
 def test_the_engine_on_a_node_has_the_operators_options(monkeypatch, tmp_path):
     monkeypatch.setattr(node, "LocalEngine", PlayedEngine)
-    assert LocalOptions(tmp_path, 3, 2, "mlflow").engine().made_with == (tmp_path, 3, 2, "mlflow")
+    options = (tmp_path, 3, 2, "mlflow", tmp_path / "weights")
+    assert LocalOptions(*options).engine().made_with == options
 
 
 def test_a_wish_to_stop_is_heard_within_half_a_second_and_asked_for_no_oftener(monkeypatch):

@@ -205,17 +205,18 @@ def test_strategies_that_look_at_labelled_images_see_them(tmp_path, monkeypatch)
                 return getattr(strategy, attribute)
 
             def candidates(self, context, budget, rng):
-                seen.setdefault(name, []).append(context)
+                labelled = list(context.labelled)  # read now: a round's files go when it is over
+                seen.setdefault(name, []).append((labelled, context.labelled_features))
                 return strategy.candidates(context, budget, rng)
 
         return Spy()
 
     monkeypatch.setattr(rounds_run, "get_strategy", spy)
     run(tmp_path, "ppal,coreset,pal,ppal+labelled,typiclust", seeds=(0,), rounds=1)
-    first = {name: contexts[0] for name, contexts in seen.items()}
-    assert not first["ppal"].labelled and len(first["coreset"].labelled) == 8
-    assert first["coreset"].labelled_features["global"].shape == (8, 6)
-    marked = [d.true_positive for d in first["pal"].labelled if len(d)]
+    first = {name: looks[0] for name, looks in seen.items()}
+    assert not first["ppal"][0] and len(first["coreset"][0]) == 8
+    assert first["coreset"][1]["global"].shape == (8, 6)
+    marked = [d.true_positive for d in first["pal"][0] if len(d)]
     assert marked and all(flags.all() for flags in marked), "the fake detections are the true boxes"
 
 
