@@ -15,7 +15,8 @@ test: setup ## every test but the slow ones, on a real Label Studio
 	@$(PYTHON_BIN) -m pytest $(ARGS)
 
 test-all: setup setup-ray setup-s3 ## every test
-	@$(PYTHON_BIN) -m pytest -m "" $(ARGS)
+	@$(PYTHON_BIN) -m pytest -m "" --deselect tests/engines/test_ray_steps.py $(ARGS)
+	@$(PYTHON_BIN) -m pytest -m "" tests/engines/test_ray_steps.py
 
 check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
