@@ -188,7 +188,7 @@ def _label_and_train(
         query = folder.read("query_set.json")
         if number == 2:
             report.queue_published = query["queue"][: options.budget]
-        _show_picks(console, report.rounds[-1], query, truth.labels)
+        show_picks(console, report.rounds[-1], query, truth.labels)
     annotator.close()
     return report, project_id
 
@@ -232,7 +232,8 @@ def _figures(record: RoundRecord) -> dict[str, Any]:
     }
 
 
-def _show_picks(console: Console, figures: dict[str, Any], query: dict[str, Any], labels: tuple[str, ...]) -> None:
+def show_picks(console: Console, figures: dict[str, Any], query: dict[str, Any], labels: tuple[str, ...]) -> None:
+    """Say what a round published, and why its first picks are worth labeling."""
     parts = ["not evaluated"]
     if figures["map"] is not None:
         parts = [f"mAP {figures['map']:.3f} on the {figures['held_out_images']} annotated images that it held out"]
@@ -241,7 +242,10 @@ def _show_picks(console: Console, figures: dict[str, Any], query: dict[str, Any]
     console.print(f"  published as [bold]{figures['version']}[/]: {'; '.join(parts)}")
     table = Table("rank", "task", "uncertainty", "place by it", "what makes it worth labeling", title="first picks")
     for rank, task_id in enumerate(query["image_ids"][:PICKS_SHOWN]):
-        why = query["explanations"][str(task_id)]
+        why = query["explanations"].get(str(task_id))
+        if why is None:  # not the strategy's choice
+            table.add_row(str(rank), str(task_id), "–", "–", "picked at random to measure the detector")
+            continue
         row = (str(rank), str(task_id), f"{why['utility']:.2f}", str(why["utility_rank"]), in_words(why, labels))
         table.add_row(*row)
     console.print(table)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.demo.run import DemoOptions, _data
+from ppal_backend.demo.run import DemoOptions, _data, show_picks
 from ppal_backend.errors import DatasetError
 from ppal_backend.synthetic.scenes import generate
 
@@ -42,3 +42,12 @@ def test_of_ones_own_images_a_fifth_is_set_aside_and_never_what_is_needed(tmp_pa
     assert len(truth.dataset.images) == 106 and len(CocoDataset.read(test).images) == 24
     with pytest.raises(DatasetError, match="expected at least 138 images for the demo, got 130"):
         data(tmp_path, coco=own, budget=64)
+
+
+def test_images_that_measure_the_detector_are_shown_among_the_first_picks():
+    console = Console(record=True, width=120, file=io.StringIO())
+    why = {"utility": 1.5, "utility_rank": 3, "classes": [{"boxes": 2, "class_index": 0}]}
+    query = {"image_ids": [29, 7], "explanations": {"7": why}}
+    show_picks(console, {"version": "ppal-r2", "map": None, "test_map": None}, query, ("fish",))
+    text = console.export_text()
+    assert "picked at random to measure the detector" in text and "2 unsure fish" in text
