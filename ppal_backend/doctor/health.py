@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from ppal_backend.doctor import Finding, from_problem, warning
 from ppal_backend.errors import PPALError
@@ -15,9 +15,8 @@ from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.operations.detectors import TOPIC, in_force
 from ppal_backend.service import readiness
 from ppal_backend.settings import Settings
-from ppal_backend.store import ProjectRecord, RoundRecord, Store
+from ppal_backend.store import LABEL_STUDIO_NOTE, ProjectRecord, RoundRecord, Store, now
 
-LABEL_STUDIO_NOTE = "label_studio"
 _TITLES = {
     "worker": "No worker runs",
     "disk": "The disk is nearly full",
@@ -63,7 +62,7 @@ def next_try(finding: Finding, time: datetime | None = None) -> str:
     """
     if finding.next_try_at is None:
         return ""
-    left_s = (finding.next_try_at - (time or _now())).total_seconds()
+    left_s = (finding.next_try_at - (time or now())).total_seconds()
     if left_s < 1:
         return "Trying again now."
     return f"Next try in {_span(left_s)}."
@@ -165,10 +164,6 @@ def _was(count: int) -> str:
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
     return min((t for t in (one, other) if t is not None), default=None)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _span(seconds: float) -> str:

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import pynvml
@@ -27,7 +26,7 @@ from ppal_backend.errors import (
 )
 from ppal_backend.service.payloads import ACTIONS
 from ppal_backend.settings import Settings
-from ppal_backend.store import ProjectRecord, Store
+from ppal_backend.store import ProjectRecord, Store, now
 from ppal_backend.structures.quality import Quality
 
 log = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ class _StateCollector(Collector):
                 steps.add_metric([name, step], seconds)
             record = self._store.rounds.running(project.id)
             if record is not None and record.started_at is not None:
-                age = datetime.now(UTC).replace(tzinfo=None) - record.started_at
+                age = now() - record.started_at
                 running.add_metric([name, record.step], age.total_seconds())
             for topic in project.problems:
                 problems.add_metric([name, topic], 1)

@@ -144,6 +144,10 @@ class WorkerStore:
         return min(self.ages_s().values(), default=None)
 
 
+LABEL_STUDIO_NOTE = "label_studio"
+"""Name of the note that says whether Label Studio answers, and which projects it has."""
+
+
 class NoteStore:
     """What a worker found out and every page may show, by name."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 
 from ppal_backend.errors import (
@@ -26,14 +26,13 @@ from ppal_backend.operations import upkeep
 from ppal_backend.operations.known_labels import known_or_none
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
-from ppal_backend.store import EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store
+from ppal_backend.store import LABEL_STUDIO_NOTE, EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store, now
 
 log = logging.getLogger(__name__)
 
 BEFORE_EXPORT_ENDS = ("", "export")
 EVENT_TRIES = 5
 EVENT_BATCH = 100  # events that share a transaction; webhooks wait while it writes
-NOTE = "label_studio"
 POLL_BATCH = 1000  # tasks that a poll holds at a time
 _UNEXPECTED_CONTENT = (KeyError, TypeError, ValueError)
 
@@ -130,9 +129,7 @@ class Synchroniser:
         self._next_poll[project_id] = time.monotonic() + self._settings.poll_interval_s
         project = self._find(project_id)
         if project is not None:
-            self._store.projects.polling(
-                project_id, datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=self._settings.poll_interval_s)
-            )
+            self._store.projects.polling(project_id, now() + timedelta(seconds=self._settings.poll_interval_s))
             self._decide(project, self._poll(project))
 
     def poll_in_background(self, project_id: int, asked: bool = False) -> bool:
@@ -331,10 +328,10 @@ class LabelStudioLook:
             with open_client(self._settings, tries=1) as client:
                 note["projects"] = client.projects()
         except (LabelStudioError, SettingsError) as error:
-            kept, _ = self._store.notes.get(NOTE)
+            kept, _ = self._store.notes.get(LABEL_STUDIO_NOTE)
             note |= {"problem": str(error), "failed": failure_of(error), "projects": kept.get("projects", [])}
         try:
-            self._store.notes.put(NOTE, note)
+            self._store.notes.put(LABEL_STUDIO_NOTE, note)
         except StoreUnavailable as error:
             log.warning("what Label Studio says is kept later: %s", error)
 

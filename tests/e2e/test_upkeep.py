@@ -4,7 +4,7 @@ import pytest
 
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
-from ppal_backend.worker.sync import NOTE
+from ppal_backend.store import LABEL_STUDIO_NOTE
 from tests.e2e.conftest import IMAGES
 
 pytestmark = pytest.mark.e2e
@@ -68,6 +68,6 @@ def test_the_projects_of_a_real_label_studio_are_listed_with_title_and_tasks(bac
     assert {"id": project_id, "title": "listed", "tasks": IMAGES} in rows
 
     def noted():
-        return any(row["id"] == project_id for row in backend.store.notes.get(NOTE)[0].get("projects", []))
+        return any(row["id"] == project_id for row in backend.store.notes.get(LABEL_STUDIO_NOTE)[0].get("projects", []))
 
     backend.wait_until(noted, 60, "the projects of Label Studio in the state database")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -14,6 +14,7 @@ from ppal_backend.rounds.folder import OUTPUTS
 from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
+from ppal_backend.store import now as utc_now
 from ppal_backend.structures.quality import Quality
 
 ROUNDS_SHOWN = 12
@@ -275,7 +276,7 @@ def now_page(project: Project) -> dict[str, Any]:
 def _round(project: Project) -> dict[str, Any]:
     """The open round and its steps."""
     record = project.opened[0] if project.opened else None
-    time = datetime.now(UTC).replace(tzinfo=None)
+    time = utc_now()
     shown: dict[str, Any] = {"record": record, "state": "", "line": [], "left_s": None, "log": []}
     if record is not None:
         usual = usual_seconds(project.rounds, record.kind)
