@@ -167,6 +167,36 @@ def peak_gib() -> float:
     return math.nan
 
 
+class PeakObserver:
+    """Observer of a round whose steps' peak memory is measured; nobody else is told anything."""
+
+    def __init__(self) -> None:
+        self._step, self.peaks_gib = "", dict[str, float]()
+
+    def step_started(self, step: str) -> None:
+        """Note the peak of the step before, and begin anew."""
+        if self._step:
+            self.peaks_gib[self._step] = round(peak_gib(), 3)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        self._step = step
+
+    def noticed(self, topic: str, problem: str) -> None:
+        """Nobody to tell."""
+
+    def fence(self) -> None:
+        """Nobody else runs this round."""
+
+    def exported(self, annotation_ids: Sequence[int]) -> None:
+        """Nothing to note."""
+
+    def progress(self, progress: object) -> None:
+        """Nothing to show."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+
 def useful_gflop(pool: Sequence[Detections]) -> float:
     """Work of one product per unordered pair of same-class objects."""
     objects = pack_objects(pool)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.photographs import absolute
+from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.detector.data import ImageRecord, read_coco
 from ppal_backend.detector.infer.evaluation import coco_metrics
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
@@ -32,18 +32,18 @@ from ppal_backend.detector.weights.initial import save_as_is
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
 from ppal_backend.detector.zoo.known_classes import match_classes
-from ppal_backend.settings import load_settings
+from ppal_backend.rounds.labelled import mark_true_positives
+from ppal_backend.simulation.cost import SHOWN_FROM
 from ppal_backend.structures.detections import Detections, to_numpy
-
-IOU = 0.5
-SHOWN_FROM = load_settings().score_threshold
 
 
 def measure(
     detector: str, data: Path, named: Mapping[str, Sequence[str]], work: Path, weights_dir: Path | None = None
 ) -> Iterator[dict[str, Any]]:
     """A row for every known label, and one for labels that share their classes."""
-    labels = absolute(data / "test.json", data / "images", work / "test.json")
+    truth = read_user_coco(data / "test.json", data / "images", keep_crowd=True).dataset
+    truth.write(work / "test.json")
+    labels = truth.labels
     records = read_coco(work / "test.json", labels)
     weights = find_entry(detector).weights
     found = match_classes(labels, named, () if weights is None else weights.classes)
@@ -74,24 +74,13 @@ def _quality(records: Sequence[ImageRecord], found: Mapping[int, Detections], wa
         for (x1, y1, x2, y2), score in zip(boxes.tolist(), scores.tolist(), strict=True):
             size = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             predictions.append({"image_id": record.image_id, "category_id": 1, "score": score, "iscrowd": 0, **size})
-        truth = np.array([instance.box_xyxy for instance in record.instances]).reshape(-1, 4)
+        truth = np.array([instance.box_xyxy for instance in record.instances], np.float64).reshape(-1, 4)
+        marked = mark_true_positives(found[record.image_id], (truth, np.zeros(len(truth), np.int64)))
         kept = scores >= SHOWN_FROM
-        hits += _hits(boxes[kept], truth)
+        hits += int(to_numpy(marked.true_positive)[kept].sum())
         shown, there = shown + int(kept.sum()), there + len(truth)
     metrics = coco_metrics(own, predictions, ("known",))
     return {"map50": metrics.map50, "map": metrics.map, "boxes": there, "shown": shown, "right": hits}
-
-
-def _hits(boxes: np.ndarray, truth: np.ndarray) -> int:
-    """How many boxes, the surest first, meet an annotated one that none before has met."""
-    free = np.ones(len(truth), dtype=bool)
-    for box in boxes:
-        inter = np.clip(np.minimum(truth[:, 2:], box[2:]) - np.maximum(truth[:, :2], box[:2]), 0, None).prod(1)
-        union = (truth[:, 2:] - truth[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - inter
-        overlap = np.where(free, inter / np.maximum(union, 1e-9), 0)
-        if len(overlap) and overlap.max() >= IOU:
-            free[overlap.argmax()] = False
-    return int((~free).sum())
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import requests
 
-from benchmarks.acquisition import CLASSES, peak_gib, synthetic_pool
+from benchmarks.acquisition import CLASSES, PeakObserver, peak_gib, synthetic_pool
 from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco
 from ppal_backend.demo.run import label_config_of
@@ -53,15 +53,12 @@ IMPORT_TIMEOUT_S = 600.0
 TOKEN = "LABEL_STUDIO_API_KEY"
 
 
-class World:
-    """Source and engine of the round: the real export, and detections made up for each image.
-
-    As observer it notes the peak memory of every step.
-    """
+class World(PeakObserver):
+    """Source and engine of the round: the real export, and detections made up for each image."""
 
     def __init__(self, client: LabelStudioClient, project_id: int) -> None:
+        super().__init__()
         self._client, self._project_id = client, project_id
-        self._step, self.peaks_gib = "", dict[str, float]()
 
     def export(self, folder: Path) -> Sequence[int]:
         """As ``LabelStudioSource`` does."""
@@ -84,29 +81,6 @@ class World:
         for entry in images:
             found = replace(synthetic_pool(1, entry.image_id)[0], image_id=entry.image_id)
             yield Inferred(found, {"global": to_numpy(found.embeddings).mean(axis=0)})
-
-    def noticed(self, topic: str, problem: str) -> None:
-        """Nobody to tell."""
-
-    def fence(self) -> None:
-        """Nobody else runs this round."""
-
-    def exported(self, annotation_ids: Sequence[int]) -> None:
-        """Nothing to note."""
-
-    def progress(self, progress: object) -> None:
-        """Nothing to show."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
-    def step_started(self, step: str) -> None:
-        """Note the peak of the step before, and begin anew."""
-        if self._step:
-            self.peaks_gib[self._step] = round(peak_gib(), 3)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-        self._step = step
 
 
 def run_ranking(url: str, project_id: int, folder: Path) -> dict[str, Any]:

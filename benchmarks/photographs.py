@@ -32,23 +32,9 @@ from ppal_backend.detector.train.training import train
 from ppal_backend.detector.weights import load_checkpoint, save_final
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
-from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import as_slices
-from ppal_backend.simulation.replay import START_STREAM
-
-
-def absolute(source: Path, images: Path, target: Path, keep: Sequence[int] | None = None) -> tuple[str, ...]:
-    """Write a COCO file with absolute paths, of all images or of some; the labels in the order of their ids."""
-    content = read_json(source)
-    chosen = {image["id"] for image in content["images"]} if keep is None else set(keep)
-    rows = [
-        {**image, "file_name": str((images / image["file_name"]).resolve())}
-        for image in content["images"]
-        if image["id"] in chosen
-    ]
-    boxes = [row for row in content["annotations"] if row["image_id"] in chosen]
-    write_json(target, {"images": rows, "annotations": boxes, "categories": content["categories"]})
-    return tuple(item["name"] for item in sorted(content["categories"], key=lambda item: item["id"]))
+from ppal_backend.simulation.data import DataSource
+from ppal_backend.simulation.replay import random_start
 
 
 def measure(
@@ -58,10 +44,10 @@ def measure(
     tiles = "" if slices == "off" else f"-{slices}"
     folder = work / f"{options.data.name}-{options.detector}-{images}-{seed}{tiles}"
     folder.mkdir(parents=True, exist_ok=True)
-    ids = sorted(image["id"] for image in read_json(options.data / "pool.json")["images"])
-    chosen = np.random.default_rng([seed, START_STREAM]).choice(np.array(ids), images, replace=False).tolist()
-    classes = absolute(options.data / "pool.json", options.data / "images", folder / "train.json", chosen)
-    absolute(options.data / "test.json", options.data / "images", folder / "test.json")
+    data = DataSource("folder", options.data).load(folder)
+    classes, chosen = data.labels, random_start(data.pool.image_ids, images, seed)
+    data.pool.subset(set(chosen)).write(folder / "train.json")
+    data.test.write(folder / "test.json")
     result = train(
         TrainRequest(
             options.detector,

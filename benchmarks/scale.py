@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.acquisition import CLASSES, DETECTIONS, PAPER_BUDGET, PAPER_SIZE, VALID, WIDTH, peak_gib
+from benchmarks.acquisition import CLASSES, DETECTIONS, PAPER_BUDGET, PAPER_SIZE, VALID, WIDTH, PeakObserver, peak_gib
 from benchmarks.acquisition import in_fresh_process as acquisition_figures
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.demo.run import label_config_of
@@ -82,12 +82,12 @@ class MadeUp:
             )
 
 
-class World:
+class World(PeakObserver):
     """Source, detector and observer of a round."""
 
     def __init__(self, tasks: int) -> None:
-        self.tasks, self._made = tasks, MadeUp()
-        self._step, self.peaks_gib, self.looked_at = "", dict[str, float](), 0
+        super().__init__()
+        self.tasks, self._made, self.looked_at = tasks, MadeUp(), 0
         self.cpu_s, self._cpu = dict[str, float](), time.process_time()
 
     def export(self, folder: Path) -> Sequence[int]:
@@ -112,29 +112,12 @@ class World:
                 self.looked_at += 1
                 yield Inferred(found, {"global": np.asarray(found.embeddings)[:VALID].mean(axis=0)})
 
-    def noticed(self, topic: str, problem: str) -> None:
-        """Nobody to tell."""
-
-    def fence(self) -> None:
-        """Nobody else runs this round."""
-
-    def exported(self, annotation_ids: Sequence[int]) -> None:
-        """Nothing to note."""
-
-    def progress(self, progress: object) -> None:
-        """Nothing to show."""
-
-    def should_stop(self) -> bool:
-        """Never."""
-        return False
-
     def step_started(self, step: str) -> None:
         """Note the peak and the processor time of the step before, and begin anew."""
         if self._step:
-            self.peaks_gib[self._step] = round(peak_gib(), 3)
             self.cpu_s[self._step] = round(time.process_time() - self._cpu, 2)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-        self._step, self._cpu = step, time.process_time()
+        super().step_started(step)
+        self._cpu = time.process_time()
 
 
 class CountingLabelStudio:

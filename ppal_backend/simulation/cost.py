@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ppal_backend.rounds.detections_store import read_detections
+from ppal_backend.settings import ProjectDefaults
 from ppal_backend.simulation.data import Benchmark
 from ppal_backend.structures.detections import pairwise_iou
 
-SHOWN_FROM = 0.3
+SHOWN_FROM: float = ProjectDefaults.model_fields["score_threshold"].default
 """Score from which a pre-annotation is shown, the product's own default."""
 _SAME_OBJECT = 0.5
 _NEED_NOT_MOVE = 0.8

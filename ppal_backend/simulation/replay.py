@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,14 @@ from ppal_backend.simulation.variants import Variant
 
 log = logging.getLogger(__name__)
 
-START_STREAM = 0x57A27
+_START_STREAM = 0x57A27
 ORPHAN_WAIT_S = 30.0
+
+
+def random_start(image_ids: Iterable[int], count: int, seed: int) -> list[int]:
+    """The first images of a seed: ``count`` of these, drawn whatever their order."""
+    rng = np.random.default_rng([seed, _START_STREAM])
+    return [int(i) for i in rng.choice(np.array(sorted(image_ids)), count, replace=False)]
 
 
 class Replay:
@@ -76,13 +83,12 @@ class Replay:
         """The images that every strategy of this seed (and kind of start) begins with, chosen once."""
         path = seed_folder(self._root, seed) / (START if start == "random" else f"start-{start}.json")
         if not path.is_file():
-            write_json(path, self._random_start(seed) if start == "random" else self._typical_start(seed))
+            if start == "random":
+                chosen = random_start(self._benchmark.pool.image_ids, self._plan.start, seed)
+            else:
+                chosen = self._typical_start(seed)
+            write_json(path, chosen)
         return [int(i) for i in read_json(path)]
-
-    def _random_start(self, seed: int) -> list[int]:
-        rng = np.random.default_rng([seed, START_STREAM])
-        ids = np.array(sorted(self._benchmark.pool.image_ids))
-        return [int(i) for i in rng.choice(ids, self._plan.start, replace=False)]
 
     def _typical_start(self, seed: int) -> list[int]:
         """What a project without labels is asked for first, by the round that serves people."""
