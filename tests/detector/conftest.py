@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -115,3 +117,18 @@ def trained(zoo_root: Path, train_json: Path, tmp_path_factory: pytest.TempPathF
 def request_(zoo_root: Path, train_json: Path, tmp_path: Path) -> TrainRequest:
     """Six steps of the small detector from random weights."""
     return TrainRequest("small", CLASSES, train_json, None, tmp_path / "work", 3, "cpu", "random", 6, zoo_root=zoo_root)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what is decoded."""
+    shapes: list[tuple[int, ...]] = []
+    whole = cv2.imdecode
+
+    def imdecode(*arguments: Any) -> Any:
+        image = whole(*arguments)
+        shapes.append(image.shape[:2])
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", imdecode)
+    return shapes

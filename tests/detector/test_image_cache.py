@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,21 +22,6 @@ from tests.detector.shapes import CLASSES, write_set
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images of 413 x 307 px, large beside the 64 px that the detector takes; sides that do not divide evenly."""
     return write_set(tmp_path_factory.mktemp("photos"), 6, size=(413, 307))
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of what is decoded."""
-    shapes: list[tuple[int, ...]] = []
-    whole = cv2.imdecode
-
-    def imdecode(*arguments: Any) -> Any:
-        image = whole(*arguments)
-        shapes.append(image.shape[:2])
-        return image
-
-    monkeypatch.setattr(cv2, "imdecode", imdecode)
-    return shapes
 
 
 def streams(photos: Path, zoo_root: Path, folder: Path) -> tuple[TrainingData, TrainingData]:

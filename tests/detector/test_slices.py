@@ -436,18 +436,9 @@ def test_a_training_keeps_its_choice_in_the_checkpoint(large_json: Path, zoo_roo
 
 
 def test_photos_are_decoded_once_a_training_and_learned_from_to_the_same_bits(
-    zoo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[tuple[int, ...]]
 ) -> None:
     data = write_set(tmp_path / "photos", 4, seed=2, size=(400, 300))
-    decoded: list[tuple[int, ...]] = []
-    whole = cv2.imdecode
-
-    def imdecode(*arguments: Any) -> Any:
-        image = whole(*arguments)
-        decoded.append(image.shape[:2])
-        return image
-
-    monkeypatch.setattr(cv2, "imdecode", imdecode)
     kept = train(request(tmp_path / "kept", data, zoo_root, slices=96))
     assert decoded == [(300, 400)] * 4 and not (tmp_path / "kept" / "images").exists()
     monkeypatch.setattr("ppal_backend.detector.train.image_cache._MOST_BYTES", 0)
