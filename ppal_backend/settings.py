@@ -102,7 +102,9 @@ class ProjectDefaults(BaseModel):
         None, ge=1, description="end a training after so many evaluations without a better mAP"
     )
     deterministic: bool = Field(False, description="the same bits on every run on a GPU too, at some cost in speed")
-    mixed_precision: bool = Field(True, description="train in half precision on a GPU, where the detector allows it")
+    mixed_precision: bool = Field(
+        True, description="train in half precision where the device is faster so and the detector allows it"
+    )
     embedding: Literal["query", "sampled"] = Field(
         "query", description="what describes a detection of DETR's relatives: its query, or the maps at its box"
     )

@@ -108,16 +108,18 @@ def device_optimizer(optimizer: Mapping[str, Any], device_type: str, half: str |
     Args:
         optimizer: As the config file has it. Mixed precision of its own is left alone on CUDA, and left out elsewhere.
         device_type: ``cuda``, ``cpu`` or another.
-        half: ``bfloat16`` or ``float16`` to train in on CUDA where the file says nothing; None for full precision.
+        half: ``bfloat16`` or ``float16`` to train in where the file says nothing; None for full precision.
     """
     plain = dict(optimizer)
-    if device_type == "cuda" and half is not None and _kind(plain) in ("", "OptimWrapper"):
-        return {**plain, "type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": half}
     if device_type != "cuda" and _kind(plain) == "AmpOptimWrapper":
         plain["type"] = "OptimWrapper"
         for option in ("loss_scale", "dtype", "use_fsdp"):
             plain.pop(option, None)
-    return plain
+    if half is None or _kind(plain) not in ("", "OptimWrapper"):
+        return plain
+    if device_type == "cuda":
+        return {**plain, "type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": half}
+    return {**plain, "type": "CpuHalfOptimWrapper"}
 
 
 def _training_steps(base: Mapping[str, Any]) -> Steps:

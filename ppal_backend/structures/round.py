@@ -9,7 +9,7 @@ from typing import Any, Literal
 STRATEGY_NAMES = (
     "random", "entropy", "posterior", "margin", "dcus", "dfreq", "rand+ccms", "entropy+ccms", "dfreq+ccms", "dcus+rand",
     "dcus+global", "dcus+fpn", "dcus+jaccard", "ppal", "coreset", "cdal", "enms+divproto", "pal", "ppal+labelled",
-    "ppal+balance", "ppal+pal", "typiclust",
+    "auto", "ppal+balance", "ppal+pal", "typiclust",
 )  # fmt: skip
 """The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
 
@@ -64,7 +64,7 @@ class RoundSpec:
     ``init_weights`` is ``zoo``, ``random`` or ``last``: with ``last`` a training starts from ``model``, where that is
     of the same detector, and from the zoo's weights otherwise. ``patience`` keeps a tenth of the training images back
     and ends a training after so many evaluations on them that brought nothing; ``deterministic`` asks for the same
-    bits on every run on a GPU too; ``mixed_precision`` allows half precision in training there.
+    bits on every run on a GPU too; ``mixed_precision`` allows half precision in training.
     ``embedding`` and ``levels`` say what describes a detection (see ``PoolInference``). ``cold_start`` orders a pool
     that no model has seen: ``typical`` images first, where the zoo's initial weights can look at it, or ``random``.
     Of all tasks ``holdout_fraction`` are kept to measure on until ``evaluation_images`` are labelled;

@@ -134,13 +134,14 @@ def test_an_average_never_remembers_more_than_a_fifth_of_a_training() -> None:
     assert "gamma" not in scaled_average({"type": "EMAHook"}, 100)
 
 
-def test_mixed_precision_is_for_gpus() -> None:
+def test_a_files_own_mixed_precision_is_for_gpus_and_half_precision_for_all_that_bear_it() -> None:
     amp = {"type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": "float16", "optimizer": {"type": "SGD"},
            "paramwise_cfg": {"norm_decay_mult": 0.0}}  # fmt: skip
     plain = {"type": "OptimWrapper", "optimizer": {"type": "SGD"}, "paramwise_cfg": {"norm_decay_mult": 0.0}}
     assert device_optimizer(amp, "cuda") == device_optimizer(amp, "cuda", "bfloat16") == amp
-    assert device_optimizer(amp, "cpu") == device_optimizer(amp, "cpu", "float16") == plain
-    assert device_optimizer(plain, "cuda") == device_optimizer(plain, "cpu", "float16") == plain
+    assert device_optimizer(amp, "cpu") == device_optimizer(plain, "cpu") == device_optimizer(plain, "cuda") == plain
+    on_cpu = {**plain, "type": "CpuHalfOptimWrapper"}
+    assert device_optimizer(amp, "cpu", "bfloat16") == device_optimizer(plain, "cpu", "bfloat16") == on_cpu
     assert device_optimizer(plain, "cuda", "float16") == amp
 
 
@@ -154,7 +155,10 @@ def test_half_precision_is_what_detector_and_gpu_bear(
     model = build(name)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert half_precision(model, family, torch.device("cuda")) == expected
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert half_precision(model, family, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert half_precision(model, family, torch.device("cpu")) == (expected if expected == "bfloat16" else None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert half_precision(model, family, torch.device("cuda")) == (expected and "float16")
 

@@ -26,6 +26,13 @@ def test_channels_are_last_where_all_operators_take_that(name: str, last: bool) 
     assert weight.is_contiguous(memory_format=torch.channels_last) == last
 
 
+def test_swish_is_torchs_own() -> None:
+    model = detector("yolox_toy")
+    before = {type(m).__name__ for m in model.modules()}
+    after = {type(m).__name__ for m in in_fastest_layout(model).modules()}
+    assert "Swish" in before and "SiLU" not in before and after == before - {"Swish"} | {"SiLU"}
+
+
 def test_regions_are_cut_from_maps_as_they_are() -> None:
     """mmcv's RoIAlign reads channels-last maps as if they were not, without a word."""
     model = in_fastest_layout(detector("faster_rcnn_tiny")).eval()

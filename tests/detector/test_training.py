@@ -107,6 +107,22 @@ def test_the_hook_changes_no_weight(uninterrupted: TrainResult, request_: TrainR
     assert without.final_loss == uninterrupted.final_loss
 
 
+def test_half_precision_on_a_cpu_trains_nearly_the_same(
+    request_: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and optimiser stay in full precision; a CPU without the instructions trains in full precision."""
+    request = replace(request_, work_dir=tmp_path / "full", mixed_precision=False)
+    full = train(request)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    half = train(replace(request, work_dir=tmp_path / "half", mixed_precision=True))
+    assert not same_weights(half.checkpoint, full.checkpoint)
+    assert half.final_loss == pytest.approx(full.final_loss, rel=0.02)
+    assert {v.dtype for v in load_checkpoint(half.checkpoint)["state_dict"].values()} <= {torch.float32, torch.int64}
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    without = train(replace(request, work_dir=tmp_path / "without", mixed_precision=True))
+    assert same_weights(without.checkpoint, full.checkpoint)
+
+
 def test_seeds_matter(uninterrupted: TrainResult, request_: TrainRequest) -> None:
     other = train(replace(request_, seed=4))
     assert not same_weights(other.checkpoint, uninterrupted.checkpoint)

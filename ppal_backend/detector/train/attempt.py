@@ -193,7 +193,7 @@ class _Training:
         wanted = self._request.mixed_precision
         half = half_precision(model, self._entry.head_family, device) if wanted else None
         config.optim_wrapper = device_optimizer(wrapper, device.type, half)
-        if device.type != "cuda" and config.optim_wrapper.type != wrapper["type"]:
+        if device.type != "cuda" and wrapper["type"] == "AmpOptimWrapper":
             logger.info("mixed precision is left out: it needs a GPU, and this is %s", device)
 
     def _validation(self, config: Config) -> ValidationHook | None:

@@ -41,7 +41,8 @@ class TrainRequest:
         patience: Evaluations on ``val_json`` without a better mAP after which training ends; None never ends early.
         processes: Processes that share every batch, each with a GPU of its own (or all on the CPU).
         deterministic: Whether a GPU must give the same bits on every run, at some cost in speed.
-        mixed_precision: Whether training may use half precision; only a GPU does, and only with detectors that bear it.
+        mixed_precision: Whether training may use half precision, on devices that are faster so and with detectors that
+            bear it.
         tracking: ``tensorboard`` or ``mlflow`` to write curves below ``work_dir``; None for neither.
         slices: Whether to learn from tiles of the images too, and to look through them later: ``off``, ``auto`` (by
             the size of the boxes) or the side of a tile in pixels of the image.
