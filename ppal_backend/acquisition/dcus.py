@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,9 +19,11 @@ from ppal_backend.acquisition.uncertainty import (
     BoxFilter,
     aggregate_values,
     batch_uncertainties,
+    box_uncertainty,
     contributions,
 )
 from ppal_backend.structures import Detections, QueryContext
+from ppal_backend.structures.detections import to_numpy
 from ppal_backend.structures.stream import StreamedImages, without_embeddings
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,89 @@ class UncertaintyScorer:
         return list(self.box_values(context, [context.pool[p] for p in positions]))
 
 
+IMAGE_S, BOX_S = 5.0, 7.0
+"""Seconds to open and search an image (an assumption) and to draw a box (Papadopoulos et al., Extreme clicking for
+efficient object annotation, ICCV 2017, arXiv:1708.02750)."""
+
+
+class GainScorer:
+    """What labelling an image is expected to teach, for the time that it is expected to take.
+
+    With ``e_b`` the uncertainty of box b as a share of the largest possible one, ``a_c`` the weight of class c, and
+    ``s_b`` scores::
+
+        gain    = sum over classes c of a_c * log(1 + sum over boxes b of class c of e_b)
+        cost    = (IMAGE_S + BOX_S * sum of s_b) ^ price
+        utility = gain / cost
+
+    The tenth doubtful fish of an image teaches less than the first one, so a crowd does not beat two doubtful
+    stingrays; and every box takes time. ``price`` is 0 where people are paid by the image, 1 where by the second.
+
+    Args:
+        measure: ``entropy``, ``posterior`` or ``margin``.
+        boxes: Which boxes count.
+        weights: Gives ``[C]`` class weights for a context, or None for 1.
+        price: Power of the cost, in [0, 1].
+    """
+
+    def __init__(self, measure: str, boxes: BoxFilter, weights: ClassWeights | None, price: float) -> None:
+        self._measure, self._boxes, self._weights, self._price = measure, boxes, weights, price
+
+    def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
+        """``[N]`` gains for their cost, >= 0; of a pool that lies on disk shard by shard."""
+        if not isinstance(context.pool, StreamedImages):
+            return self.of(context, context.pool)
+        weights = self._class_weights(context)
+        counted = ((b.joined, *self._boxes.valid_rows_of_batch(b)) for b in context.pool.batches())
+        parts = [self._for_cost(*self._masses(*one, context.num_classes), weights) for one in counted]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def of(self, context: QueryContext, images: Sequence[Detections]) -> np.ndarray:
+        """Utilities of some images."""
+        weights = self._class_weights(context)
+        counted = ((d, rows := self._boxes.valid_rows(d), torch.tensor([len(rows)])) for d in images)
+        parts = [self._for_cost(*self._masses(*one, context.num_classes), weights) for one in counted]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
+        """Of each box that counts its part of the utility: boxes of a class share by their uncertainty."""
+        weights, made = self._class_weights(context), []
+        for image in without_embeddings([context.pool[p] for p in positions]):
+            rows = self._boxes.valid_rows(image)
+            mass, scores = self._masses(image, rows, torch.tensor([len(rows)]), context.num_classes)
+            share = weights * np.log1p(mass[0]) / np.maximum(mass[0], np.finfo(float).tiny) / self._cost(scores)[0]
+            classes = to_numpy(image.class_indices)[rows.cpu().numpy()]
+            values = self._shares(image)[rows.cpu().numpy()] * share[classes]
+            made.append(BoxContributions(rows, torch.from_numpy(values)))
+        return list(made)
+
+    def _class_weights(self, context: QueryContext) -> np.ndarray:
+        weights = self._weights(context) if self._weights else None
+        return np.ones(context.num_classes) if weights is None else to_numpy(weights).astype(np.float64)
+
+    def _shares(self, found: Detections) -> np.ndarray:
+        """Uncertainty of every box as a share of the largest possible one."""
+        classes = 2 if found.class_probs is None or not found.softmax else found.class_probs.shape[1]
+        largest = {"entropy": math.log(classes), "posterior": 1.0, "margin": 1.0}[self._measure]
+        return to_numpy(box_uncertainty(found, self._measure)) / largest
+
+    def _masses(
+        self, found: Detections, rows: torch.Tensor, held: torch.Tensor, num_classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``[m, C]`` summed uncertainty by class and ``[m]`` summed score of m images, whose boxes are ``rows``."""
+        kept, images = rows.cpu().numpy(), np.repeat(np.arange(len(held)), held.cpu().numpy())
+        cells = images * num_classes + to_numpy(found.class_indices)[kept].astype(np.int64)
+        mass = np.bincount(cells, self._shares(found)[kept], minlength=len(held) * num_classes)
+        scores = np.bincount(images, to_numpy(found.scores)[kept].astype(np.float64), minlength=len(held))
+        return mass.reshape(len(held), num_classes), scores
+
+    def _cost(self, scores: np.ndarray) -> np.ndarray:
+        return (IMAGE_S + BOX_S * scores) ** self._price
+
+    def _for_cost(self, mass: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return (np.log1p(mass) * weights).sum(1) / self._cost(scores)
+
+
 def difficulty_weights(alpha: float = 0.3, beta: float = 0.2) -> ClassWeights:
     """Class weights by Eq. 4; without known difficulties every class has difficulty 1, as before training."""
 
@@ -121,6 +207,20 @@ def frequency_weights(context: QueryContext) -> torch.Tensor:
         )
     counts = as_tensor(context.class_counts).double()
     return 1.0 - counts / counts.sum().clamp(min=1.0)
+
+
+def lacking_weights(base: ClassWeights) -> ClassWeights:
+    """Multiply class weights by sqrt((mean n + 1) / (n_c + 1)), n_c the labelled boxes of c, where these are known."""
+
+    def weights(context: QueryContext) -> torch.Tensor | None:
+        start = base(context)
+        if context.class_counts is None:
+            return start
+        counts = as_tensor(context.class_counts).double().cpu()
+        factor = ((counts.mean() + 1.0) / (counts + 1.0)).sqrt()
+        return factor if start is None else start.double().cpu() * factor
+
+    return weights
 
 
 def balanced_weights(base: ClassWeights, strength: float = 1.0, boxes: BoxFilter | None = None) -> ClassWeights:

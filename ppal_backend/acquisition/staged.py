@@ -35,8 +35,8 @@ PRESETS = ("paper", "reference")
 PAPER_DELTA = 4.0
 _WHOLE = ("max_detections", "max_iterations")
 _NUMBERS = (
-    *_WHOLE, "delta", "alpha", "beta", "strength", "score_threshold", "min_size_px", "max_aspect", "min_distance",
-    "memory_gib",
+    *_WHOLE, "delta", "alpha", "beta", "strength", "price", "score_threshold", "min_size_px", "max_aspect",
+    "min_distance", "memory_gib",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ class Options:
         similarity: Makes what computes CCMS where a matrix does not fit, from the arguments of
             :class:`~ppal_backend.acquisition.ccms.LazySimilarity`; None for that class itself.
         strength: How much ``ppal+balance`` prefers rare predicted classes, >= 0.
+        price: How much time costs ``auto``, from 0 (paid by the image) to 1 (by the second).
     """
 
     uncertainty: str = "entropy"
@@ -113,6 +114,7 @@ class Options:
     memory_gib: float | None = None
     device: str | None = None
     strength: float = 1.0
+    price: float = 0.3
     similarity: MakeSimilarity | None = None
 
     def __post_init__(self) -> None:
@@ -143,6 +145,8 @@ class Options:
             raise ValueError(
                 f"expected min_distance >= 0 and max_iterations >= 0, got {self.min_distance}, {self.max_iterations}"
             )
+        if not 0 <= self.price <= 1:
+            raise ValueError(f"expected price in [0, 1], got {self.price}")
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ValueError(f"expected memory_gib > 0, got {self.memory_gib}")
         if self.similarity is not None and not callable(self.similarity):

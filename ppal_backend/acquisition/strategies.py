@@ -16,14 +16,17 @@ from ppal_backend.acquisition.baselines.enms_divproto import EnmsScorer, Prototy
 from ppal_backend.acquisition.baselines.pal import CalibratedScorer, SignalSelector
 from ppal_backend.acquisition.baselines.typiclust import TypicalityScorer, TypicalitySelector
 from ppal_backend.acquisition.comparisons import compare_ccms, compare_features, compare_jaccard
+from ppal_backend.acquisition.coverage import CoverageSelector
 from ppal_backend.acquisition.dcus import (
     ClassWeights,
+    GainScorer,
     RandomScorer,
     Scorer,
     UncertaintyScorer,
     balanced_weights,
     difficulty_weights,
     frequency_weights,
+    lacking_weights,
 )
 from ppal_backend.acquisition.selection import Compare, DiverseSelector, RandomSelector, Selector, TopSelector
 from ppal_backend.acquisition.staged import Needs, Options, QueryStrategy, StagedStrategy
@@ -78,6 +81,11 @@ def _diverse(compare: Callable[[Options], Compare]) -> Stage2:
 def _greedy(compare: Callable[[Options], Compare]) -> Stage2:
     """k-Center-Greedy alone, beginning farthest from labelled images."""
     return lambda o: DiverseSelector(compare(o), refine=None, first="farthest", min_distance=o.min_distance)
+
+
+def _gain(o: Options) -> GainScorer:
+    """Expected gain for its cost, of classes by difficulty and by what they lack."""
+    return GainScorer(o.uncertainty, o.boxes, lacking_weights(_eq_4(o)), o.price)
 
 
 def _random(o: Options) -> Scorer:
@@ -177,6 +185,15 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             "small pool not everything is a candidate, however large delta.",
             _DCUS,
             _diverse(lambda o: _compare_ccms(o, labelled=True)),
+            widest=WIDEST,
+            labelled=True,
+            needs=_OF_CANDIDATES,
+        ),
+        "auto": Recipe(
+            "This project's own: DCUS with diminishing returns, classes that lack boxes first, for the time it costs; "
+            "then the images that stand for most of that, beside the labelled ones (CCMS).",
+            _gain,
+            lambda o: CoverageSelector(_compare_ccms(o, labelled=True), _gain(o).of, o.min_distance),
             widest=WIDEST,
             labelled=True,
             needs=_OF_CANDIDATES,

@@ -1,5 +1,6 @@
 """What tells one strategy from another: each against its definition."""
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -214,6 +215,77 @@ def test_balance_prefers_rare_predicted_classes():
     assert answer.utilities[9] == pytest.approx(answer.utilities[1] * (1 + (1 - 1 / 5)))
 
 
+@pytest.mark.parametrize(("softmax", "measure"), [(True, "entropy"), (True, "margin"), (False, "entropy")])
+@pytest.mark.parametrize("price", [0.0, 0.5, 1.0])
+def test_auto_equals_the_loops(softmax, measure, price):
+    """Gain for its cost; the weights are Eq. 4 times what a class lacks, the parts of boxes add up to the utility."""
+    context = make_context(7)
+    if not softmax:
+        context = replace(context, pool=[replace(d, class_probs=None, softmax=False) for d in context.pool])
+    counts = context.class_counts
+    lack = [math.sqrt((counts.mean() + 1) / (n + 1)) for n in counts]
+    weights = [
+        difficulty.coefficient(float(d), 0.3, 0.2) * part for d, part in zip(context.difficulty, lack, strict=True)
+    ]
+    answer = query("auto", context, 6, uncertainty=measure, price=price)
+    assert answer.utilities == pytest.approx(
+        {d.image_id: pipeline.gain(d, weights, price, measure) for d in context.pool}
+    )
+    images = {d.image_id: d for d in context.pool}
+    for image_id, explained in answer.explanations.items():
+        if len(set(images[image_id].class_indices.tolist())) <= 5:  # all of them are listed
+            assert sum(c.contribution for c in explained.classes) == pytest.approx(explained.utility)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("memory_gib", "labelled"), [(None, 9), (1e-6, 9), (None, 0)])
+def test_auto_takes_what_covers_most_weight_beside_the_labelled_images(seed, memory_gib, labelled):
+    context = make_context(seed, images=50, classes=3, labelled=labelled)
+    answer = query("auto", context, 6, memory_gib=memory_gib)
+    by_id = {d.image_id: d for d in context.pool}
+    chosen = [by_id[i] for i in answer.candidate_ids]
+    s = ccms.similarity([*chosen, *context.labelled])
+    count = len(chosen)
+    far = (2.0 - s[:count, count:]).min(1) if labelled else [2.0] * count
+    weights = [answer.utilities[i] for i in answer.candidate_ids]
+    distances = 2.0 - s[:count, :count]
+    np.fill_diagonal(distances, 0.0)
+    wanted = pipeline.coverage(distances, far, weights, 6)
+    assert [answer.candidate_ids[k] for k in wanted] == list(answer.image_ids)
+    nearest = {k: min((distances[k][x], x) for x in wanted) for k in range(count)}
+    sizes = {i: answer.explanations[i].cluster_size for i in answer.image_ids}
+    owned = [answer.candidate_ids[x] for k, (d, x) in nearest.items() if d < far[k] or k == x]
+    assert sizes == {i: owned.count(i) for i in answer.image_ids}
+    for place, image_id in enumerate(answer.image_ids):
+        told = answer.explanations[image_id]
+        if place or labelled:
+            before = [distances[wanted[place]][x] for x in wanted[:place]] + ([far[wanted[place]]] if labelled else [])
+            assert told.nearest_distance == pytest.approx(min(before), abs=1e-5)
+            assert told.nearest_similarity == pytest.approx(2.0 - min(before), abs=1e-5)
+        else:
+            assert told.nearest_chosen is None
+
+
+def test_auto_leaves_near_duplicates_out_and_keeps_to_a_budget_of_boxes():
+    rng = np.random.default_rng(0)
+    twins = [image(k, [0.5], [0], np.ones((1, 8))) for k in range(5)]
+    pool = [*twins, *(image(10 + k, [0.5], [0], rng.normal(size=(1, 8))) for k in range(5))]
+    picks = query("auto", QueryContext(pool, 1), 6, min_distance=0.01).image_ids
+    assert sum(i < 5 for i in picks) == 1 and len(picks) == 6
+    crowded = [image(k, [0.5] * n, [0] * n, rng.normal(size=(n, 8))) for k, n in enumerate((9, 2, 3, 1, 4, 2))]
+    spent = query("auto", QueryContext(crowded, 1), 6, unit="boxes").image_ids
+    assert spent and sum((9, 2, 3, 1, 4, 2)[i] for i in spent) <= 6 and 0 not in spent
+
+
+def test_of_auto_a_crowd_does_not_beat_two_doubtful_boxes_of_a_rare_class():
+    crowd, rare, sure = image(1, [0.6] * 40, [0] * 40), image(2, [0.5, 0.5], [1, 1]), image(3, [0.99] * 3, [1] * 3)
+    context = QueryContext([crowd, rare, sure], 2, class_counts=np.array([400, 20]))
+    assert query("ppal", context, 1, delta=1.5).candidate_ids[0] == 1
+    assert query("auto", context, 1, delta=1.5).candidate_ids[0] == 2
+    unknown = replace(context, class_counts=None)
+    assert query("auto", unknown, 1, price=0).candidate_ids[0] == 1, "paid by the image, and no class lacks boxes"
+
+
 def test_labelled_images_keep_their_likes_away():
     known = image(100, [0.9], [0], [[1, 0]])
     pool = [image(1, [0.5], [0], [[1, 0]]), image(2, [0.6], [0], [[1, 0.05]]), image(3, [0.7], [0], [[0, 1]])]
@@ -327,7 +399,7 @@ def test_reference_preset_gives_way_to_options_of_its_own():
     assert counted(preset="reference", min_size_px=0, max_detections=7) == 7
 
 
-CCMS = ["rand+ccms", "entropy+ccms", "dfreq+ccms", "ppal", "ppal+labelled", "ppal+balance", "ppal+pal", "pal"]
+CCMS = ["rand+ccms", "entropy+ccms", "dfreq+ccms", "ppal", "ppal+labelled", "ppal+balance", "ppal+pal", "pal", "auto"]
 
 
 @pytest.mark.parametrize("name", CCMS)
@@ -369,6 +441,7 @@ READS = {
     "enms+divproto": set(),
     "pal": {"delta"} | OF_CCMS,
     "ppal+labelled": {"delta"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
+    "auto": {"delta", "uncertainty", "price", "min_distance"} | EQ_4 | OF_CCMS,
     "ppal+balance": {"delta", "strength"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
     "ppal+pal": {"delta"} | EQ_4 | OF_CCMS | DIVERSE,
     "typiclust": set(),

@@ -32,6 +32,7 @@ NAMES = [
     "enms+divproto",
     "pal",
     "ppal+labelled",
+    "auto",
     "ppal+balance",
     "ppal+pal",
     "typiclust",

@@ -24,6 +24,24 @@ def utility(detections, weights, measure: str = "entropy", threshold: float = 0.
     return total
 
 
+def gain(detections, weights, price: float, measure: str = "entropy", threshold: float = 0.05) -> float:
+    """What an image teaches for what it costs: classes saturate, boxes take time."""
+    mass: dict[int, float] = {}
+    seconds = 5.0
+    for k, score in enumerate(detections.scores):
+        if score >= np.float32(threshold):
+            row = (
+                [float(p) for p in detections.class_probs[k]]
+                if detections.softmax
+                else [float(score), 1.0 - float(score)]
+            )
+            largest = math.log(len(row)) if measure == "entropy" else 1.0
+            cls = int(detections.class_indices[k])
+            mass[cls] = mass.get(cls, 0.0) + difficulty.uncertainty(measure, row) / largest
+            seconds += 7.0 * float(score)
+    return sum(weights[c] * math.log(1.0 + m) for c, m in mass.items()) / seconds**price
+
+
 def candidates(context: QueryContext, budget: int, weights, delta: float = 4.0) -> list[int]:
     """Positions of the candidate pool."""
     u = [utility(d, weights) for d in context.pool]
@@ -60,3 +78,17 @@ def ppal_labelled(context: QueryContext, budget: int) -> list[int]:
     centers = sorted(clustering.k_medoids_beside(distances, gap, start)[0])
     order = clustering.farthest_first(distances[np.ix_(centers, centers)], gap[centers], budget, 0)
     return [context.pool[chosen[centers[k]]].image_id for k in order]
+
+
+def coverage(distances, far, weights, budget: int) -> list[int]:
+    """Greedy picks for the largest weighted coverage, by looking at everything every time."""
+    far, picks = list(far), []
+    for _ in range(min(budget, len(weights))):
+        gains = [
+            -1.0 if x in picks else sum(w * max(0.0, far[j] - distances[j][x]) for j, w in enumerate(weights))
+            for x in range(len(weights))
+        ]
+        best = max(range(len(gains)), key=lambda x: (round(gains[x], 9), -x))
+        picks.append(best)
+        far = [min(f, distances[j][best]) for j, f in enumerate(far)]
+    return picks
