@@ -24,8 +24,8 @@ import torch
 
 from ppal_backend.acquisition.difficulty import DifficultyEMA, training_difficulty
 from ppal_backend.acquisition.strategies import get_strategy, strategy_names
-from ppal_backend.detector import attempt
 from ppal_backend.detector.heads import Positives
+from ppal_backend.detector.train import attempt
 from ppal_backend.detector.train.hooks import DifficultyHook
 from ppal_backend.errors import StateError
 from ppal_backend.rounds.folder import RoundFolder

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from ppal_backend.detector.zoo import ZooEntry, find_entry
+from ppal_backend.detector.zoo.fetch import weights_file
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.files import write_json
@@ -92,6 +93,7 @@ def simulate(
         SettingsError: A name or number is wrong.
         DatasetError: The data cannot be used.
         StateError: The folder holds another simulation, another process works in it, or parts failed.
+        WeightsUnavailable: The detector's initial weights are not there and cannot be fetched.
         RoundCancelled: Ctrl-C; the same call goes on.
     """
     out = Path(options.out).resolve()
@@ -100,6 +102,7 @@ def simulate(
         plan = prepare(options, out, console)
         _announce(plan, console)
         if engine_factory is None:
+            _fetch_weights(plan)
             _announce_duration(out, plan, options, console)
         try:
             with Board(out, plan, console):
@@ -197,6 +200,14 @@ def _announce(plan: Plan, console: Console) -> None:
         f"+ {plan.budget} a round, {plan.rounds} rounds, seeds {list(plan.seeds)}\nstrategies: {names}",
         highlight=False,
     )
+
+
+def _fetch_weights(plan: Plan) -> None:
+    """Have the initial weights before anything starts, rather than in every part of the simulation."""
+    settings = load_settings()
+    entry = find_entry(plan.detector, settings.model_zoo)
+    if plan.init_weights == "zoo" and entry.weights is not None:
+        weights_file(entry, settings.weights_dir)
 
 
 def _announce_duration(root: Path, plan: Plan, options: SimulationOptions, console: Console) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from ppal_backend.detector.zoo import default_zoo_root, find_entry
-from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector
+from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector, WeightsUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.simulation.folder import locked, round_place
 from ppal_backend.simulation.run import (
@@ -116,6 +116,14 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path, plan, e
     with pytest.raises(error, match=told):
         simulate(options, engine_factory=any_engine)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_weights_that_cannot_be_had_are_told_before_any_part_begins(tmp_path, monkeypatch):
+    monkeypatch.setenv("PPAL_CACHE_DIR", str(tmp_path / "cache"))
+    options = SimulationOptions(tmp_path / "out", "smoke", plan={**SMALL, "detector": "yolox_nano"})
+    with pytest.raises(WeightsUnavailable, match=r"expected .*yolox_nano_coco\.pth.*ppal zoo fetch yolox_nano --from"):
+        simulate(options)
+    assert not list((tmp_path / "out").glob("seed-*"))
 
 
 def test_missing_data_are_told(tmp_path):
