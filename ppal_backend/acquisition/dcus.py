@@ -53,6 +53,36 @@ class RandomScorer:
         return [None] * len(positions)
 
 
+class ModelScorer:
+    """The utility that a detector itself gives of each image: ``image_features[name]``, ``[N, 1]``.
+
+    Args:
+        name: The method that changed the detector (see :data:`~ppal_backend.acquisition.strategies.RIVALS`).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
+        """``[N]`` utilities of any sign.
+
+        Raises:
+            ValueError: The context holds none.
+        """
+        found = context.image_features.get(self._name)
+        if found is None or tuple(found.shape) != (len(context.pool), 1):
+            raise ValueError(
+                f"expected image_features[{self._name!r}] with shape ({len(context.pool)}, 1), got "
+                f"{None if found is None else tuple(found.shape)}; look at the pool with a detector that was trained "
+                f"with {self._name}"
+            )
+        return to_numpy(found)[:, 0].astype(np.float64)
+
+    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
+        """Nothing to explain: the utility is the image's."""
+        return [None] * len(positions)
+
+
 class UncertaintyScorer:
     """Summed (or mean, or largest) weighted uncertainty of an image's boxes (Eq. 5).
 

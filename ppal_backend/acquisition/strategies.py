@@ -20,6 +20,7 @@ from ppal_backend.acquisition.coverage import CoverageSelector
 from ppal_backend.acquisition.dcus import (
     ClassWeights,
     GainScorer,
+    ModelScorer,
     RandomScorer,
     Scorer,
     UncertaintyScorer,
@@ -223,6 +224,19 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 
+
+def _rival(name: str, about: str) -> Recipe:
+    """A method whose utility comes out of the detector that it changed."""
+    return Recipe(about, lambda o: ModelScorer(name), _top, needs={name: "pool"})
+
+
+RIVALS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "learnloss": _rival("learnloss", "Largest predicted loss (Yoo and Kweon, CVPR 2019)."),
+    }
+)
+"""Strategies that change the detector, in simulations only (see ``detector.rivals``)."""
+
 USES_LABELLED = frozenset(name for name, recipe in STRATEGIES.items() if recipe.labelled)
 """Strategies that use the model's detections on, or features of, labelled images where they are given."""
 
@@ -231,25 +245,34 @@ READS_COUNTS = frozenset({"pal", "ppal+pal"})
 
 
 def strategy_names() -> tuple[str, ...]:
-    """Names of all strategies, baselines first."""
+    """Names of all strategies that leave the detector as it is, baselines first."""
     return tuple(STRATEGIES)
+
+
+def rival_names() -> tuple[str, ...]:
+    """Names of those that change it."""
+    return tuple(RIVALS)
 
 
 def get_strategy(name: str, **options: Any) -> QueryStrategy:
     """Make a strategy.
 
     Args:
-        name: One of :func:`strategy_names`.
+        name: One of :func:`strategy_names` or :func:`rival_names`.
         options: Fields of :class:`~ppal_backend.acquisition.staged.Options`.
 
     Raises:
         ValueError: An unknown name or option, or an option out of range.
     """
-    if name not in STRATEGIES:
+    recipes = {**STRATEGIES, **RIVALS}
+    if name not in recipes:
         raise ValueError(f"expected a strategy among {list(STRATEGIES)}, got {name!r}; correct the name")
-    recipe, given = STRATEGIES[name], Options.parse(options)
+    recipe, given = recipes[name], Options.parse(options)
     stages = recipe.stage_1(given), recipe.stage_2(given)
     return StagedStrategy(name, *stages, given, recipe.whole_pool, recipe.widest, recipe.needs)
 
 
-__all__ = ["STRATEGIES", "USES_LABELLED", "Options", "QueryStrategy", "Recipe", "get_strategy", "strategy_names"]
+__all__ = [
+    "RIVALS", "STRATEGIES", "USES_LABELLED", "Options", "QueryStrategy", "Recipe", "get_strategy", "rival_names",
+    "strategy_names",
+]  # fmt: skip

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import build_pipeline
 from ppal_backend.detector.infer.relabelling import Relabelling
+from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.weights import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
@@ -34,6 +35,11 @@ class LoadedDetector:
     relabelling: Relabelling | None = None  # of published weights that predict a project's labels
 
     @property
+    def rival(self) -> str | None:
+        """Name of the method that changed it (see :mod:`~ppal_backend.detector.rivals`); None for none."""
+        return self.checkpoint.meta.get("rival")
+
+    @property
     def tile(self) -> int | None:
         """Side in pixels of the tiles that its training learned from, and that it looks through; None for no tiles."""
         tile = self.checkpoint.meta.get("slices")
@@ -48,12 +54,19 @@ class LoadedDetector:
         return int(most) if most and most > 0 else None
 
 
-def build_model(config: Config) -> Any:
+def build_model(config: Config, rival: str | None = None) -> Any:
     """Build the detector of a configuration; call it inside :func:`runtime.isolated`.
 
+    Args:
+        config: The configuration; a rival changes it.
+        rival: Name of the method that changes the detector, in simulations; None for none.
+
     Raises:
-        DetectorError: mmdetection rejects the configuration.
+        DetectorError: mmdetection rejects the configuration, or the rival does not fit the detector.
     """
+    changes = None if rival is None else find_rival(rival)
+    if changes is not None:
+        changes.change(config.model)
     try:
         model = MODELS.build(config.model.copy())
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
@@ -61,6 +74,8 @@ def build_model(config: Config) -> Any:
     head = getattr(model, "bbox_head", None)
     if isinstance(head, BaseDenseHead) and not hasattr(head, "loss_cls"):
         head.loss_cls = None  # SSD's head has none, yet mmdet's prediction looks at it
+    if changes is not None:
+        changes.attach(model)
     return model
 
 
@@ -77,7 +92,7 @@ def load_detector(
     final = load_final(checkpoint, detector, classes)
     rows = final.meta.get("weights_classes")
     config = build_config(entry, classes if rows is None else rows)
-    model = build_model(config)
+    model = build_model(config, final.meta.get("rival"))
     relabelling = None if rows is None else Relabelling.of(rows, classes, final.meta["known"])
     try:
         model.load_state_dict(final.state_dict)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppal_backend.errors import ImageError, RoundCancelled
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Trained, TrainingFiles
-from ppal_backend.structures.round import AS_IS, ModelRef, OnProgress, RoundSpec
+from ppal_backend.structures.round import AS_IS, RIVAL_NAMES, ModelRef, OnProgress, RoundSpec
 
 if TYPE_CHECKING:
     from ppal_backend.detector.infer.inference import PoolInference
@@ -87,6 +87,7 @@ class LocalEngine:
             weights_dir=self._weights_dir,
             slices=spec.slices,
             known=spec.known,
+            rival=spec.strategy if spec.strategy in RIVAL_NAMES else None,
             **spec.difficulty_options,
         )
         result = train(request, on_progress, should_stop)

@@ -28,7 +28,7 @@ from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime, default_runtime
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import ProjectRecord
-from ppal_backend.structures.round import STRATEGY_NAMES
+from ppal_backend.structures.round import RIVAL_NAMES, STRATEGY_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,11 @@ def checked_options(settings: Settings, overrides: dict[str, Any]) -> ProjectOpt
         find_entry(options.detector, settings.model_zoo)
     if options.strategy not in STRATEGY_NAMES:
         names = ", ".join(STRATEGY_NAMES)
+        if options.strategy in RIVAL_NAMES:
+            raise SettingsError(
+                f"strategy {options.strategy!r} changes the detector and runs in simulations only (ppal simulate); "
+                f"choose one of {names}"
+            )
         raise SettingsError(f"expected a strategy of {names}; got {options.strategy!r}; choose one")
     return options
 

@@ -14,7 +14,7 @@ from ppal_backend.datasets.coco import CocoCategory, CocoDataset
 from ppal_backend.datasets.ground_truth import read_user_coco
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.engines.local import LocalEngine
-from ppal_backend.errors import DatasetError
+from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.files import atomic_file, read_json, sha256_of, write_json
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Engine, PoolEntry, Ports, PreparedData
@@ -86,6 +86,11 @@ def rank(
         CheckpointError: The checkpoint cannot be used.
     """
     variant = parse_variants([options.strategy])[0]
+    if variant.changes_detector:
+        raise SettingsError(
+            f"strategy {variant.strategy!r} changes the detector and runs in simulations only (ppal simulate); choose "
+            f"another"
+        )
     if options.budget < 1:
         raise DatasetError(f"expected a budget of at least 1, got {options.budget}; ask for more")
     out, work = Path(options.out), Path(options.out) / ".work"

@@ -115,7 +115,8 @@ class Replay:
         users = [v for v in self._plan.variants if v.first_model == first_model]
         path = first_model_folder(self._root, seed, first_model)
         with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
-            plain = Variant("random", {}, users[0].difficulty, inference=users[0].inference)
+            trains_with = users[0].strategy if users[0].changes_detector else "random"
+            plain = Variant(trains_with, {}, users[0].difficulty, inference=users[0].inference)
             looks = any(v.looks_at_labelled for v in users)
             if looks and not RoundFolder(path).path.joinpath("labelled_detections").is_dir():
                 (path / "steps" / "infer.json").unlink(missing_ok=True)  # a strategy came that wants more

@@ -30,7 +30,7 @@ from ppal_backend.simulation.folder import PLAN, RESULT, locked, round_place
 from ppal_backend.simulation.oracle import PROGRESS
 from ppal_backend.simulation.plan import Plan, load_preset, parse_amount, parse_seeds
 from ppal_backend.simulation.schedule import EngineFactory, run_tasks
-from ppal_backend.simulation.variants import Variant, parse_variants
+from ppal_backend.simulation.variants import Variant, check_detector, parse_variants
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
     variants = parse_variants(wanted["strategies"])
     settings = load_settings()
     entry = find_entry(str(wanted["detector"]), settings.model_zoo)
+    check_detector(variants, entry.name, entry.head_family)
     source = source_from({**preset["data"], **_given(options.data)})
     with console.status("reading the data"):
         benchmark = source.load(settings.cache_dir / "benchmarks")

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy, strategy_names
+from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy, rival_names, strategy_names
 from ppal_backend.errors import SettingsError
 
 DIFFICULTY_OPTIONS = ("xi", "momentum", "absent")
 INFERENCE_OPTIONS = {"embedding": ("query", "sampled"), "levels": ("provenance", "scale")}
 ABSENT = ("keep", "drift")
 STARTS = ("random", "typical")
+RIVAL_FAMILIES: Mapping[str, frozenset[str]] = {
+    "learnloss": frozenset({"anchor", "atss", "ddod", "fcos", "gfl", "roi", "rtmdet", "ssd", "yolox"}),
+}
+"""Head families of the zoo that each strategy which changes the detector can change."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Variant:
     start: str = STARTS[0]
 
     def __post_init__(self) -> None:
-        if self.strategy not in strategy_names():
-            names = ", ".join(strategy_names())
+        if self.strategy not in (*strategy_names(), *rival_names()):
+            names = ", ".join((*strategy_names(), *rival_names()))
             raise SettingsError(f"expected a strategy of {names}, got {self.strategy!r}; choose one of these")
         try:
             get_strategy(self.strategy, **self.options)
@@ -89,9 +93,16 @@ class Variant:
     def first_model(self) -> str:
         """Variants with the same one share their first model and what it sees in the pool."""
         settings = {**self.difficulty, **self.inference}
+        if self.changes_detector:
+            settings["rival"] = self.strategy
         if self.start != STARTS[0]:
             settings["start"] = self.start
         return ",".join(f"{key}={_text(settings[key])}" for key in sorted(settings)) or "default"
+
+    @property
+    def changes_detector(self) -> bool:
+        """Whether the strategy trains a detector of its own (see ``detector.rivals``)."""
+        return self.strategy in rival_names()
 
     @property
     def looks_at_labelled(self) -> bool:
@@ -156,6 +167,21 @@ def check_matches(variants: Sequence[Variant]) -> None:
             raise SettingsError(
                 f"expected match to name another strategy of the list ({', '.join(sorted(followed))}), got "
                 f"{variant.match!r}; add it to the list"
+            )
+
+
+def check_detector(variants: Sequence[Variant], detector: str, head_family: str) -> None:
+    """Every strategy that changes the detector can change this one.
+
+    Raises:
+        SettingsError: One cannot.
+    """
+    for variant in variants:
+        families = RIVAL_FAMILIES.get(variant.strategy)
+        if families is not None and head_family not in families:
+            raise SettingsError(
+                f"strategy {variant.strategy!r} changes detectors of {', '.join(sorted(families))} heads, got "
+                f"{detector} ({head_family}); choose another detector (ppal zoo list) or leave the strategy out"
             )
 
 

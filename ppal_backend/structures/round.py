@@ -13,6 +13,9 @@ STRATEGY_NAMES = (
 )  # fmt: skip
 """The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
 
+RIVAL_NAMES = ("learnloss",)
+"""Strategies that change the detector they choose with, which a project's rounds never do: in simulations only."""
+
 
 AS_IS = "as_is.pth"
 """File name of a checkpoint that holds the zoo's detector as published, told in a project's labels."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.structures import Detections, QueryContext
+from ppal_backend.structures.round import RIVAL_NAMES
 
 
 def image(
@@ -72,6 +73,10 @@ def context(seed: int = 0, images: int = 30, classes: int = 5, most: int = 6, la
         difficulty=rng.random(classes),
         class_counts=rng.integers(0, 50, classes),
         labelled=known,
-        image_features={"global": rng.normal(size=(images, 6)), "fpn": rng.normal(size=(images, 10))},
+        image_features={
+            "global": rng.normal(size=(images, 6)),
+            "fpn": rng.normal(size=(images, 10)),
+            **{name: np.random.default_rng([seed, 1]).normal(size=(images, 1)) for name in RIVAL_NAMES},
+        },
         labelled_features={"global": rng.normal(size=(labelled, 6)), "fpn": rng.normal(size=(labelled, 10))},
     )

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppal_backend.acquisition.strategies import get_strategy, strategy_names
+from ppal_backend.acquisition.strategies import get_strategy, rival_names, strategy_names
 from ppal_backend.structures import CandidatePool, Detections, QueryContext
-from ppal_backend.structures.round import STRATEGY_NAMES
+from ppal_backend.structures.round import RIVAL_NAMES, STRATEGY_NAMES
 from tests.acquisition.pools import context as make_context
 
 NAMES = [
@@ -37,11 +37,13 @@ NAMES = [
     "ppal+pal",
     "typiclust",
 ]
+RIVALS = ["learnloss"]
 
 
 def test_every_strategy_is_there():
     assert sorted(strategy_names()) == sorted(NAMES)
     assert strategy_names() == STRATEGY_NAMES, "what processes without torch take for the names"
+    assert list(rival_names()) == RIVALS and rival_names() == RIVAL_NAMES
 
 
 def without_detections(context):
@@ -63,7 +65,7 @@ def identical(context):
         )
         for d in context.pool
     ]
-    features = {name: np.ones((len(same), 6)) for name in context.image_features}
+    features = {name: np.ones_like(value) for name, value in context.image_features.items()}
     return replace(context, pool=same, image_features=features, labelled_features={})
 
 
@@ -202,7 +204,7 @@ class StrategyContract:
             get_strategy(self.name, budget_ratio=3)
 
 
-for _name in NAMES:
+for _name in [*NAMES, *RIVALS]:
     _class = f"Test_{_name.replace('+', '_with_')}"
     globals()[_class] = type(_class, (StrategyContract,), {"name": _name})
 
@@ -255,6 +257,8 @@ def test_option_out_of_range_is_refused(option, value):
         ("dcus+fpn", {"image_features": {}}, r"image_features\['fpn'\]"),
         ("coreset", {"image_features": {}}, r"image_features\['global'\]"),
         ("typiclust", {"image_features": {}}, r"image_features\['global'\]"),
+        ("learnloss", {"image_features": {}}, r"image_features\['learnloss'\] with shape \(30, 1\), got None"),
+        ("learnloss", {"image_features": {"learnloss": np.ones((30, 2))}}, r"got \(30, 2\); look at the pool with"),
     ],
 )
 def test_what_a_strategy_needs_is_asked_for(name, missing, message):

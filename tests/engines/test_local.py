@@ -71,6 +71,11 @@ def test_the_options_of_a_round_and_a_machine_reach_the_training(asked):
     assert (plain.difficulty, plain.patience, plain.processes, plain.val_json) == (True, None, 1, None)
 
 
+def test_a_strategy_that_changes_the_detector_reaches_the_training(asked):
+    assert request_of(asked, replace(SPEC, strategy="learnloss"))[0].rival == "learnloss"
+    assert request_of(asked, SPEC)[0].rival is None
+
+
 def test_slices_reach_the_training_and_what_it_decided_is_a_fact(monkeypatch, asked):
     assert request_of(asked, replace(SPEC, slices="auto"))[0].slices == "auto"
     assert request_of(asked, SPEC)[0].slices == "off"

@@ -107,6 +107,10 @@ REFUSED = {
     "unknown detector": ({"extra_params": {"detector": "yolo_from_the_web"}}, "retinanet_tiny"),
     "detector is a path": ({"extra_params": {"detector": "../../etc/passwd"}}, "detector"),
     "unknown strategy": ({"extra_params": {"strategy": "magic"}}, "ppal"),
+    "strategy for simulations": (
+        {"extra_params": {"strategy": "learnloss"}},
+        "'learnloss' changes the detector and runs in simulations only",
+    ),
     "unknown parameter": ({"extra_params": {"bugdet": 5}}, "known: .*budget"),
     "budget out of range": ({"extra_params": {"budget": 0}}, "budget"),
     "parameters are no json": ({"extra_params": "{budget: 5}"}, "extra parameters"),

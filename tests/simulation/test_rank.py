@@ -121,6 +121,11 @@ def test_pools_that_cannot_be_used_are_refused(tmp_path, content, told):
         rank(made, engine_of=lambda _: Ranker())
 
 
+def test_strategies_that_change_the_detector_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"'learnloss' changes the detector and runs in simulations only"):
+        rank(options(tmp_path, strategy="learnloss"), engine_of=lambda _: Ranker())
+
+
 def test_a_budget_of_nothing_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="budget of at least 1"):
         rank(options(tmp_path, budget=0), engine_of=lambda _: Ranker())

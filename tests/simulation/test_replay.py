@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppal_backend.errors import RoundCancelled, StateError
 from ppal_backend.files import read_json
+from ppal_backend.rounds.ports import Inferred
 from ppal_backend.simulation.folder import first_model_folder, locked, round_place
 from ppal_backend.simulation.oracle import take_boxes
 from ppal_backend.simulation.replay import Replay
@@ -75,6 +77,36 @@ def test_typical_first_images_need_initial_weights(tmp_path):
     engine.has_weights = False
     with pytest.raises(StateError, match=r"initial weights of retinanet_tiny.*ppal zoo fetch"):
         run(tmp_path, "ppal:start=typical", engine)
+
+
+class RivalEngine(FakeEngine):
+    """Says a utility of its own of each image, and notes which strategy each training was for."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained_for = []
+
+    def train(self, spec, *rest):
+        self.trained_for.append((spec.seed, spec.number, spec.strategy))
+        return super().train(spec, *rest)
+
+    def infer(self, spec, *rest):
+        for found in super().infer(spec, *rest):
+            utility = np.float32([found.detections.image_id % 7])
+            yield Inferred(found.detections, {**found.features, spec.strategy: utility})
+
+
+def test_a_strategy_that_changes_the_detector_trains_it_from_the_first_model_on(tmp_path):
+    engine = RivalEngine()
+    plan = run(tmp_path, "random,ppal,learnloss", engine)
+    for seed in plan.seeds:
+        assert engine.trained_for.count((seed, 0, "learnloss")) == 1, "of its own"
+        assert engine.trained_for.count((seed, 0, "random")) == 1, "shared by the others"
+        assert labelled(tmp_path, plan, "learnloss", seed, 0) == labelled(tmp_path, plan, "ppal", seed, 0)
+        start = set(labelled(tmp_path, plan, "learnloss", seed, 0))
+        best = sorted((i for i in range(1, 61) if i not in start), key=lambda i: (-(i % 7), i))
+        assert round_place(tmp_path, seed, "learnloss", 0).result()["picks"] == best[: plan.budget]
+    assert (0, plan.rounds, "learnloss") in engine.trained_for
 
 
 def test_other_levels_have_a_first_look_of_their_own(tmp_path):

@@ -4,7 +4,8 @@ import pytest
 
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.simulation.plan import Plan, parse_amount, parse_seeds
-from ppal_backend.simulation.variants import Variant, parse_variants
+from ppal_backend.simulation.variants import RIVAL_FAMILIES, Variant, check_detector, parse_variants
+from ppal_backend.structures.round import RIVAL_NAMES
 from tests.simulation.fakes import benchmark, make_plan, smaller
 
 
@@ -43,7 +44,7 @@ def test_a_variant_survives_the_trip_to_disk(text):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("ppal,nonsense", "expected a strategy of random, entropy.*got 'nonsense'"),
+        ("ppal,nonsense", "expected a strategy of random, entropy.*learnloss.*got 'nonsense'"),
         ("ppal:sigma=1", r"expected strategy options among .*\['sigma'\].*xi, momentum, absent, .*match, budget"),
         ("ppal:delta=0.5", "expected delta > 1"),
         ("ppal:xi=2", "expected xi to be a number in"),
@@ -141,3 +142,21 @@ def test_a_spec_carries_the_options_of_its_variant():
     assert scaled.spec(0, 0, scaled.variants[0], "cpu", False).levels == "scale"
     plain = make_plan(benchmark(), "ppal", delta=3.0)
     assert plain.spec(0, 0, plain.variants[0], "cpu", False).delta == 3.0
+
+
+def test_strategies_that_change_the_detector_train_first_models_of_their_own():
+    ppal, learnloss, drifting = parse_variants("ppal,learnloss,learnloss:absent=drift")
+    assert (ppal.first_model, learnloss.first_model) == ("default", "rival=learnloss")
+    assert drifting.first_model == "absent=drift,rival=learnloss"
+    assert learnloss.changes_detector and not ppal.changes_detector
+    assert set(RIVAL_FAMILIES) == set(RIVAL_NAMES)
+
+
+@pytest.mark.parametrize(("text", "family"), [("learnloss", "detr")])
+def test_strategies_that_cannot_change_a_detector_are_refused_before_anything_is_read(text, family):
+    variants = parse_variants(f"ppal,{text}")
+    for fine in RIVAL_FAMILIES[text]:
+        check_detector(variants, "some", fine)
+    check_detector(variants[:1], "some", family)
+    with pytest.raises(SettingsError, match=f"strategy '{text}' changes detectors of .* got some .{family}."):
+        check_detector(variants, "some", family)

@@ -29,6 +29,7 @@ from ppal_backend.detector.infer.prediction import (
     workers_for,
 )
 from ppal_backend.detector.models import LoadedDetector, load_detector
+from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.structures.detections import Detections, to_numpy
 from ppal_backend.structures.round import OnProgress, Progress
@@ -52,7 +53,8 @@ class PoolResult:
 
     Args:
         detections: Detections after suppression, boxes in pixels of the image as displayed.
-        features: ``global`` and ``fpn`` as ``[d]`` float32 vectors.
+        features: ``global`` and ``fpn`` as ``[d]`` float32 vectors; of a detector that a rival changed its utility,
+            ``[1]``, by the rival's name.
     """
 
     detections: Detections
@@ -108,6 +110,7 @@ class PoolInference:
         with isolated(f"ppal-{uuid.uuid4().hex}"):
             self._loaded = load_detector(detector, Path(checkpoint), classes, pick_device(device), zoo_root)
             self._family, self._count = inference_family(self._loaded.model), count
+        self._rival = None if self._loaded.rival is None else find_rival(self._loaded.rival)
         self._amp, self._embedding, self._levels = amp, embedding, levels
         self._workers = workers_for(self._loaded.device, workers)
 
@@ -177,9 +180,15 @@ class PoolInference:
     ) -> Iterator[PoolResult]:
         """One pass over a batch at most."""
         del batch_size
-        with self._capturing() as maps:
-            samples = predict_packed(self._loaded, packed, self._amp)
-        yield from self._unpack(records, samples, maps, features)
+        restore, read = (None, None) if self._rival is None else self._rival.watch(self._loaded.model)
+        try:
+            with self._capturing() as maps:
+                samples = predict_packed(self._loaded, packed, self._amp)
+        finally:
+            if restore is not None:
+                restore()
+        utilities = None if read is None or not features else read(samples)
+        yield from self._unpack(records, samples, maps, features, utilities)
 
     def _slices(
         self, records: Sequence[ImageRecord], images: Sequence[Views], batch_size: int, features: bool
@@ -214,7 +223,12 @@ class PoolInference:
             restore()
 
     def _unpack(
-        self, batch: Sequence[ImageRecord], samples: Sequence[Any], maps: Maps, features: bool
+        self,
+        batch: Sequence[ImageRecord],
+        samples: Sequence[Any],
+        maps: Maps,
+        features: bool,
+        utilities: torch.Tensor | None = None,
     ) -> Iterator[PoolResult]:
         """Results of a batch. What the images have in common is computed and fetched from the device once."""
         found = [sample.pred_instances for sample in samples]
@@ -229,6 +243,8 @@ class PoolInference:
             shapes = [tuple(sample.img_shape) for sample in samples]
             vectors = image_features(maps["backbone"], neck, shapes, (padded[0], padded[1]))
             described = {name: _host(vector) for name, vector in vectors.items()}
+        if utilities is not None and self._rival is not None:
+            described[self._rival.name] = _host(utilities)[:, None]
         softmax = self._family.is_softmax(self._loaded.model)
         for index, record in enumerate(batch):
             own = {name: rows[index] for name, rows in values.items()}

@@ -23,6 +23,7 @@ from ppal_backend.detector.data import ImageRecord, build_pipeline, read_coco, t
 from ppal_backend.detector.infer.evaluation import evaluate_loaded
 from ppal_backend.detector.models import LoadedDetector, build_model
 from ppal_backend.detector.recipe import device_optimizer
+from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.runtime import deterministic, isolated
 from ppal_backend.detector.slices import choose, slice_steps, windows
 from ppal_backend.detector.train.hooks import (
@@ -106,9 +107,11 @@ class _Training:
         self._records = read_coco(self._request.train_json, self._request.classes)
         self._slicing = choose(self._request.slices, self._records, self._entry.input_size)
         self._guard = LossGuard()
+        self._rival = None if self._request.rival is None else find_rival(self._request.rival)
+        reads = self._request.difficulty and (self._rival is None or self._rival.reads_difficulty)
         self._difficulty = DifficultyHook(
             DifficultyEMA(len(self._request.classes), self._request.momentum, self._request.absent), self._request.xi
-        ) if self._request.difficulty else None  # fmt: skip
+        ) if reads else None  # fmt: skip
 
     def run(self, on_progress: OnProgress | None, should_stop: ShouldStop | None) -> None:
         """Train, and save the result."""
@@ -168,9 +171,11 @@ class _Training:
         request = self._request
         data = training_stream(config, self._records, request.classes, request.seed, request.unlabelled)
         torch.manual_seed(request.seed)
-        model = build_model(config)
+        model = build_model(config, request.rival)
         self._set_precision(config, model)
         teaching = prepare_teacher(model, config.train_cfg.max_iters, unlabelled=bool(request.unlabelled))
+        if self._rival is not None:
+            teaching += self._rival.hooks(self._attempt.batch_size)
         resumes = self._attempt.resume_from is not None
         runner = build_runner(
             config,
@@ -237,6 +242,7 @@ class _Training:
             "final_loss": self._guard.mean,
             "seconds": seconds,
             "seed": self._request.seed,
+            **({} if self._rival is None else {"rival": self._rival.name}),
             **({} if best is None else {"best_step": best.step, "best_map": best.map}),
             **self._facts_of_slicing(),
         }

@@ -47,6 +47,8 @@ class TrainRequest:
         slices: Whether to learn from tiles of the images too, and to look through them later: ``off``, ``auto`` (by
             the size of the boxes) or the side of a tile in pixels of the image.
         known: Label -> classes of the zoo's weights whose rows of the head it starts from.
+        rival: A method that changes the detector (see :mod:`~ppal_backend.detector.rivals`), in simulations; None for
+            the detector as it is.
     """
 
     detector: str
@@ -73,6 +75,7 @@ class TrainRequest:
     tracking: str | None = None
     slices: int | str = "off"
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rival: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -98,6 +101,7 @@ class TrainRequest:
             "difficulty": [self.xi, self.momentum, self.absent] if self.difficulty else None,
             **({"slices": self.slices} if self.slices != "off" else {}),
             **({"known": {label: list(names) for label, names in self.known.items()}} if self.known else {}),
+            **({"rival": self.rival} if self.rival else {}),
             **({"unlabelled_sha256": digest_of_names(self.unlabelled)} if self.unlabelled else {}),
             **({"val_sha256": sha256_of(self.val_json), "patience": self.patience} if self.val_json else {}),
         }
