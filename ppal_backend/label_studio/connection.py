@@ -20,7 +20,10 @@ SWITCHED_OFF_AFTER = 50
 
 @dataclass(frozen=True)
 class ModelConnection:
-    """A model connection as it shall be: address, extra parameters as JSON text, and credentials or none."""
+    """A model connection as it shall be: address, extra parameters as JSON text, and credentials or none.
+
+    It is always one for interactive preannotations: with it Label Studio's editor has the switch *Auto-Annotation*.
+    """
 
     url: str
     extra_params: str = ""
@@ -28,11 +31,11 @@ class ModelConnection:
     password: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """What Label Studio's dialog sends."""
+        """What Label Studio's dialog sends, with its *Interactive preannotations* on."""
         auth = {"auth_method": "NONE"}
         if self.user:
             auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": self.user, "basic_auth_pass": self.password}
-        return {"url": self.url, "extra_params": self.extra_params, **auth}
+        return {"url": self.url, "extra_params": self.extra_params, "is_interactive": True, **auth}
 
 
 def model_connections(client: LabelStudioClient, project_id: int) -> list[dict[str, Any]]:
@@ -83,7 +86,8 @@ def _matches(row: Mapping[str, Any], wanted: ModelConnection) -> bool:
     # The password cannot be read back: another one is noticed by the connection's state.
     same_user = (row.get("basic_auth_user") or "") == wanted.user
     extra = row.get("extra_params") or ""
-    return same_user and (not wanted.extra_params or extra == wanted.extra_params)
+    same_extra = not wanted.extra_params or extra == wanted.extra_params
+    return same_user and same_extra and row.get("is_interactive") is True
 
 
 def check_webhook(

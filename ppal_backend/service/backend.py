@@ -20,7 +20,7 @@ from ppal_backend.detector.zoo.choice import auto_order
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.logs import log_context
 from ppal_backend.operations import detectors
-from ppal_backend.service import auth, ml_base, payloads, predicting
+from ppal_backend.service import auth, interactive, ml_base, payloads, predicting
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.payloads import SetupBody, is_loopback, read_json, setup_body
 from ppal_backend.service.payloads import extra_params as read_extra_params
@@ -210,8 +210,14 @@ class PPALModel(_Base):
     def predict(
         self, tasks: Sequence[Any], context: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        """One prediction per task, in order; see :mod:`ppal_backend.service.predicting`."""
+        """One prediction per task, in order; see :mod:`ppal_backend.service.predicting`.
+
+        With a ``context`` somebody draws on the one task: see :mod:`ppal_backend.service.interactive`.
+        """
         with ml_base.answering(), self.runtime.metrics.predicting():
+            if context:
+                result = interactive.answer(self.runtime, self.project, tasks, context)
+                return [{**predicting.empty(1, self.model_version)[0], "result": result}]
             return predicting.predict(self.runtime, self.project, tasks)
 
     def fit(self, event: str, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -50,6 +50,15 @@ def test_sets_everything_and_then_nothing(connect, fresh, settings):
     assert (len(fresh.connections), len(fresh.hooks)) == (1, 1)
 
 
+def test_the_connection_serves_the_editors_auto_annotation(connect, fresh):
+    connect()
+    assert fresh.connections[0]["is_interactive"] is True
+    fresh.connections[0]["is_interactive"] = False  # as Label Studio's own dialog leaves it
+    assert connect()["connection"] == "changed"
+    assert fresh.connections[0]["is_interactive"] is True
+    assert connect()["connection"] == "kept"
+
+
 def test_without_credentials(connect, fresh):
     assert connect()["webhook"] == "kept"
     assert fresh.connections[0]["auth_method"] == "NONE"

@@ -203,7 +203,7 @@ def test_a_request_without_its_fields_is_refused(client, trained, changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"params": None}, {"params": []}, {"params": {"context": {"result": []}}}, {"label_config": 5}]
+    "changes", [{"params": None}, {"params": []}, {"params": {"context": {}}}, {"label_config": 5}]
 )
 def test_what_is_not_used_may_be_anything(client, trained, changes):
     assert post(client, task(5), **changes)["results"][0]["result"]
