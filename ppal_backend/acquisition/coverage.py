@@ -17,7 +17,7 @@ from ppal_backend.structures import Detections, QueryContext
 Weigh = Callable[[QueryContext, Sequence[Detections]], np.ndarray]
 """Utilities ``[k]`` >= 0 of some images."""
 
-_LOOKED_AT = 64  # gains that are brought up to date together
+_LOOKED_AT = 16  # gains that are brought up to date together
 
 
 class CoverageSelector:

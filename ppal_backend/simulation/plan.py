@@ -144,7 +144,7 @@ class Plan:
         return cls(**{**value, "seeds": tuple(value["seeds"]), "variants": variants})
 
     def extends(self, earlier: Plan) -> Plan:
-        """This plan and what an earlier one in the same folder already did: seeds and strategies may grow.
+        """This plan, and then what an earlier one in the same folder did: seeds and strategies may grow.
 
         Raises:
             StateError: They differ in anything else, so their results would not compare.
@@ -163,7 +163,7 @@ class Plan:
         return replace(
             self,
             seeds=tuple(dict.fromkeys((*earlier.seeds, *self.seeds))),
-            variants=(*(v for v in earlier.variants if v.name not in mine), *self.variants),
+            variants=(*self.variants, *(v for v in earlier.variants if v.name not in mine)),
         )
 
 

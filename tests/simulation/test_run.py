@@ -91,7 +91,7 @@ def test_the_same_command_goes_on_and_another_protocol_is_refused(tmp_path):
     )
     simulate(more, engine_factory=any_engine)
     stored = read_json(tmp_path / "out" / "simulation.json")
-    assert [v["strategy"] for v in stored["variants"]] == ["random", "ppal"] and stored["seeds"] == [0, 1, 2]
+    assert [v["strategy"] for v in stored["variants"]] == ["ppal", "random"] and stored["seeds"] == [0, 1, 2]
     assert (tmp_path / "out" / "seed-0" / "random" / "round-00" / "result.json").read_bytes() == before
     other = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "budget": 4})
     with pytest.raises(StateError, match=r"another simulation .budget 2 there, 4 now."):

@@ -126,7 +126,8 @@ def test_seeds_and_strategies_of_a_simulation_may_grow_nothing_else():
     data = benchmark()
     earlier = make_plan(data, "random,ppal")
     now = make_plan(data, "ppal,entropy", seeds=(1, 2)).extends(earlier)
-    assert [v.name for v in now.variants] == ["random", "ppal", "entropy"] and now.seeds == (0, 1, 2)
+    assert [v.name for v in now.variants] == ["ppal", "entropy", "random"], "what was asked for now runs first"
+    assert now.seeds == (0, 1, 2)
     for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}, {"slices": "auto"}):
         with pytest.raises(StateError, match=f"another simulation .*{next(iter(changes))}"):
             smaller(earlier, **changes).extends(earlier)
