@@ -5,7 +5,7 @@ from functools import partial
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.settings import load_settings
-from ppal_backend.store import ProjectSides, open_store
+from ppal_backend.store import ProjectSides, ProjectSteering, open_store
 from ppal_backend.worker.round_process import earlier_models, run_next_round
 from tests.label_studio.fake import FakeLabelStudio
 from tests.rounds.fakes import FakeWorld
@@ -38,6 +38,7 @@ class Place:
             observer,
             ProjectSides(store.sides, project.id, spec.number),
             partial(earlier_models, settings, store, project, spec.number),
+            ProjectSteering(store.steering, project.id),
         )
 
     def round(self, kind="train", reason="test"):

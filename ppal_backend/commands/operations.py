@@ -1,4 +1,4 @@
-"""What people do to projects: ``ppal status``, ``round``, ``cancel``, ``pause``, ``resume``, ``versions``,
+"""What people do to projects: ``ppal status``, ``round``, ``pin``, ``cancel``, ``pause``, ``resume``, ``versions``,
 ``rollback``, ``prune``, ``backup`` and ``restore``."""
 
 from __future__ import annotations
@@ -115,6 +115,48 @@ def start_round(
             print_json({"project": project, "round": record.number, "kind": record.kind, "state": record.state})
             return
         console.print(f"round {record.number} ({record.kind}) of project {project} is {record.state}")
+
+
+def pin(
+    project: Project,
+    first: Annotated[list[int] | None, typer.Option("--next", help="task to label next; may be given again")] = None,
+    last: Annotated[list[int] | None, typer.Option("--last", help="task to label last; may be given again")] = None,
+    remove: Annotated[list[int] | None, typer.Option("--remove", help="task whose pin is taken back")] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(help="'30% label:cat', '20% data:FIELD=VALUE' or '20% storage:PREFIX' of each next query set"),
+    ] = None,
+    remove_quota: Annotated[list[int] | None, typer.Option(help="number of a quota that is taken back")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Steer the queue: tasks in front of it or at its end, and quotas; without options, list what is asked of it.
+
+    It takes effect with a ranking, which is asked for, and not only with the next training.
+
+    Example: ppal pin 1 --next 12 --next 7 --last 30
+    """
+    from ppal_backend.operations import steering
+
+    with opened(as_json, project) as (settings, store):
+        store.projects.get(project)
+        done = [steering.add_quota(settings, store, project, text) for text in quota or ()]
+        done += [steering.remove_quota(store, project, number) for number in remove_quota or ()]
+        done += [steering.unpin(store, project, remove)] if remove else []
+        done += [steering.pin(store, project, first, "first")] if first else []
+        done += [steering.pin(store, project, last, "last")] if last else []
+        asked = steering.listing(store, project)
+        if as_json:
+            print_json({**asked, "done": [asdict(one) for one in done]})
+            return
+        for one in done:
+            console.print(escape(one.text), highlight=False, soft_wrap=True)
+        for name, ids in (("next", asked["first"]), ("last", asked["last"])):
+            if ids:
+                console.print(f"{name}: {', '.join(map(str, ids))}", highlight=False, soft_wrap=True)
+        for one in asked["quotas"]:
+            console.print(f"quota {one['id']}: {escape(one['text'])}", highlight=False, soft_wrap=True)
+        if not any((asked["first"], asked["last"], asked["quotas"])):
+            console.print("nothing is asked of the queue")
 
 
 def cancel(project: Project, as_json: AsJson = False) -> None:
@@ -298,4 +340,4 @@ def restore(
             console.print("the state database was not in it: restore it with pg_restore or psql", highlight=False)
 
 
-COMMANDS = (status, cancel, pause, resume, versions, rollback, prune, backup, restore)
+COMMANDS = (status, pin, cancel, pause, resume, versions, rollback, prune, backup, restore)

@@ -29,10 +29,12 @@ _TITLES = {
     "pause": "Paused",
     "settings": "The project's settings cannot be used",
     "events": "Some events could not be used",
+    "pins": "Pinned tasks are gone",
+    "quotas": "A quota cannot be held",
     "detector": "The detector cannot be trained",
 }
 _OF_ROUNDS = ("poll", "round")  # told from the project and its rounds instead
-_AS_WARNING = ("annotations", "events")
+_AS_WARNING = ("annotations", "events", "pins", "quotas")
 
 
 def health(settings: Settings, store: Store, project: ProjectRecord | None = None) -> list[Finding]:

@@ -26,6 +26,7 @@ from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings
 from ppal_backend.structures.round import OnProgress, Progress
+from ppal_backend.structures.steering import comparable
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class LabelStudioSource:
             file.write(config)
         with atomic_file(folder / "pool.jsonl", "w") as file:
             for task_id, data in self._client.unlabelled_tasks(self._project_id):
-                file.write(json.dumps([task_id, schema.image_url(data)]) + "\n")
+                file.write(json.dumps([task_id, schema.image_url(data), comparable(data)]) + "\n")
         self._client.download_export(self._project_id, folder / "annotated.json")
         tasks = read_export(folder / "annotated.json")
         return [int(a["id"]) for task in tasks for a in task.get("annotations") or ()]
@@ -107,7 +108,8 @@ class LabelStudioSource:
         """Fetch and verify the images of the snapshot, convert its annotations."""
         schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), self._from_name)
         annotated = self._annotated_urls(folder, schema)
-        pool = [(i, url) for i, url in _read_pool(folder / "pool.jsonl") if i not in annotated]
+        unlabelled = [row for row in _read_pool(folder / "pool.jsonl") if row[0] not in annotated]
+        pool = [(i, url) for i, url, _ in unlabelled]
         wanted = [*annotated.items(), *pool]
         found: dict[int, ImageInfo] = {}
         unusable: dict[int, str] = {}
@@ -137,6 +139,7 @@ class LabelStudioSource:
                 "images": images_problem(len(wanted), unusable, annotated),
                 "annotations": annotations_problem(report),
             },
+            data={i: data for i, _, data in unlabelled},
         )
 
     def _annotated_urls(self, folder: Path, schema: LabelSchema) -> dict[int, str | None]:
@@ -212,8 +215,8 @@ def annotations_problem(report: ConversionReport) -> str:
     return f"left out of the training: {' | '.join(parts)}; correct these annotations, or the labeling config"
 
 
-def _read_pool(path: Path) -> Iterator[tuple[int, str | None]]:
+def _read_pool(path: Path) -> Iterator[tuple[int, str | None, dict[str, str]]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
-            task_id, url = json.loads(line)
-            yield int(task_id), url
+            task_id, url, *data = json.loads(line)  # a round that an earlier release began has no data
+            yield int(task_id), url, data[0] if data else {}

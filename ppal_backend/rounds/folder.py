@@ -46,7 +46,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 STATES = ("spec.json", "publish.json")
 """Small files that are written between steps, and that a round cannot be resumed well without."""
 
-GROW_WITH_THE_POOL = frozenset({"dataset/pool.json", "candidates.json", "query_set.json", "map.json"})
+GROW_WITH_THE_POOL = frozenset(
+    {"dataset/pool.json", "dataset/data.json", "candidates.json", "query_set.json", "map.json"}
+)
 
 NEEDED_AFTER_PUBLISHING = ("adopt", "train", "evaluate", "query")
 MODELS = ("adopt", "train")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ppal_backend.rounds.evaluation_set import Assignments, NewAssignments
+from ppal_backend.structures.steering import Steering
 
 if TYPE_CHECKING:
     from ppal_backend.datasets.coco import CocoDataset
@@ -47,6 +48,7 @@ class PreparedData:
     unreadable: Sequence[int] = ()  # pool tasks whose image cannot be used; they go to the end of the queue
     evaluation: CocoDataset | None = None  # evaluate on these, instead of on held-out labelled images
     problems: Mapping[str, str] = field(default_factory=dict)  # by topic; "" where there is none (any more)
+    data: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # fields of pool tasks that quotas can go by
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,27 @@ class Observer(Protocol):
         """
 
 
+class QueueSteering(Protocol):
+    """Where people's pins and quotas are kept."""
+
+    def read(self) -> Steering:
+        """As they are now."""
+
+    def drop(self, task_ids: Collection[int]) -> None:
+        """Forget pins of tasks that need none any more."""
+
+
+class NoSteering:
+    """Nobody asks for anything: a simulation."""
+
+    def read(self) -> Steering:
+        """Nothing."""
+        return Steering()
+
+    def drop(self, task_ids: Collection[int]) -> None:
+        """There is none."""
+
+
 @dataclass(frozen=True)
 class EarlierModels:
     """Models of earlier rounds that can be measured again, by the number of the round that trained them; the newest of
@@ -209,4 +232,5 @@ class Ports:
     observer: Observer
     assignments: Assignments = field(default_factory=NewAssignments)  # which images measure and which train
     earlier: Callable[[], EarlierModels] = EarlierModels
+    steering: QueueSteering = field(default_factory=NoSteering)
     similarity: Callable[..., Any] | None = None  # computes CCMS of pools whose matrix does not fit; None: here

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.acquisition.difficulty import difficulty_coefficients
+from ppal_backend.acquisition.quotas import Constrained, hold_quotas
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import CheckpointError, RoundCancelled, TooFewAnnotations, WeightsUnavailable
@@ -31,8 +32,9 @@ from ppal_backend.rounds.reuse import FINGERPRINTS, fingerprint_of, stamp_of, ta
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.quality import Quality, count
-from ppal_backend.structures.query import CandidatePool, QueryContext
+from ppal_backend.structures.query import CandidatePool, QueryContext, QuerySet
 from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.steering import Steering
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ RANK_STEPS = ("export", "dataset", "infer", "candidates", "query", "publish")
 AS_IS_STEPS = ("export", "dataset", "adopt", "infer", "candidates", "query", "publish")
 FIRST_BOXES = "first boxes"
 """Topic of why a project whose labels are known gets no boxes before its first labels."""
+PINS, QUOTAS = "pins", "quotas"
+"""Topics of what became of what people ask of the queue."""
 HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
 VALIDATION_SHARE = 0.1
@@ -151,6 +155,7 @@ class _Run:
         evaluation = data.labelled.subset(held_out) if data.evaluation is None else data.evaluation
         evaluation.write(self.folder / "dataset" / "val.json")
         self.folder.write("dataset/pool.json", [entry.as_dict() for entry in data.pool])
+        self.folder.write("dataset/data.json", list(data.data.items()))
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
         if data.evaluation is None:  # a simulation's oracle makes no mistakes to look for
@@ -358,7 +363,11 @@ class _Run:
         candidates = self.strategy.candidates(self.context, self._budget, self._rng())
         self.folder.write(
             "candidates.json",
-            {"image_ids": list(candidates.image_ids), "utilities": list(candidates.utilities.items())},
+            {
+                "image_ids": list(candidates.image_ids),
+                "utilities": list(candidates.utilities.items()),
+                "steering": self.steering.as_dict(),
+            },
         )
         return {"candidates": len(candidates.image_ids), **self._class_weights()}
 
@@ -374,20 +383,29 @@ class _Run:
     def step_query(self) -> dict[str, Any]:
         stored = self.folder.read("candidates.json")
         candidates = CandidatePool(tuple(stored["image_ids"]), {int(i): u for i, u in stored["utilities"]})
+        first, last = self.pins.first, self.pins.last
+        room = self.spec.budget - len(first)
         chosen = self.strategy.query(self.context, self._budget, self._rng(), candidates=candidates)
-        picked = chosen.image_ids[: self.spec.budget - len(self.to_evaluate)]
-        reserve = self.reserve[: self.spec.budget - len(picked)] if len(picked) < self._budget else self.to_evaluate
-        image_ids = evaluation_set.spread(picked, reserve)
+        picked = chosen.image_ids[: max(0, room - len(self.to_evaluate))]
+        reserve = self.to_evaluate
+        if len(picked) < self._budget:
+            reserve = self.reserve[: max(len(reserve), room - len(picked))]
+        quotas = self._hold_quotas(chosen, picked, (*first, *reserve))
+        if quotas is not None:
+            chosen = quotas.query
+            picked = chosen.image_ids
+        image_ids = (*first, *evaluation_set.spread(picked, reserve))
         ranked = set(image_ids)
         queue = image_ids + tuple(i for i in chosen.queue(self.context.pool_ids) if i not in ranked)
         ranked.update(queue)
         queue += tuple(i for i in self.reserve if i not in ranked)
-        ranked.update(self.reserve)
+        ranked.update((*self.reserve, *last))
         others = [e.image_id for e in self.pool if e.image_id not in ranked]
         older = others if self.folder.facts("infer").get("not_looked_at") else []
-        last = last_round(self.folder).queue if older else ()
-        queue = (*keep_places(queue, older, last, len(image_ids)), *([] if older else others))
+        past = last_round(self.folder).queue if older else ()
+        queue = (*keep_places(queue, older, past, len(image_ids)), *([] if older else others), *last)
         queue += tuple(self.folder.read("dataset/unreadable.json"))
+        report = [] if quotas is None else self._quota_report(quotas, (*first, *reserve))
         self.folder.write(
             "query_set.json",
             {
@@ -396,14 +414,89 @@ class _Run:
                 "to_evaluate": list(reserve),
                 "reserve": self.reserve,
                 "older": older,
+                "first": list(first),
+                "last": list(last),
+                "quotas": report,
+                "without_quotas": {} if quotas is None else _distance(quotas),
                 "candidate_ids": list(chosen.candidate_ids),
                 "utilities": list(chosen.utilities.items()),
                 "explanations": {str(i): e.as_dict() for i, e in chosen.explanations.items() if i in set(picked)},
                 "queue": list(queue),
             },
         )
+        self._settle_pins()
+        self.ports.observer.noticed(QUOTAS, _quota_problem(report))
         self._draw_map(image_ids)
         return {"query_set": len(image_ids), "to_evaluate": len(reserve), "queue": len(queue)}
+
+    def _hold_quotas(self, chosen: QuerySet, picked: Sequence[int], given: Sequence[int]) -> Constrained | None:
+        """The picks under the quotas; None without any. ``given`` are images of the query set that stay as they are."""
+        if not self.steering.quotas:
+            return None
+        needed = [
+            max(0, quota.needed(len(picked) + len(given)) - len(group & set(given)))
+            for quota, group in zip(self.steering.quotas, self._quota_groups, strict=True)
+        ]
+        kept = {i: e for i, e in chosen.explanations.items() if i in set(picked)}
+        query = QuerySet(tuple(picked), chosen.utilities, chosen.candidate_ids, kept)
+        return hold_quotas(self.strategy, self.context, query, self._quota_groups, needed, self._rng())
+
+    def _quota_report(self, held: Constrained, given: Sequence[int]) -> list[dict[str, Any]]:
+        """Each quota: its words, the images of the query set that it needs and has, and those that it is held by."""
+        there = (*given, *held.query.image_ids)
+        return [
+            {
+                "text": quota.text,
+                "needed": quota.needed(len(there)),
+                "reached": sum(i in group for i in there),
+                "in_pool": len(group),
+                "image_ids": [i for i in there if i in group],
+                "entered": [i for i in held.entered if i in group],
+            }
+            for quota, group in zip(self.steering.quotas, self._quota_groups, strict=True)
+        ]
+
+    @cached_property
+    def _quota_groups(self) -> list[frozenset[int]]:
+        """For each quota the images of the pool that count for it."""
+        labels = self.labels if self.model is None else self.model.labels
+        path = self.folder / "dataset/data.json"
+        data = {int(i): of for i, of in self.folder.read("dataset/data.json")} if path.is_file() else {}
+        seen: dict[int, set[str]] = {}
+        if any(quota.kind == "label" for quota in self.steering.quotas):
+            for detections in self._stored().without_embeddings():
+                sure = np.asarray(detections.scores) >= self.spec.score_threshold
+                classes = np.unique(np.asarray(detections.class_indices)[sure]).tolist()
+                seen[detections.image_id] = {labels[c] for c in classes}
+        ids = [entry.image_id for entry in self.pool]
+        return [
+            frozenset(i for i in ids if quota.holds(seen.get(i, ()), data.get(i, {}))) for quota in self.steering.quotas
+        ]
+
+    def _settle_pins(self) -> None:
+        """Forget pins of tasks that are labelled by now, and those of tasks that are gone, which people are told."""
+        there = {*(e.image_id for e in self.pool), *self.folder.read("dataset/unreadable.json")}
+        over = [i for i in (*self.steering.first, *self.steering.last) if i not in there]
+        labelled = {entry.image_id for entry in self._labelled}
+        gone = [i for i in over if i not in labelled]
+        if over:
+            self.ports.observer.fence()
+            self.ports.steering.drop(over)
+        self.ports.observer.noticed(PINS, _gone_problem(gone))
+
+    @cached_property
+    def steering(self) -> Steering:
+        """What people ask of the queue, read when candidates are chosen and kept for the steps after."""
+        if self.folder.is_done("candidates"):
+            return Steering.from_dict(self.folder.read("candidates.json").get("steering"))
+        return self.ports.steering.read()
+
+    @cached_property
+    def pins(self) -> Steering:
+        """The pinned tasks of the pool."""
+        there = {entry.image_id for entry in self.pool}
+        first, last = (tuple(i for i in ids if i in there) for ids in (self.steering.first, self.steering.last))
+        return Steering(first, last)
 
     def _draw_map(self, chosen: Sequence[int]) -> None:
         """Leave the map, where it is asked for and images were described."""
@@ -518,8 +611,11 @@ class _Run:
 
     @cached_property
     def reserve(self) -> list[int]:
-        """Tasks of the pool that are kept for the evaluation set, in the order in which they are to be labelled."""
-        return [int(i) for i in self.folder.read(SPLIT)["reserve"]] if (self.folder / SPLIT).is_file() else []
+        """Tasks of the pool that are kept for the evaluation set, in the order in which they are to be labelled, but
+        for pinned ones: these come where people put them, and their side stays what the hash draws."""
+        drawn = [int(i) for i in self.folder.read(SPLIT)["reserve"]] if (self.folder / SPLIT).is_file() else []
+        pinned = {*self.pins.first, *self.pins.last}
+        return [i for i in drawn if i not in pinned]
 
     @cached_property
     def to_evaluate(self) -> list[int]:
@@ -529,13 +625,14 @@ class _Run:
         split, spec = self.folder.read(SPLIT), self.spec
         members = len(split[EVALUATION])
         labelled = members + len(split[TRAINING])
-        count = evaluation_set.wanted(members, labelled, split["full"], spec.budget, spec.holdout_fraction)
-        return self.reserve[:count]
+        wanted = evaluation_set.wanted(members, labelled, split["full"], spec.budget, spec.holdout_fraction)
+        pinned = len(set(split["reserve"]) & set(self.pins.first))
+        return self.reserve[: max(0, wanted - pinned)]
 
     @property
     def _budget(self) -> int:
         """Images that the strategy is to choose."""
-        return max(1, self.spec.budget - len(self.to_evaluate))
+        return max(1, self.spec.budget - len(self.to_evaluate) - len(self.pins.first))
 
     @cached_property
     def train_set(self) -> CocoDataset:
@@ -549,7 +646,7 @@ class _Run:
         labels = self.labels if model is None else model.labels
         counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
         truth = truth_by_image(self.train_set, labels) if self.looks_at_labelled else {}
-        pool = self._stored(set(self.reserve))
+        pool = self._stored({*self.reserve, *self.pins.first, *self.pins.last})
         labelled = StoredDetections(
             self.folder / "labelled_detections",
             truth,
@@ -596,6 +693,31 @@ def _unmatched_problem(boxes: Mapping[str, int]) -> str:
         f"the training learned nothing of {classes}: {named}; the boxes may be too small for the detector: set slices "
         "to auto, or choose one with a larger input"
     )
+
+
+def _distance(held: Constrained) -> dict[str, Any]:
+    """How far a query set is from the one that the strategy chose without quotas."""
+    return {"entered": list(held.entered), "left": list(held.left), "utility_share": held.utility_share}
+
+
+def _quota_problem(report: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence about quotas that the query set does not hold, "" when it holds all."""
+    short = [
+        f"{q['text']}: {q['reached']} of {q['needed']}, the pool has {q['in_pool']}"
+        for q in report
+        if q["reached"] < q["needed"]
+    ]
+    if not short:
+        return ""
+    return f"the query set misses {count(len(short), 'quota')} ({' | '.join(short)}); lower it, or take it back"
+
+
+def _gone_problem(task_ids: Sequence[int]) -> str:
+    """One sentence about pins that were dropped, "" when none was."""
+    if not task_ids:
+        return ""
+    named = ", ".join(map(str, task_ids[:5])) + (" …" if len(task_ids) > 5 else "")
+    return f"{count(len(task_ids), 'pin')} dropped: no task to label is {named} any more; pin others where they matter"
 
 
 def _is_worse(metrics: Mapping[str, Any]) -> bool:

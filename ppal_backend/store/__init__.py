@@ -6,6 +6,7 @@ from ppal_backend.store.ledger import AnnotationLedger, SeenAnnotation
 from ppal_backend.store.projects import ProjectRecord, ProjectStore
 from ppal_backend.store.rounds import CRASH_LIMIT, LEASE_S, RoundRecord, RoundStore
 from ppal_backend.store.sides import ProjectSides, SideStore
+from ppal_backend.store.steering import ProjectSteering, SteeringStore
 from ppal_backend.store.store import Store, announce, database_file, find_store, hint_of_another, open_store
 from ppal_backend.store.tables import now
 from ppal_backend.store.versions import ModelVersion, VersionStore
@@ -25,11 +26,13 @@ __all__ = [
     "ModelVersion",
     "ProjectRecord",
     "ProjectSides",
+    "ProjectSteering",
     "ProjectStore",
     "RoundRecord",
     "RoundStore",
     "SeenAnnotation",
     "SideStore",
+    "SteeringStore",
     "Store",
     "VersionStore",
     "WorkerStore",

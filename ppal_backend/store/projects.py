@@ -12,7 +12,17 @@ from sqlalchemy import delete, select
 
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database
-from ppal_backend.store.tables import AnnotationRow, EventRow, ProjectRow, RoundRow, TaskSideRow, VersionRow, now
+from ppal_backend.store.tables import (
+    AnnotationRow,
+    EventRow,
+    PinRow,
+    ProjectRow,
+    QuotaRow,
+    RoundRow,
+    TaskSideRow,
+    VersionRow,
+    now,
+)
 from ppal_backend.structures.round import DetectorChoice
 
 
@@ -63,7 +73,7 @@ class ProjectStore:
         with self._database.transaction() as session:
             row = session.get(ProjectRow, project_id)
             if row is not None and row.key != key:
-                for table in (AnnotationRow, EventRow, TaskSideRow, RoundRow, VersionRow):
+                for table in (AnnotationRow, EventRow, TaskSideRow, PinRow, QuotaRow, RoundRow, VersionRow):
                     session.execute(delete(table).where(table.project_id == project_id))
                 session.delete(row)
                 session.flush()

@@ -22,6 +22,7 @@ from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
 from ppal_backend.store.rounds import RoundStore
 from ppal_backend.store.sides import SideStore
+from ppal_backend.store.steering import SteeringStore
 from ppal_backend.store.versions import VersionStore
 from ppal_backend.store.workers import ALIVE_WITHIN_S, Lease, NoteStore, WorkerStore
 
@@ -37,6 +38,7 @@ class Store:
         self.events = EventStore(database)
         self.ledger = AnnotationLedger(database)
         self.sides = SideStore(database, self.ledger)
+        self.steering = SteeringStore(database)
         self.rounds = RoundStore(database)
         self.versions = VersionStore(database)
         self.workers = WorkerStore(database)

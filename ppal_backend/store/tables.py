@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Text, false, text
+from sqlalchemy import JSON, BigInteger, DateTime, Float, ForeignKey, Index, Text, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -73,6 +73,25 @@ class TaskSideRow(Base):
     side: Mapped[str]  # evaluation | training: never changed, see rounds.evaluation_set
     round_number: Mapped[int]  # the round that gave it
     assigned_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class PinRow(Base):
+    __tablename__ = "pins"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    task_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    place: Mapped[str]  # first | last
+    number: Mapped[int]  # their order
+    pinned_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class QuotaRow(Base):
+    __tablename__ = "quotas"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
+    kind: Mapped[str]  # label | data | storage, see structures.steering
+    field: Mapped[str]
+    value: Mapped[str]
+    share: Mapped[float] = mapped_column(Float)
 
 
 class RoundRow(Base):

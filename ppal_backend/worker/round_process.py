@@ -45,6 +45,7 @@ from ppal_backend.store import (
     ModelVersion,
     ProjectRecord,
     ProjectSides,
+    ProjectSteering,
     RoundRecord,
     Store,
     open_store,
@@ -285,6 +286,7 @@ def label_studio_ports(
         observer=observer,
         assignments=ProjectSides(store.sides, project.id, spec.number),
         earlier=partial(earlier_models, settings, store, project, spec.number),
+        steering=ProjectSteering(store.steering, project.id),
         similarity=getattr(engine, "similarity", None),  # a cluster has one
     )
 

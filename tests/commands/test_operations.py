@@ -106,3 +106,20 @@ def test_status_tells_what_the_last_training_decided_about_tiles(run, store):
     assert "in tiles of 416 px" in shown and "half of the 90 labelled boxes" in shown and "were large" not in shown
     (project,) = json.loads(run("status", 7, "--json").stdout)
     assert project["rounds"][1]["metrics"]["slices"] == 416
+
+
+def test_pin_steers_the_queue_and_lists_what_is_asked_of_it(run, store):
+    store.projects.set_label_config(
+        7,
+        '<View><Image name="i" value="$image"/><RectangleLabels name="l" toName="i"><Label value="cat"/>'
+        "</RectangleLabels></View>",
+    )
+    assert "nothing is asked of the queue" in run("pin", 7).stdout and store.rounds.of_project(7) == []
+    told = run("pin", 7, "--next", 12, "--next", 9, "--last", 30, "--quota", "30% label:cat").stdout
+    assert "Tasks 12, 9 in front of the queue; round 1 puts the queue in its new order." in told
+    assert "next: 12, 9" in told and "last: 30" in told and "quota 1: at least 30 % with cat" in told
+    shown = json.loads(run("pin", 7, "--remove", 9, "--remove-quota", 1, "--json").stdout)
+    assert (shown["first"], shown["last"], shown["quotas"]) == ([12], [30], []) and len(shown["done"]) == 2
+    refused = run("pin", 7, "--quota", "30% label:dog")
+    assert refused.exit_code == 1 and "a label of the project (cat), got 'dog'" in refused.stderr
+    assert run("pin", 8).exit_code == 1

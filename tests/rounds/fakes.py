@@ -7,7 +7,7 @@ import numpy as np
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import LeaseLost
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.rounds.ports import Inferred, PoolEntry, Ports, PreparedData, Trained
+from ppal_backend.rounds.ports import Inferred, NoSteering, PoolEntry, Ports, PreparedData, Trained
 from ppal_backend.rounds.run import run_round
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.round import ModelRef, Progress, RoundSpec
@@ -42,6 +42,7 @@ class FakeWorld:
         self.known, self.as_is_error = None, None
         self.infer_limit, self.has_weights, self.lost, self.problems = None, False, False, {}
         self.error, self.spec = None, None
+        self.steering, self.data = NoSteering(), {}
 
     def _call(self, name):
         self.calls.append(name)
@@ -52,13 +53,13 @@ class FakeWorld:
     def ports(self, settings, store, project, spec, observer):
         """For ``run_next_round``, with its own observer."""
         self.spec = spec
-        return Ports(self, self, self, observer)
+        return Ports(self, self, self, observer, steering=self.steering)
 
     def run(self, path, spec=SPEC):
         """A round in a folder, as a round's process runs it."""
         folder = RoundFolder(path)
         folder.repair()
-        return run_round(spec, folder, Ports(self, self, self, self))
+        return run_round(spec, folder, Ports(self, self, self, self, steering=self.steering))
 
     def export(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ class FakeWorld:
         boxes = [CocoAnnotation(i, i, 1 + i % 2, (10.0, 10.0, 20.0, 20.0)) for i in range(1, self.labelled + 1)]
         coco = CocoDataset(images, boxes, [CocoCategory(1, "cat"), CocoCategory(2, "dog")])
         pool = [PoolEntry(1000 + i, f"/images/{1000 + i}.jpg", 100, 80) for i in range(self.pool_size)]
-        return PreparedData(coco, pool, LABELS, {"removed_label_boxes": 0}, self.unreadable)
+        return PreparedData(coco, pool, LABELS, {"removed_label_boxes": 0}, self.unreadable, data=self.data)
 
     def train(self, spec, labels, files, folder, on_progress, should_stop):
         if self.error is not None:

@@ -37,7 +37,8 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }
-NEW_TABLES = {"workers", "notes", "task_sides"}
+SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas")
+NEW_TABLES = {"workers", "notes", "task_sides", *SINCE_THE_DETECTOR_CHOICE}
 
 
 def revision(url):
@@ -139,6 +140,8 @@ def test_projects_that_have_trained_keep_their_detector_and_others_get_one_chose
         store.versions.activate(ModelVersion(project_id, version, 1, detector, checkpoint, (), None, {}))
     with database.transaction() as session:
         session.execute(text("ALTER TABLE projects DROP COLUMN detector"))
+        for name in SINCE_THE_DETECTOR_CHOICE:
+            session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0006'"))
     migrate(database.engine)
     choices = {record.id: record.choice for record in store.projects.all()}

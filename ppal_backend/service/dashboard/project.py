@@ -23,6 +23,7 @@ from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import ProjectOptions
 from ppal_backend.store import ModelVersion, ProjectRecord, RoundRecord
+from ppal_backend.structures.steering import Steering
 
 LOG = "train/train.log"
 LOG_BYTES = 16_384
@@ -52,6 +53,12 @@ class Query:
     reserve: frozenset[int] = frozenset()
     older: frozenset[int] = frozenset()
     """Tasks that the model did not get to look at: they keep their last place."""
+    first: frozenset[int] = frozenset()
+    last: frozenset[int] = frozenset()
+    """Tasks that people had put in front of the queue, and at its end."""
+    quotas: tuple[Mapping[str, Any], ...] = ()
+    without_quotas: Mapping[str, Any] = field(default_factory=dict)
+    """How the query set holds its quotas, and how far it is from the one without (``rounds.run``)."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,10 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
         to_evaluate=frozenset(stored.get("to_evaluate", ())),
         reserve=frozenset(stored.get("reserve", ())),
         older=frozenset(stored.get("older", ())),
+        first=frozenset(stored.get("first", ())),
+        last=frozenset(stored.get("last", ())),
+        quotas=tuple(stored.get("quotas", ())),
+        without_quotas=stored.get("without_quotas", {}),
     )
 
 
@@ -216,6 +227,11 @@ class Project:
     def labels(self) -> tuple[str, ...]:
         """Labels of the labeling config."""
         return schema_of(self.record.label_config, self.options.from_name).labels
+
+    @cached_property
+    def steering(self) -> Steering:
+        """What people ask of the queue now."""
+        return self.runtime.store.steering.of_project(self.id)
 
     @cached_property
     def new_annotations(self) -> int:

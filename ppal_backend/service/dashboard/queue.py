@@ -179,19 +179,32 @@ def _numbers(query: Query, task_id: int, ranked: Sequence[float], labels: Sequen
 def reason_of(query: Query, task_id: int, labels: Sequence[str]) -> str:
     """Why a task stands where it does, in words; ``labels`` are those of the model that ranked, by class index."""
     why = query.explanations.get(task_id)
+    if task_id in query.first:
+        return "Pinned: somebody wants it labelled next."
+    if task_id in query.last:
+        return "Put at the end by hand."
     if task_id in query.to_evaluate:
         return "Picked at random to measure the detector; it is never trained on."
     if task_id in query.reserve:
         return "Kept to measure the detector with: a later query set asks for it."
     if query.strategy == RANDOM:
-        return "Drawn at random: there was no model yet." if not labels else "Drawn at random."
+        drawn = "Drawn at random: there was no model yet." if not labels else "Drawn at random."
+        return f"{_for_quotas(query, task_id)} {drawn}".strip()
     if why is None:
         return _unchosen(query, task_id)
-    parts = [_unlike(query, why), _unsure(why, labels)]
+    parts = [_for_quotas(query, task_id), _unlike(query, why), _unsure(why, labels)]
     others = (why.get("cluster_size") or 1) - 1
     if others:
         parts.append(f"Stands for {others} similar image{'s' if others > 1 else ''}.")
     return " ".join(part for part in parts if part) or "The model is unsure of this image as a whole."
+
+
+def _for_quotas(query: Query, task_id: int) -> str:
+    """Which quotas brought a task into the query set, or count it; "" for none."""
+    here = [q["text"] for q in query.quotas if task_id in q["entered"]]
+    counts = [q["text"] for q in query.quotas if task_id in q["image_ids"] and task_id not in q["entered"]]
+    parts = [f"Here for a quota: {'; '.join(here)}."] if here else []
+    return " ".join([*parts, f"Counts for a quota: {'; '.join(counts)}."] if counts else parts)
 
 
 def _unlike(query: Query, why: Mapping[str, Any]) -> str:
@@ -356,7 +369,7 @@ def points_of(
     utilities = {} if query.strategy == RANDOM else query.utilities
     said = {LABELLED: "Labelled before this round.", SINCE: "Labelled since this round."}
     for task_id, kind in zip(drawn["ids"], kinds, strict=False):
-        if kind in (CANDIDATE, REST) and kind not in said and task_id not in query.reserve:
+        if kind in (CANDIDATE, REST) and kind not in said and task_id not in query.reserve | query.last:
             said[kind] = reason_of(query, task_id, labels)
     return {
         "ids": [*drawn["ids"], *(entry["image_id"] for entry in labelled)],
@@ -365,7 +378,7 @@ def points_of(
         "kinds": kinds,
         "place": [place.get(i, 0) for i in drawn["ids"]] + [0] * len(labelled),
         "utility": [_rounded(utilities.get(i)) for i in drawn["ids"]] + [None] * len(labelled),
-        "reasons": {str(i): reason_of(query, i, labels) for i in (*query.image_ids, *query.reserve)},
+        "reasons": {str(i): reason_of(query, i, labels) for i in (*query.image_ids, *query.reserve, *query.last)},
         "said": said,
         "classes": [classes.get(i, -1) for i in drawn["ids"]] + [-1] * len(labelled),
         "labels": list(labels),
@@ -408,7 +421,7 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     files = project.files(version.round_number) if version is not None else None
     query = files.query() if files is not None else None
     if version is None or files is None or query is None:
-        return {"version": version, "items": []}
+        return {"version": version, "items": [], **steering_of(project)}
     since = project.labelled_since(version.round_number)
     left = without(query, since)
     pages = pages_of(left)
@@ -419,8 +432,14 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     drawn = files.map() if page == 1 else None
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
             "pages": pages, "parts": parts_of(left), "threshold": threshold,
-            "done": len(query.queue) - len(left.queue), "key": key_of(items),
+            "labelled": len(query.queue) - len(left.queue), "key": key_of(items), **steering_of(project),
             "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
+
+
+def steering_of(project: Project) -> dict[str, Any]:
+    """What people ask of the queue, and the round that will take it up; None where none is open."""
+    pending = next((r.number for r in reversed(project.opened) if r.state == "pending"), None)
+    return {"steering": project.steering, "steered_by": pending}
 
 
 def key_of(items: Sequence[Item]) -> list[tuple[int, str]]:

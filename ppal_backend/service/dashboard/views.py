@@ -24,6 +24,7 @@ from flask import (
     url_for,
 )
 from markupsafe import Markup, escape
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -31,7 +32,7 @@ from ppal_backend.doctor import Finding
 from ppal_backend.doctor.health import LABEL_STUDIO_NOTE, health, next_try
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
-from ppal_backend.operations import control
+from ppal_backend.operations import control, steering
 from ppal_backend.operations.detectors import choose_by_hand
 from ppal_backend.service.dashboard import learning as learning_pages
 from ppal_backend.service.dashboard import now as now_pages
@@ -68,6 +69,8 @@ DONE = {
     "retry": "It is tried again; a running worker does so within seconds.",
     "rollback": "The earlier version is in force again.",
     "detector": "The next training uses the detector that was chosen.",
+    "steer": "Kept. The queue comes in its new order within minutes, without a training.",
+    "unsteered": "Nothing of that was asked of the queue.",
 }
 """What a page says after a button; told by name, so that no address can put words on a page."""
 
@@ -165,6 +168,28 @@ class Actions:
         log.info("project %d: went back to %s, as %s", project_id, version, done.version)
         again = f", published again as {done.version}" if done.published_again else ""
         return f"Version {version} is in force again{again}: {done.predictions} tasks."
+
+    def steer(self, project_id: int, form: MultiDict[str, str]) -> steering.Steered:
+        """Pin tasks, take pins back, keep a quota or take it back, as a form asks.
+
+        Raises:
+            RequestError: the form asks for nothing of that.
+        """
+        store, do = self.runtime.store, form.get("do", "")
+        tasks = form.getlist("task", type=int)
+        if do in ("first", "last"):
+            done = steering.pin(store, project_id, tasks, "first" if do == "first" else "last")
+        elif do == "unpin":
+            done = steering.unpin(store, project_id, tasks)
+        elif do == "quota":
+            text = f"{form.get('share', '')}% {form.get('kind', '')}:{form.get('what', '')}"
+            done = steering.add_quota(self.runtime.settings, store, project_id, text)
+        elif do == "unquota":
+            done = steering.remove_quota(store, project_id, form.get("quota", 0, type=int))
+        else:
+            raise RequestError("expected a form that says what to do with the queue; open the page again")
+        self.runtime.notifier.notify(project_id)
+        return done
 
     def earlier_versions(self, project_id: int) -> list[ModelVersion]:
         """Versions that can be gone back to, newest first."""
@@ -291,7 +316,20 @@ def classes(project_id: int) -> str:
 def queue(project_id: int) -> str:
     """What is to be labelled next, and why."""
     project = _project(project_id)
-    return _page("queue", project, **queue_pages.queue_page(project, request.args.get("page", 1, type=int)))
+    shown = queue_pages.queue_page(project, request.args.get("page", 1, type=int))
+    return _page("queue", project, **shown, done=DONE.get(request.args.get("done", "")))
+
+
+@ui.post(f"{PROJECT}/steer")
+def steer(project_id: int) -> AnyResponse:
+    """Pins and quotas."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    _project(project_id)
+    done = _dashboard().actions.steer(project_id, request.form)
+    log.info("project %d, steered on the dashboard: %s", project_id, done.text)
+    page = request.form.get("page", 1, type=int)
+    said = "steer" if done.round_number is not None else "unsteered"
+    return redirect(url_for("ui.queue", project_id=project_id, page=max(1, page), done=said), code=303)
 
 
 @ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/map")
