@@ -13,6 +13,7 @@ from typing import Any
 
 from ppal_backend.acquisition.baselines.cdal import compare_context
 from ppal_backend.acquisition.baselines.enms_divproto import EnmsScorer, PrototypeSelector
+from ppal_backend.acquisition.baselines.mdn import MixtureScorer
 from ppal_backend.acquisition.baselines.pal import CalibratedScorer, SignalSelector
 from ppal_backend.acquisition.baselines.typiclust import TypicalityScorer, TypicalitySelector
 from ppal_backend.acquisition.comparisons import compare_ccms, compare_features, compare_jaccard
@@ -233,6 +234,12 @@ def _rival(name: str, about: str) -> Recipe:
 RIVALS: Mapping[str, Recipe] = MappingProxyType(
     {
         "learnloss": _rival("learnloss", "Largest predicted loss (Yoo and Kweon, CVPR 2019)."),
+        "mdn": Recipe(
+            "Largest of four uncertainties of mixture density outputs (Choi et al., ICCV 2021).",
+            lambda o: MixtureScorer(),
+            _top,
+            needs={"mdn": "pool"},
+        ),
     }
 )
 """Strategies that change the detector, in simulations only (see ``detector.rivals``)."""

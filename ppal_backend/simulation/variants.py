@@ -17,6 +17,7 @@ ABSENT = ("keep", "drift")
 STARTS = ("random", "typical")
 RIVAL_FAMILIES: Mapping[str, frozenset[str]] = {
     "learnloss": frozenset({"anchor", "atss", "ddod", "fcos", "gfl", "roi", "rtmdet", "ssd", "yolox"}),
+    "mdn": frozenset({"ssd"}),
 }
 """Head families of the zoo that each strategy which changes the detector can change."""
 

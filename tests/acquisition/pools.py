@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.structures import Detections, QueryContext
-from ppal_backend.structures.round import RIVAL_NAMES
 
 
 def image(
@@ -62,6 +61,16 @@ def random_pool(
     return [random_image(rng, first_id + 7 * k, classes, most, dim) for k in range(images)]
 
 
+def mixture_summaries(rng: np.random.Generator, images: int) -> np.ndarray:
+    """Count, then largest, sum and sum of squares of four uncertainties; every fifth image has no detection."""
+    rows = []
+    for image in range(images):
+        values = rng.random((0 if image % 5 == 4 else int(rng.integers(1, 6)), 4))
+        largest = values.max(0) if len(values) else np.zeros(4)
+        rows.append(np.concatenate([[len(values)], largest, values.sum(0), (values**2).sum(0)]))
+    return np.asarray(rows)
+
+
 def context(seed: int = 0, images: int = 30, classes: int = 5, most: int = 6, labelled: int = 6) -> QueryContext:
     """Everything any strategy asks for."""
     rng = np.random.default_rng(seed)
@@ -76,7 +85,8 @@ def context(seed: int = 0, images: int = 30, classes: int = 5, most: int = 6, la
         image_features={
             "global": rng.normal(size=(images, 6)),
             "fpn": rng.normal(size=(images, 10)),
-            **{name: np.random.default_rng([seed, 1]).normal(size=(images, 1)) for name in RIVAL_NAMES},
+            "learnloss": np.random.default_rng([seed, 1]).normal(size=(images, 1)),
+            "mdn": mixture_summaries(np.random.default_rng([seed, 2]), images),
         },
         labelled_features={"global": rng.normal(size=(labelled, 6)), "fpn": rng.normal(size=(labelled, 10))},
     )

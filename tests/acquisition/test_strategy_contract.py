@@ -37,7 +37,7 @@ NAMES = [
     "ppal+pal",
     "typiclust",
 ]
-RIVALS = ["learnloss"]
+RIVALS = ["learnloss", "mdn"]
 
 
 def test_every_strategy_is_there():
@@ -259,6 +259,7 @@ def test_option_out_of_range_is_refused(option, value):
         ("typiclust", {"image_features": {}}, r"image_features\['global'\]"),
         ("learnloss", {"image_features": {}}, r"image_features\['learnloss'\] with shape \(30, 1\), got None"),
         ("learnloss", {"image_features": {"learnloss": np.ones((30, 2))}}, r"got \(30, 2\); look at the pool with"),
+        ("mdn", {"image_features": {}}, r"image_features\['mdn'\] with shape \(30, 13\), got None; look at the pool"),
     ],
 )
 def test_what_a_strategy_needs_is_asked_for(name, missing, message):

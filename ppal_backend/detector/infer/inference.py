@@ -53,8 +53,8 @@ class PoolResult:
 
     Args:
         detections: Detections after suppression, boxes in pixels of the image as displayed.
-        features: ``global`` and ``fpn`` as ``[d]`` float32 vectors; of a detector that a rival changed its utility,
-            ``[1]``, by the rival's name.
+        features: ``global`` and ``fpn`` as ``[d]`` float32 vectors; of a detector that a rival changed what it says of
+            the image, by the rival's name.
     """
 
     detections: Detections
@@ -187,8 +187,8 @@ class PoolInference:
         finally:
             if restore is not None:
                 restore()
-        utilities = None if read is None or not features else read(samples)
-        yield from self._unpack(records, samples, maps, features, utilities)
+        said = None if read is None or not features else read(samples)
+        yield from self._unpack(records, samples, maps, features, said)
 
     def _slices(
         self, records: Sequence[ImageRecord], images: Sequence[Views], batch_size: int, features: bool
@@ -228,7 +228,7 @@ class PoolInference:
         samples: Sequence[Any],
         maps: Maps,
         features: bool,
-        utilities: torch.Tensor | None = None,
+        said: torch.Tensor | None = None,
     ) -> Iterator[PoolResult]:
         """Results of a batch. What the images have in common is computed and fetched from the device once."""
         found = [sample.pred_instances for sample in samples]
@@ -243,8 +243,8 @@ class PoolInference:
             shapes = [tuple(sample.img_shape) for sample in samples]
             vectors = image_features(maps["backbone"], neck, shapes, (padded[0], padded[1]))
             described = {name: _host(vector) for name, vector in vectors.items()}
-        if utilities is not None and self._rival is not None:
-            described[self._rival.name] = _host(utilities)[:, None]
+        if said is not None and self._rival is not None:
+            described[self._rival.name] = _host(said)
         softmax = self._family.is_softmax(self._loaded.model)
         for index, record in enumerate(batch):
             own = {name: rows[index] for name, rows in values.items()}

@@ -18,7 +18,7 @@ from ppal_backend.detector.heads.base import Restore
 from ppal_backend.errors import DetectorError
 
 Read = Callable[[Sequence[Any]], torch.Tensor]
-"""From the predicted data samples of a batch to ``[N]`` float32 utilities, one for each image."""
+"""From the predicted data samples of a batch to ``[N, d]`` float32, what the rival's strategy reads of each image."""
 
 
 class Rival(Protocol):
@@ -46,7 +46,7 @@ class Rival(Protocol):
         """
 
     def watch(self, detector: Any) -> tuple[Restore, Read]:
-        """Follow one prediction of a batch: what undoes that, and what gives the utilities of its images."""
+        """Follow one prediction of a batch: what undoes that, and what then reads its images."""
 
 
 def find_rival(name: str) -> Rival:
@@ -56,8 +56,10 @@ def find_rival(name: str) -> Rival:
         DetectorError: There is none.
     """
     from ppal_backend.detector.rivals.learnloss import LearnLoss
+    from ppal_backend.detector.rivals.mdn import MDN
 
-    rivals: dict[str, Rival] = {rival.name: rival for rival in (LearnLoss(),)}
+    made: tuple[Rival, ...] = (LearnLoss(), MDN())
+    rivals = {rival.name: rival for rival in made}
     if name not in rivals:
         raise DetectorError(f"expected a rival of {', '.join(rivals)}, got {name!r}; correct the name")
     return rivals[name]

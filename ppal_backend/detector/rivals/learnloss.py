@@ -296,6 +296,6 @@ class LearnLoss:
 
         def read(samples: Sequence[Any]) -> torch.Tensor:
             with torch.no_grad():
-                return predict_losses(detector, kept[-1], samples)
+                return predict_losses(detector, kept[-1], samples)[:, None]
 
         return _keep_maps(detector, kept), read
