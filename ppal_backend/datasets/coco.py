@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ppal_backend.datasets.categories import CategoryMap
 from ppal_backend.errors import DatasetError
@@ -331,3 +334,50 @@ def _annotation(row: Any, index: int, numbered: bool, strict: bool) -> CocoAnnot
 def _categories(data: Mapping[str, Any]) -> tuple[CocoCategory, ...]:
     rows = [(f"categories[{i}]", row) for i, row in enumerate(_rows(data, "categories"))]
     return tuple(CocoCategory(_id(row, where, "id"), _value(row, where, "name", str)) for where, row in rows)
+
+
+def result_row(image_id: int, box_xywh: np.ndarray, score: float, class_index: int) -> dict[str, Any]:
+    """A detection as a COCO result; its category is the class index + 1."""
+    x, y, width, height = (float(value) for value in box_xywh)
+    bbox, area = [x, y, width, height], width * height
+    return {"image_id": image_id, "category_id": class_index + 1, "bbox": bbox, "area": area, "iscrowd": 0,
+            "score": score}  # fmt: skip
+
+
+def write_predictions(
+    path: Path, predictions: Mapping[int, Sequence[Mapping[str, Any]]], labels: Sequence[str]
+) -> None:
+    """Keep COCO results by image id, for :func:`read_predictions`."""
+    rows = [row for of_image in predictions.values() for row in of_image]
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            image_ids=np.array(list(predictions), np.int64),
+            counts=np.array([len(of_image) for of_image in predictions.values()], np.int64),
+            boxes_xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
+            scores=np.array([row["score"] for row in rows], np.float64),
+            class_indices=np.array([row["category_id"] - 1 for row in rows], np.int64),
+            labels=np.array(list(labels), str),
+        )
+
+
+def read_predictions(path: Path, labels: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
+    """COCO results by image id; none where there is no such file, or one of other classes or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        if tuple(arrays["labels"].tolist()) != tuple(labels):
+            return {}
+        ends = np.cumsum(arrays["counts"])
+        return {
+            int(image_id): [
+                result_row(int(image_id), arrays["boxes_xywh"][k], float(arrays["scores"][k]), int(c))
+                for k, c in enumerate(arrays["class_indices"][end - count : end], start=int(end - count))
+            ]
+            for image_id, count, end in zip(arrays["image_ids"], arrays["counts"], ends, strict=True)
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s); its images are looked at again", path, error)
+        return {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmdet.evaluation import CocoMetric
 
+from ppal_backend.datasets.coco import read_predictions, write_predictions
 from ppal_backend.detector.data import ImageRecord, Instance, read_coco
 from ppal_backend.detector.infer import evaluation
 from ppal_backend.detector.infer.evaluation import (
@@ -16,8 +17,6 @@ from ppal_backend.detector.infer.evaluation import (
     coco_metrics,
     evaluate,
     evaluate_versions,
-    read_predictions,
-    write_predictions,
 )
 from ppal_backend.detector.train.training import TrainResult
 from ppal_backend.structures.round import ModelRef, Progress

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +13,13 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ppal_backend.datasets.coco import read_predictions, result_row, write_predictions
 from ppal_backend.detector.data import ImageRecord, read_coco
 from ppal_backend.detector.infer.bootstrap import compare, measure
 from ppal_backend.detector.infer.prediction import batch_size_for, images_at_once, predict_batch
 from ppal_backend.detector.models import LoadedDetector, load_detector
 from ppal_backend.detector.runtime import isolated, pick_device, quiet_stdout
 from ppal_backend.errors import PPALError
-from ppal_backend.files import atomic_file
 from ppal_backend.structures.quality import Difference, Measured
 from ppal_backend.structures.round import ModelRef, OnProgress, Progress
 
@@ -185,45 +184,6 @@ def _kept_predictions(
     return [row for record in records for row in kept[record.image_id]]
 
 
-def write_predictions(
-    path: Path, predictions: Mapping[int, Sequence[Mapping[str, Any]]], labels: Sequence[str]
-) -> None:
-    """Keep COCO results by image id, for :func:`read_predictions`."""
-    rows = [row for of_image in predictions.values() for row in of_image]
-    with atomic_file(path) as file:
-        np.savez(
-            file,
-            image_ids=np.array(list(predictions), np.int64),
-            counts=np.array([len(of_image) for of_image in predictions.values()], np.int64),
-            boxes_xywh=np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
-            scores=np.array([row["score"] for row in rows], np.float64),
-            class_indices=np.array([row["category_id"] - 1 for row in rows], np.int64),
-            labels=np.array(list(labels), str),
-        )
-
-
-def read_predictions(path: Path, labels: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
-    """COCO results by image id; none where there is no such file, or one of other classes or a damaged one."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-        if tuple(arrays["labels"].tolist()) != tuple(labels):
-            return {}
-        ends = np.cumsum(arrays["counts"])
-        return {
-            int(image_id): [
-                _row(int(image_id), arrays["boxes_xywh"][k], float(arrays["scores"][k]), int(c))
-                for k, c in enumerate(arrays["class_indices"][end - count : end], start=int(end - count))
-            ]
-            for image_id, count, end in zip(arrays["image_ids"], arrays["counts"], ends, strict=True)
-        }
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged (%s); its images are looked at again", path, error)
-        return {}
-
-
 def evaluate_loaded(
     loaded: LoadedDetector,
     records: Sequence[ImageRecord],
@@ -268,14 +228,7 @@ def _predictions(image_id: int, instances: Any) -> list[dict[str, Any]]:
     boxes = instances.bboxes.cpu().double().numpy()
     boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     scores, labels = instances.scores.cpu().tolist(), instances.labels.cpu().tolist()
-    return [_row(image_id, box, score, label) for box, score, label in zip(boxes, scores, labels, strict=True)]
-
-
-def _row(image_id: int, box_xywh: np.ndarray, score: float, class_index: int) -> dict[str, Any]:
-    x, y, width, height = (float(value) for value in box_xywh)
-    bbox, area = [x, y, width, height], width * height
-    return {"image_id": image_id, "category_id": class_index + 1, "bbox": bbox, "area": area, "iscrowd": 0,
-            "score": score}  # fmt: skip
+    return [result_row(image_id, box, score, label) for box, score, label in zip(boxes, scores, labels, strict=True)]
 
 
 def coco_metrics(
