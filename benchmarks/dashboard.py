@@ -22,9 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from ppal_backend.datasets.coco import (
+    CocoAnnotation,
+    CocoCategory,
+    CocoDataset,
+    CocoImage,
+    result_row,
+    write_predictions,
+)
 from ppal_backend.files import write_json
 from ppal_backend.rounds.folder import Rounds
-from ppal_backend.service.dashboard import project
+from ppal_backend.service.dashboard import errors, project
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, Store, open_store
 
@@ -87,9 +95,9 @@ def run(size: Size = Size()) -> Report:
 def pages_of(size: Size) -> list[str]:
     """Addresses below ``/ui/`` of every page of the project, and of what the pages fetch."""
     last = f"projects/1/rounds/{size.rounds}"
-    return ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
-            f"projects/1/queue?page={size.tasks // 24}", f"{last}/map", "projects/1/quality",
-            "projects/1/settings"]  # fmt: skip
+    return ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/errors",
+            "projects/1/errors?show=all&score=0.05", "projects/1/queue", f"projects/1/queue?page={size.tasks // 24}",
+            f"{last}/map", "projects/1/quality", "projects/1/settings"]  # fmt: skip
 
 
 def build(settings: Settings, store: Store, size: Size) -> None:
@@ -167,6 +175,7 @@ def _last_round(folder: Path, cache: Path, size: Size) -> None:
     write_json(folder / "dataset" / "pool.json", entries)
     write_json(folder / "dataset" / "quality.json", _review(pool, size))
     write_json(folder / "map.json", _map(pool, cache))
+    _evaluation(folder, cache, size)
     (folder / "detections").mkdir()
     for shard, start in enumerate(range(0, size.tasks, SHARD)):
         ids = np.array(pool[start : start + SHARD])
@@ -202,9 +211,31 @@ def _review(pool: Sequence[int], size: Size) -> dict[str, Any]:
     return {"labelled": size.tasks, "compared": size.tasks, "disputed": 900, "tasks": tasks}
 
 
+def _evaluation(folder: Path, cache: Path, size: Size) -> None:
+    """An evaluation set of a twentieth of the tasks, and a hundred predictions on each of its images."""
+    rng = np.random.default_rng(0)
+    images = [CocoImage(i, str(cache / f"{i}.png"), 640, 480) for i in range(1, size.tasks // 20 + 1)]
+    rows: list[CocoAnnotation] = []
+    found: dict[int, list[dict[str, Any]]] = {}
+    for image in images:
+        corners, classes = rng.uniform(0, 400, (BOXES, 2)), rng.integers(0, CLASSES, BOXES).tolist()
+        boxes = [(x, y, 60.0, 60.0) for x, y in corners.tolist()]
+        for box, c in zip(boxes[:10], classes[:10], strict=True):
+            rows.append(CocoAnnotation(len(rows) + 1, image.id, c + 1, box))
+        scores = rng.random(BOXES).tolist()
+        found[image.id] = [
+            result_row(image.id, np.array(box), score, c) for box, score, c in zip(boxes, scores, classes, strict=True)
+        ]
+    categories = [CocoCategory(n, label) for n, label in enumerate(LABELS, start=1)]
+    CocoDataset(tuple(images), tuple(rows), tuple(categories)).write(folder / "dataset" / "val.json")
+    kept = folder / "evaluation" / f"{size.rounds}.npz"
+    kept.parent.mkdir()
+    write_predictions(kept, found, LABELS)
+
+
 def forget() -> None:
     """Drop what was remembered of rounds' files, as in a process that has just started."""
-    for kept in (project._query, project._pool, project._map):
+    for kept in (project._query, project._pool, project._map, project._evaluated, errors._judged):
         kept.cache_clear()
 
 

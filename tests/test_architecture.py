@@ -35,6 +35,8 @@ ALLOWED = {
         "doctor",
         "rounds.detections_store",
         "rounds.folder",
+        "rounds.labelled",
+        "rounds.model_errors",
     },
     "demo": GROUND | {"store", "datasets", "rounds", "synthetic", "rig"},
     "synthetic": GROUND,

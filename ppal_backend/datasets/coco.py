@@ -361,23 +361,35 @@ def write_predictions(
         )
 
 
-def read_predictions(path: Path, labels: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
-    """COCO results by image id; none where there is no such file, or one of other classes or a damaged one."""
+Predicted = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of one image: ``[m, 4]`` boxes x, y, width, height in px, ``[m]`` scores and ``[m]`` class indices."""
+
+
+def read_prediction_arrays(path: Path, labels: Sequence[str]) -> dict[int, Predicted]:
+    """Predictions by image id; none where there is no such file, or one of other classes or a damaged one."""
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-        if tuple(arrays["labels"].tolist()) != tuple(labels):
+        if tuple(arrays["labels"].tolist()) != tuple(labels) or not len(arrays["counts"]):
             return {}
-        ends = np.cumsum(arrays["counts"])
-        return {
-            int(image_id): [
-                result_row(int(image_id), arrays["boxes_xywh"][k], float(arrays["scores"][k]), int(c))
-                for k, c in enumerate(arrays["class_indices"][end - count : end], start=int(end - count))
-            ]
-            for image_id, count, end in zip(arrays["image_ids"], arrays["counts"], ends, strict=True)
-        }
+        ends, columns = np.cumsum(arrays["counts"]), ("boxes_xywh", "scores", "class_indices")
+        if any(len(arrays[name]) != arrays["counts"].sum() for name in columns):
+            raise ValueError("its arrays are of different lengths")
+        boxes, scores, classes = (np.split(arrays[name], ends[:-1]) for name in columns)
+        return dict(zip(arrays["image_ids"].tolist(), zip(boxes, scores, classes, strict=True), strict=True))
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("%s is damaged (%s); its images are looked at again", path, error)
         return {}
+
+
+def read_predictions(path: Path, labels: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
+    """The same as COCO results."""
+    return {
+        image_id: [
+            result_row(image_id, box, score, c)
+            for box, score, c in zip(boxes, scores.tolist(), classes.tolist(), strict=True)
+        ]
+        for image_id, (boxes, scores, classes) in read_prediction_arrays(path, labels).items()
+    }

@@ -35,10 +35,7 @@ def truth_by_image(dataset: CocoDataset, labels: Sequence[str]) -> dict[int, Tru
 
 
 def mark_true_positives(detections: Detections, truth: Truth, iou: float = 0.5) -> Detections:
-    """Tell which detections are right.
-
-    By falling score, a detection is right when an annotated box of its class that no earlier one has taken overlaps
-    it by at least ``iou``.
+    """Tell which detections are right: those that :func:`match` gives an annotated box.
 
     Args:
         detections: One image.
@@ -49,14 +46,37 @@ def mark_true_positives(detections: Detections, truth: Truth, iou: float = 0.5) 
         The same detections as numpy arrays with ``true_positive``.
     """
     host = detections.numpy()
-    boxes, classes = truth
-    right = np.zeros(len(host), dtype=bool)
-    if len(host) and len(boxes):
-        overlap = pairwise_iou(to_numpy(host.boxes_xyxy).astype(np.float64), boxes)
-        overlap[to_numpy(host.class_indices)[:, None] != classes[None, :]] = 0.0
-        for row in np.argsort(-to_numpy(host.scores), kind="stable"):
+    boxes, scores = to_numpy(host.boxes_xyxy).astype(np.float64), to_numpy(host.scores)
+    return replace(host, true_positive=match(boxes, scores, to_numpy(host.class_indices), truth, iou) >= 0)
+
+
+def match(
+    boxes_xyxy: np.ndarray, scores: np.ndarray, class_indices: np.ndarray, truth: Truth, iou: float = 0.5
+) -> np.ndarray:
+    """Which annotated box each detection has found, as COCO's evaluation tells it.
+
+    By falling score, a detection finds the annotated box of its class that overlaps it most, by at least ``iou``, and
+    that no earlier one has taken.
+
+    Args:
+        boxes_xyxy: ``[m, 4]`` detected corners in px.
+        scores: ``[m]`` confidences.
+        class_indices: ``[m]`` their classes.
+        truth: The annotated boxes.
+        iou: Smallest intersection over union, in (0, 1].
+
+    Returns:
+        ``[m]`` the row of the annotated box; -1 for none.
+    """
+    annotated, classes = truth
+    found = np.full(len(scores), -1)
+    if len(scores) and len(annotated):
+        overlap = pairwise_iou(boxes_xyxy, annotated)
+        overlap[class_indices[:, None] != classes[None, :]] = 0.0
+        order = np.argsort(-scores, kind="stable")
+        for row in order[overlap[order].max(axis=1) >= iou]:
             best = int(np.argmax(overlap[row]))
             if overlap[row, best] >= iou:
-                right[row] = True
+                found[row] = best
                 overlap[:, best] = 0.0
-    return replace(host, true_positive=right)
+    return found

@@ -58,3 +58,27 @@ def place_labels(
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@dataclass(frozen=True)
+class ShownBox:
+    """A box over an image, in its pixels, with its style and what it says."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    style: str
+    text: str
+    label_at: LabelPlace | None = None
+
+    @property
+    def written(self) -> str:
+        """What stands at the box."""
+        return self.text
+
+
+def shown_box(box_xyxy: Sequence[float], style: str, text: str) -> ShownBox:
+    """A box of corners in pixels."""
+    x1, y1, x2, y2 = box_xyxy
+    return ShownBox(x1, y1, x2 - x1, y2 - y1, style, text)

@@ -87,22 +87,27 @@ class RoundFiles:
     def query(self) -> Query | None:
         """The query set; None before there is one."""
         path = self.folder / "query_set.json"
-        return _query(*_identity(path)) if path.is_file() else None
+        return _query(*identity(path)) if path.is_file() else None
 
     def pool(self) -> Mapping[int, PoolImage]:
         """The pool's images by task id; empty once the round's files were removed."""
         path = self.folder / "dataset" / "pool.json"
-        return _pool(*_identity(path)) if path.is_file() else {}
+        return _pool(*identity(path)) if path.is_file() else {}
 
     def map(self) -> Mapping[str, Any] | None:
         """The map of the pool; None where the round had no features of images to draw it by."""
         path = self.folder / "map.json"
-        return _map(*_identity(path)) if path.is_file() else None
+        return _map(*identity(path)) if path.is_file() else None
 
     def drawn_labelled(self) -> Mapping[int, PoolImage]:
         """The labelled images on the map, by task id."""
         rows = (self.map() or {}).get("labelled", ())
         return {e["image_id"]: PoolImage(e["path"], e["width"], e["height"]) for e in rows}
+
+    def evaluated(self) -> Mapping[int, PoolImage]:
+        """The images of the evaluation set by task id; empty once the round's files were removed."""
+        path = self.folder / "dataset" / "val.json"
+        return _evaluated(*identity(path)) if path.is_file() else {}
 
     def review(self) -> Mapping[str, Any] | None:
         """What the detector disputes of the annotations; None where the round did not compare them."""
@@ -123,7 +128,8 @@ class RoundFiles:
             return file.read().decode("utf-8", "replace").splitlines()[-count:]
 
 
-def _identity(path: Path) -> tuple[Path, int, int]:
+def identity(path: Path) -> tuple[Path, int, int]:
+    """What tells a file from an earlier one of the same name."""
     stat = path.stat()
     return path, stat.st_mtime_ns, stat.st_size
 
@@ -156,6 +162,11 @@ def _pool(path: Path, _changed: int, _size: int) -> dict[int, PoolImage]:
 @lru_cache(maxsize=3)
 def _map(path: Path, _changed: int, _size: int) -> Mapping[str, Any]:
     return dict(_read(path))
+
+
+@lru_cache(maxsize=3)
+def _evaluated(path: Path, _changed: int, _size: int) -> dict[int, PoolImage]:
+    return {int(e["id"]): PoolImage(e["file_name"], e["width"], e["height"]) for e in _read(path)["images"]}
 
 
 def _mark(path: Path) -> StepMark:
@@ -282,18 +293,24 @@ class Project:
         return RoundFiles(Rounds(self.runtime.settings).show(self.record.key, self.id, number))
 
     def image_file(self, number: int, task_id: int) -> Path:
-        """An image of a round's pool, or of its map; only files of the image cache are ever named.
+        """An image of a round's pool, its evaluation set, or its map; only files of the image cache are ever named.
 
         Raises:
             StateError: the round has no such task, or its file is not in the cache any more.
         """
         files = self.files(number)
-        image: PoolImage | None = files.pool().get(task_id) or files.drawn_labelled().get(task_id)
-        cache = self.runtime.settings.image_folder.resolve()
-        path = Path(image.path).resolve() if image is not None else cache
-        if not path.is_relative_to(cache) or path.suffix not in IMAGE_TYPES or not path.is_file():
+        known = (files.pool, files.evaluated, files.drawn_labelled)
+        image = next((found for images in known if (found := images().get(task_id)) is not None), None)
+        path = self.cached(image) if image is not None else None
+        if path is None:
             raise StateError(f"round {number} of project {self.id} has no image of task {task_id}")
         return path
+
+    def cached(self, image: PoolImage) -> Path | None:
+        """The file of an image; None where the cache does not have it (any more)."""
+        cache = self.runtime.settings.image_folder.resolve()
+        path = Path(image.path).resolve()
+        return path if path.is_relative_to(cache) and path.suffix in IMAGE_TYPES and path.is_file() else None
 
     def log_lines(self, number: int) -> list[str]:
         """The last lines of a round's training log, without secrets."""

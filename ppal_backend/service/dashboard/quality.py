@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ppal_backend.service.dashboard.drawing import LabelPlace, place_labels
+from ppal_backend.service.dashboard.drawing import ShownBox, place_labels, shown_box
 from ppal_backend.service.dashboard.project import Project
 
 PAGE = 12
@@ -34,24 +34,6 @@ class Agreement:
         """Share in [0, 1] of all boxes, shown or added, that needed no hand; None without any."""
         boxes = self.proposed + self.added
         return self.kept / boxes if boxes else None
-
-
-@dataclass(frozen=True)
-class ShownBox:
-    """A box over an image, in its pixels, with its style and what it says."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    style: str
-    text: str
-    label_at: LabelPlace | None = None
-
-    @property
-    def written(self) -> str:
-        """What stands at the box."""
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -111,21 +93,16 @@ def doubtful_on(review: Mapping[str, Any], page: int, rounds_on_disk: Sequence[i
 def _boxes(task: Mapping[str, Any]) -> list[ShownBox]:
     doubted = {dispute["annotated"] for dispute in task["disputes"]}
     people = [
-        _shown(box["box_xyxy"], "people doubted" if row in doubted else "people", f"annotated: {box['label']}")
+        shown_box(box["box_xyxy"], "people doubted" if row in doubted else "people", f"annotated: {box['label']}")
         for row, box in enumerate(task["annotated"])
     ]
     texts = [f"{d['label']} {d['confidence']:.2f}" for d in task["disputes"]]
     places = place_labels([d["box_xyxy"] for d in task["disputes"]], texts, task["width"], task["height"])
     model = [
-        replace(_shown(dispute["box_xyxy"], "model", text), label_at=place)
+        replace(shown_box(dispute["box_xyxy"], "model", text), label_at=place)
         for dispute, text, place in zip(task["disputes"], texts, places, strict=True)
     ]
     return people + model
-
-
-def _shown(box_xyxy: Sequence[float], style: str, text: str) -> ShownBox:
-    x1, y1, x2, y2 = box_xyxy
-    return ShownBox(x1, y1, x2 - x1, y2 - y1, style, text)
 
 
 def _reason(task: Mapping[str, Any], dispute: Mapping[str, Any]) -> str:

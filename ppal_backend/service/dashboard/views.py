@@ -34,6 +34,7 @@ from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.operations import control, steering
 from ppal_backend.operations.detectors import choose_by_hand
+from ppal_backend.service.dashboard import errors as error_pages
 from ppal_backend.service.dashboard import learning as learning_pages
 from ppal_backend.service.dashboard import now as now_pages
 from ppal_backend.service.dashboard import origins
@@ -310,6 +311,13 @@ def classes(project_id: int) -> str:
     """Difficulty beside AP."""
     project = _project(project_id)
     return _page("classes", project, **learning_pages.classes_page(project))
+
+
+@ui.get(f"{PROJECT}/errors")
+def errors(project_id: int) -> str:
+    """What the detector gets right and wrong on the evaluation set."""
+    project, page = _project(project_id), request.args.get("page", 1, type=int)
+    return _page("errors", project, **error_pages.errors_page(project, request.args, page))
 
 
 @ui.get(f"{PROJECT}/queue")

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ppal_backend.datasets.coco import CocoAnnotation, CocoImage
+from ppal_backend.datasets.coco import CocoAnnotation, CocoDataset, CocoImage, result_row, write_predictions
 from ppal_backend.service.app import create_app
 from ppal_backend.structures.quality import FEWEST_IMAGES
 from tests.place import Place
@@ -44,12 +45,26 @@ class LearningWorld(FakeWorld):
         if folder is None:
             return {"map": found["map"], "map50": found["map"] + 0.2, "per_class": found["classes"], "images": 12}
         self.values[spec.number] = self.labelled
+        self.keep_predictions(CocoDataset.read(ann_json), folder / f"{spec.number}.npz", model.labels)
         others = {n: self.measured(self.values[n]) for n in earlier if n in self.values}
         gains = {n: found["map"] - o["map"] for n, o in others.items()}
         differences = {n: {"map": gain, "interval": [gain - 0.03, gain + 0.03]} for n, gain in gains.items()}
         return {"map": found["map"], "map50": found["map"] + 0.2, "per_class": found["classes"], "images": 12,
                 "instances": 19, "measured": found, "earlier": others, "differences": differences,
                 "problems": {}}  # fmt: skip
+
+    def keep_predictions(self, evaluation, path, labels):
+        """Of five images in a row: found, found under another label, missed, found beside, found twice; each with a
+        box where nothing is, and one too weak to be shown."""
+        kept = {}
+        for image in evaluation.images:
+            truth = image.id % 2
+            box = [10.0, 10.0, 20.0, 20.0]
+            rows = [(box, 0.9, truth)], [(box, 0.8, 1 - truth)], [], [([22.0, 10.0, 20.0, 20.0], 0.7, truth)], [
+                (box, 0.9, truth), (box, 0.6, truth)]  # fmt: skip
+            found = [*rows[image.id % 5], ([60.0, 50.0, 20.0, 20.0], 0.4, 0), ([70.0, 5.0, 9.0, 9.0], 0.1, 0)]
+            kept[image.id] = [result_row(image.id, np.array(b), score, c) for b, score, c in found]
+        write_predictions(path, kept, labels)
 
     def measured(self, labelled):
         value = 0.7 - 1.2 * labelled**-0.5

@@ -14,8 +14,8 @@ from ppal_backend.store import Lease
 from tests.service.dashboard.conftest import PASSWORD, PIXEL, ReviewedWorld, ShownPlace
 
 CHROMIUM = Path("/usr/bin/chromium")
-PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/queue", "projects/1/queue?page=2",
-         "projects/1/quality", "projects/1/settings"]  # fmt: skip
+PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/errors",
+         "projects/1/queue", "projects/1/queue?page=2", "projects/1/quality", "projects/1/settings"]  # fmt: skip
 LABEL_STUDIO = "http://ls.test:8080"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Debian's package chromium")]
@@ -294,5 +294,37 @@ def test_the_map_is_coloured_and_filtered_by_class(map_page, axe):
     colours = "all => all.map(one => getComputedStyle(one).getPropertyValue('--class'))"
     told = page.locator("#map-key li").evaluate_all(colours)
     assert drawn == told and len(set(drawn)) == 2, "the key shows the colours that are drawn"
+    page.evaluate(axe)
+    assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []
+
+
+def test_model_errors_are_filtered_by_keyboard_and_a_picture_opens_its_task(open_page, axe):
+    page = open_page("projects/1/errors")
+    before = page.locator(".pick").count()
+    page.locator("select[name=show]").focus()
+    page.keyboard.press("m")  # a select takes the option that begins with what is typed
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText") == "Show":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/errors?show=missed*")
+    assert 0 < page.locator(".pick").count() <= before and "Wrong:" not in page.inner_text(".gallery")
+    page.evaluate(axe)
+    assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []
+    with page.context.expect_page() as opened:
+        page.locator(".pick .frame").first.click()
+    assert opened.value.url.startswith(f"{LABEL_STUDIO}/projects/1/data?task=")
+
+
+def test_a_number_of_the_matrix_shows_its_boxes_narrow_and_dark(open_page, axe):
+    page = open_page("projects/1/errors", 390, color_scheme="dark")
+    number = page.locator(".confusion td.mistake a").first
+    boxes = number.inner_text()
+    number.focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("Only what is").wait_for()
+    assert f"{boxes} box" in page.inner_text("main")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "it scrolls sideways"
     page.evaluate(axe)
     assert [v["id"] for v in page.evaluate("axe.run()")["violations"]] == []

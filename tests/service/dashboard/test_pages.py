@@ -15,8 +15,8 @@ from ppal_backend.store.tables import RoundRow
 from tests.place import CONFIG
 from tests.service.dashboard.conftest import PASSWORD, TOKEN
 
-PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/queue",
-         "projects/1/quality", "projects/1/settings", "projects/1/rounds/5/map"]  # fmt: skip
+PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/errors",
+         "projects/1/queue", "projects/1/quality", "projects/1/settings", "projects/1/rounds/5/map"]  # fmt: skip
 HUGE = 10**30
 
 
