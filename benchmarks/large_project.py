@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -110,9 +110,11 @@ def run_ranking(url: str, project_id: int, folder: Path) -> dict[str, Any]:
 class Server:
     """A Label Studio to measure against, and projects in it."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        template = load_settings().cache_dir / "label-studio"
-        started = LabelStudioServer(LABEL_STUDIO, folder / "label-studio", template_cache=template)
+    def __init__(self, stack: ExitStack, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        template = None if environment else load_settings().cache_dir / "label-studio"
+        started = LabelStudioServer(
+            LABEL_STUDIO, folder / "label-studio", template_cache=template, environment=environment
+        )
         self.server = stack.enter_context(started)
         self.client = stack.enter_context(LabelStudioClient(self.server.url, self.server.token))
 
@@ -142,7 +144,7 @@ def rank_large(place: Server, tasks: int, folder: Path) -> dict[str, Any]:
 def compare_publishing(place: Server, tasks: int, turns: int = TURNS) -> dict[str, Any]:
     """Publishing and a bare import of the same predictions, taking turns; their medians and the ratio."""
     project_id = place.project(tasks, 0)
-    items = [QueueItem(task_id, _regions(task_id)) for task_id in place.client.task_ids(project_id)]
+    items = [QueueItem(task_id, regions_of(task_id)) for task_id in place.client.task_ids(project_id)]
     bare: list[float] = []
     ours: list[float] = []
     for turn in range(turns):
@@ -183,10 +185,11 @@ def _bare_import(place: Server, project_id: int, items: Sequence[QueueItem], ver
 
 def _task(number: int, annotated: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"data": {"image": f"https://images.example.com/{number:06d}.jpg"}}
-    return {**row, "annotations": [{"result": _regions(number)}]} if annotated else row
+    return {**row, "annotations": [{"result": regions_of(number)}]} if annotated else row
 
 
-def _regions(number: int) -> list[dict[str, Any]]:
+def regions_of(number: int) -> list[dict[str, Any]]:
+    """``BOXES`` boxes of a task."""
     return [
         {
             "id": f"b{number}x{n}", "from_name": "label", "to_name": "image", "type": "rectanglelabels",

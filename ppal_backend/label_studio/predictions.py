@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -51,36 +52,28 @@ def detections_to_result(
     classes = to_numpy(detections.class_indices)
     if len(classes) and int(classes.max()) >= len(class_names):
         raise ValueError(f"expected class indices below {len(class_names)}, got {int(classes.max())}; pass all names")
-    regions, unknown = [], Counter[str]()
-    named = {index: schema.label_of_class(class_names[index]) for index in set(classes.tolist())}
-    least = {index: schema.threshold(label, score_threshold) for index, label in named.items() if label is not None}
-    for i in np.argsort(-scores, kind="stable").tolist():
-        index, score = int(classes[i]), float(scores[i])
-        label = named[index]
-        if label is None:
-            unknown[class_names[index]] += 1
-            continue
-        if score < least[index]:
-            continue
-        box_pct = _percent(boxes[i].tolist(), width, height)
-        if box_pct is not None:
-            region_id = _region_id(detections.image_id, i, label, box_pct)
+    named = [schema.label_of_class(name) for name in class_names]
+    wanted = [math.inf if label is None else schema.threshold(label, score_threshold) for label in named]
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order].astype(np.float64) >= np.array(wanted)[classes[order]]]
+    shares = np.clip(boxes[order].astype(np.float64) / (width, height, width, height), 0.0, 1.0) * 100
+    regions = []
+    found = zip(order.tolist(), classes[order].tolist(), scores[order].tolist(), shares.tolist(), strict=True)
+    for row, index, score, corners_pct in found:
+        label, box_pct = named[index], _percent(corners_pct)
+        if label is not None and box_pct is not None:
+            region_id = _region_id(detections.image_id, row, label, box_pct)
             regions.append(_region(schema, label, box_pct, score, width, height, region_id))
+    unknown = Counter(class_names[index] for index in classes.tolist() if named[index] is None) if None in named else {}
     if unknown:
         logger.debug("task %d: boxes of classes not in the labeling config left out: %s", detections.image_id, unknown)
     return regions
 
 
-def _percent(box_xyxy: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    x, w = _span(box_xyxy[0], box_xyxy[2], width)
-    y, h = _span(box_xyxy[1], box_xyxy[3], height)
+def _percent(corners_pct: Sequence[float]) -> tuple[float, float, float, float] | None:
+    x, y, x2, y2 = (round(value, _DECIMALS) for value in corners_pct)
+    w, h = round(x2 - x, _DECIMALS), round(y2 - y, _DECIMALS)
     return (x, y, w, h) if w > 0 and h > 0 else None
-
-
-def _span(start: float, stop: float, size: int) -> tuple[float, float]:
-    low = round(min(max(start / size, 0.0), 1.0) * 100, _DECIMALS)
-    high = round(min(max(stop / size, 0.0), 1.0) * 100, _DECIMALS)
-    return low, round(high - low, _DECIMALS)
 
 
 def _region_id(image_id: int, index: int, label: str, box_pct: tuple[float, ...]) -> str:

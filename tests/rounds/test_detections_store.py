@@ -1,8 +1,9 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from ppal_backend.rounds.detections_store import DetectionsWriter, read_detections
+from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, read_detections
 from ppal_backend.structures.detections import Detections
 from tests.rounds.fakes import detections_of
 
@@ -80,3 +81,28 @@ def test_a_resumed_writer_knows_what_is_there_and_goes_on(tmp_path):
 
 def test_an_empty_folder_holds_nothing(tmp_path):
     assert list(read_detections(tmp_path / "missing")) == []
+
+
+def test_an_image_is_read_with_one_opening_of_its_shard(tmp_path, monkeypatch):
+    """Images of a queue lie all over the shards; opening a file for each of five arrays took most of the time."""
+    writer = DetectionsWriter(tmp_path, shard_size=4)
+    ids = (14, 3, 11, 2, 15, 4)
+    for i in ids:
+        writer.add(replace(detections_of(i), image_size=(40, 30)), {})
+    writer.flush()
+    stored = StoredDetections(tmp_path)
+    for i in (14, 15):  # where the arrays of a shard begin is read once
+        stored.boxes_of(i)
+        stored[ids.index(i)]
+    opened, original, from_file = [], Path.open, np.fromfile
+
+    def counting(path, *arguments, **options):
+        opened.append(path.name)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr(np, "fromfile", lambda *given, **more: opened.append(given[0]) or from_file(*given, **more))
+    for place, i in enumerate(ids):
+        for found in (stored.boxes_of(i), stored[place]):
+            assert found.image_id == i and found.scores.tolist() == detections_of(i).scores.tolist()
+    assert len(opened) == 2 * len(ids), opened

@@ -122,9 +122,15 @@ class Reads:
         from ppal_backend.rounds import detections_store as store
 
         self.rows, original, whole = {}, store._Shard.array, store._read
+        rows_of_image = store._Shard._rows
 
         def array(shard, name, start=0, stop=None):
             values = original(shard, name, start, stop)
+            self.rows[name] = self.rows.get(name, 0) + len(values)
+            return values
+
+        def rows(shard, file, name, start, stop):
+            values = rows_of_image(shard, file, name, start, stop)
             self.rows[name] = self.rows.get(name, 0) + len(values)
             return values
 
@@ -134,6 +140,7 @@ class Reads:
             return whole(path, only_boxes, embeddings)
 
         monkeypatch.setattr(store._Shard, "array", array)
+        monkeypatch.setattr(store._Shard, "_rows", rows)
         monkeypatch.setattr(store, "_read", read)
 
 
