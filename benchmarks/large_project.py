@@ -50,6 +50,7 @@ PER_IMPORT = 2_500
 TURNS = 3
 SIDE = 1000
 IMPORT_TIMEOUT_S = 600.0
+START_S = 450.0
 TOKEN = "LABEL_STUDIO_API_KEY"
 
 
@@ -113,7 +114,11 @@ class Server:
     def __init__(self, stack: ExitStack, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         template = None if environment else load_settings().cache_dir / "label-studio"
         started = LabelStudioServer(
-            LABEL_STUDIO, folder / "label-studio", template_cache=template, environment=environment
+            LABEL_STUDIO,
+            folder / "label-studio",
+            template_cache=template,
+            environment=environment,
+            start_timeout_s=START_S,
         )
         self.server = stack.enter_context(started)
         self.client = stack.enter_context(LabelStudioClient(self.server.url, self.server.token))

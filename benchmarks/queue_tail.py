@@ -2,8 +2,8 @@
 
     python -m benchmarks.queue_tail [--tasks 10000] [--front 2000] [--postgres]
 
-A project of unlabelled tasks in a real Label Studio. All of them are published with 10 boxes each, then twice the front
-alone: beside the whole older version, and after that was deleted. Each time it is noted
+A project of unlabelled tasks in a real Label Studio. All of them are published with 10 boxes each, twice, then twice
+the front alone: beside a whole older version, and after that was deleted. Each time it is noted
 
 * how long publishing took, of it Label Studio's own time, and how long deleting the older version takes;
 * whether a stream of ``SERVED`` tasks, each annotated when it comes, and the tab *PPAL queue* keep to the order;
@@ -138,10 +138,12 @@ class _Seconds:
         return self._sum
 
 
-def run(tasks: int, front: int, postgres: bool = False) -> dict[str, Any]:
-    """All figures."""
+def run(tasks: int, front: int, postgres: bool = False, folder: Path | None = None) -> dict[str, Any]:
+    """All figures; in ``folder`` databases stay for another run, whose project is a new one."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         environment = stack.enter_context(postgres_for_label_studio(folder)) if postgres else {}
         place = Server(stack, folder, environment)
         queue = Queue(place, tasks)
@@ -149,11 +151,15 @@ def run(tasks: int, front: int, postgres: bool = False) -> dict[str, Any]:
         report["database"] = "PostgreSQL" if postgres else "SQLite"
         whole = queue.publish("whole")
         report["whole"] = {**whole, **_look(queue, front)}
+        again = queue.publish("again")
+        report["whole, beside a whole older one"] = again
+        report["delete_whole_s"] = queue.delete(whole["version"])
         part = queue.publish("front", front)
         report["front, the rest older"] = {**part, **_look(queue, front)}
-        report["delete_whole_s"] = queue.delete(whole["version"])
+        report["delete_second_whole_s"] = queue.delete(again["version"])
         alone = queue.publish("alone", front)
         report["front, the rest without"] = {**alone, **_look(queue, front)}
+        report["delete_front_s"] = queue.delete(part["version"])
         queue.publish("short", SHORT_FRONT)
         first, rest = queue.order[:SHORT_FRONT], queue.order[SHORT_FRONT:]
         got = queue.serve(SHORT_FRONT + MORE)["served"]
@@ -179,8 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--front", type=int, default=2_000)
     parser.add_argument("--postgres", action="store_true", help="Label Studio on PostgreSQL instead of SQLite")
+    parser.add_argument("--folder", type=Path, help="where databases are put; an empty one of its own by default")
     options = parser.parse_args(arguments)
-    report = run(options.tasks, options.front, options.postgres)
+    report = run(options.tasks, options.front, options.postgres, options.folder)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 

@@ -174,6 +174,9 @@ class Settings(ProjectDefaults, BaseSettings):
     keep_events_days: float = Field(30.0, gt=0.0, description="how long events stay after they were handled")
     poll_interval_s: float = Field(60.0, ge=1.0)
     keep_versions: int = Field(3, ge=1)
+    publish_tasks: int = Field(
+        5_000, ge=0, description="tasks at the front of a queue that Label Studio gets, at least four budgets; 0: all"
+    )
     repair_queue: bool = Field(
         True, description="set a project's task sampling and model version right once when somebody changes them"
     )

@@ -34,7 +34,7 @@ class Place:
         return Ports(
             self.world,
             self.world,
-            LabelStudioPublisher(self.client, settings.keep_versions),
+            LabelStudioPublisher(self.client, settings.keep_versions, most=settings.publish_tasks),
             observer,
             ProjectSides(store.sides, project.id, spec.number),
             partial(earlier_models, settings, store, project, spec.number),

@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, PublishError
@@ -48,6 +48,8 @@ EMPTY = "-empty"
 """End of the name of a version that ranks nothing: Label Studio holds no prediction of it."""
 READABLE_POSITIONS = 998
 """Tasks whose score reads as their position in the queue."""
+BUDGETS = 4
+"""Query sets that the published front of a queue holds at least."""
 _POLL_S = 2.0
 
 TAB_TITLE = "PPAL queue"
@@ -71,18 +73,21 @@ class LabelStudioPublisher:
         client: the project's Label Studio.
         keep: published versions to leave there.
         set_sampling: whether to set the project's task sampling; False once its people insist on another.
+        most: tasks at the front of a queue to publish, see :func:`front_of`; 0 for all.
     """
 
-    def __init__(self, client: LabelStudioClient, keep: int = 3, set_sampling: bool = True) -> None:
-        self._client, self._keep, self._set_sampling = client, keep, set_sampling
+    def __init__(self, client: LabelStudioClient, keep: int = 3, set_sampling: bool = True, most: int = 0) -> None:
+        self._client, self._keep, self._set_sampling, self._most = client, keep, set_sampling, most
 
     def publish(
         self, spec: RoundSpec, model: ModelRef | None, queue: Sequence[QueueEntry],
         state: dict[str, Any] | None, on_state: Callable[[dict[str, Any]], None],
     ) -> str:  # fmt: skip
-        """Publish; the labeling config is read now, so a label removed during the round is left out."""
+        """Publish the front of the queue; the labeling config is read now, so a label removed during the round is
+        left out."""
+        front = front_of(len(queue), self._most, spec.budget)
         config = str(self._client.project(spec.project_id)["label_config"])
-        items = _items(queue, model, parse_label_config(config, spec.from_name), spec.score_threshold)
+        items = _items(islice(queue, front), model, parse_label_config(config, spec.from_name), spec.score_threshold)
         result = publish(
             self._client,
             spec.project_id,
@@ -108,6 +113,19 @@ def _items(
         else:
             result = detections_to_result(schema, model.labels, found, entry.width, entry.height, threshold)
             yield QueueItem(entry.task_id, result)
+
+
+def front_of(ranked: int, most: int, budget: int) -> int:
+    """How many tasks of a queue are published: those that may be labelled before the next queue comes.
+
+    A training begins after ``budget`` annotations, so ``BUDGETS`` of them are never too few.
+
+    Args:
+        ranked: Tasks of the queue.
+        most: What the operator allows; 0 for all.
+        budget: Annotations that begin a training.
+    """
+    return min(ranked, max(most, BUDGETS * budget)) if most else ranked
 
 
 @dataclass(frozen=True)

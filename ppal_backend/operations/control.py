@@ -143,9 +143,10 @@ def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, 
         checkpoint = str(settings.model_dir.resolve() / version.checkpoint)
         model = ModelRef(version.detector, checkpoint, version.labels, version.difficulty)
     state = folder.read(STATE) if (folder / STATE).is_file() else None
-    again = LabelStudioPublisher(client, settings.keep_versions).publish(
+    again = LabelStudioPublisher(client, settings.keep_versions, most=settings.publish_tasks).publish(
         spec, model, queue, state, lambda new: folder.write(STATE, new)
     )
     store.versions.activate(replace(version, version=again))
+    published = int(folder.read(STATE)["expected"])
     (folder / STATE).unlink()
-    return RolledBack(again, len(queue), published_again=True)
+    return RolledBack(again, published, published_again=True)

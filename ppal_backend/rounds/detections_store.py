@@ -352,7 +352,7 @@ class _Shard:
         """Adjacent rows of an array from the open file."""
         offset, dtype, shape, width = self._header(name)
         values = np.empty((stop - start, *shape[1:]), dtype)
-        got = os.preadv(file, [values], offset + start * width * dtype.itemsize) if values.nbytes else 0
+        got = os.preadv(file, [values.data], offset + start * width * dtype.itemsize) if values.nbytes else 0
         if got != values.nbytes:
             raise EOFError(f"expected {values.nbytes} bytes of {name} in {self.path}, got {got}")
         return values

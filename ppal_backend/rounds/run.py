@@ -526,13 +526,17 @@ class _Run:
     def step_publish(self) -> dict[str, Any]:
         queue = read_queue(self.folder)
         state = self.folder.read("publish.json") if (self.folder / "publish.json").is_file() else None
+        last = state or {}
 
         def on_state(new: dict[str, Any]) -> None:
+            nonlocal last
             self.ports.observer.fence()
             self.folder.write("publish.json", new)
+            last = new
 
         version = self.ports.publisher.publish(self.spec, self.model, queue, state, on_state)
-        return {"version": version, "tasks": len(queue)}
+        published = int(last.get("expected", len(queue))) + len(last.get("gone", ()))
+        return {"version": version, "tasks": len(queue), "published": published}
 
     def result(self) -> RoundResult:
         metrics = self.folder.read("metrics.json") if self.spec.kind == "train" else {}

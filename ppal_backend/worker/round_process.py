@@ -282,7 +282,9 @@ def label_studio_ports(
             client, image_cache(settings, client), spec.project_id, spec.from_name, settings.times_by_annotator
         ),
         engine=engine,
-        publisher=LabelStudioPublisher(client, settings.keep_versions, not upkeep.keeps_own_sampling(project)),
+        publisher=LabelStudioPublisher(
+            client, settings.keep_versions, not upkeep.keeps_own_sampling(project), settings.publish_tasks
+        ),
         observer=observer,
         assignments=ProjectSides(store.sides, project.id, spec.number),
         earlier=partial(earlier_models, settings, store, project, spec.number),

@@ -1,5 +1,6 @@
 """Going back: the queue of the version again, its model again, and clear words where that is impossible."""
 
+import json
 import shutil
 
 import pytest
@@ -62,6 +63,18 @@ def test_a_version_gone_from_label_studio_is_published_again_from_its_files(make
         assert [r["value"] for r in now[task]["result"]] == [r["value"] for r in result]
     active = place.store.versions.active(1)
     assert (active.version, active.checkpoint) == (done.version, "projects/1/rounds/1/train/model.pth")
+
+
+def test_going_back_publishes_the_front_as_a_round_does_and_tells_how_many(make_place):
+    place = make_place(keep_versions=1, publish_tasks=1)  # four budgets of 5
+    place.round()
+    first_queue = place.label_studio.served()
+    facts = json.loads((place.folder(1) / "steps" / "publish.json").read_text())["facts"]
+    assert (len(first_queue), facts["published"], facts["tasks"]) == (20, 20, 30)
+    place.round()
+    place.round()
+    done = back(place, place.versions()[0])
+    assert done.published_again and done.predictions == 20 and place.label_studio.served() == first_queue
 
 
 def test_what_cannot_be_gone_back_to_is_told_and_changes_nothing(make_place):

@@ -430,8 +430,10 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     threshold = project.options.score_threshold
     items = items_on(query, page, version.labels, files.pool(), boxes, threshold, left=left)
     drawn = files.map() if page == 1 else None
+    mark = files.marks().get("publish")
+    front = int(mark.facts.get("published", len(query.queue))) if mark is not None else len(query.queue)
     return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
-            "pages": pages, "parts": parts_of(left), "threshold": threshold,
+            "front": front, "pages": pages, "parts": parts_of(left), "threshold": threshold,
             "labelled": len(query.queue) - len(left.queue), "key": key_of(items), **steering_of(project),
             "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
 

@@ -13,7 +13,7 @@ from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.store import Lease, SeenAnnotation
 from ppal_backend.store.tables import RoundRow
 from tests.place import CONFIG
-from tests.service.dashboard.conftest import PASSWORD, TOKEN
+from tests.service.dashboard.conftest import PASSWORD, TOKEN, ShownPlace
 
 PAGES = ["", "projects/1/", "projects/1/live", "projects/1/learning", "projects/1/classes", "projects/1/errors",
          "projects/1/queue", "projects/1/quality", "projects/1/settings", "projects/1/rounds/5/map"]  # fmt: skip
@@ -339,3 +339,14 @@ def test_how_versions_did_before_the_labels_is_a_curve_of_its_own(place):
 
 def test_without_pre_annotations_there_is_no_such_curve(client):
     assert "Before they were labelled" not in text_of(client.get("/ui/projects/1/learning"))
+
+
+def test_the_queue_says_where_the_published_front_ends(make_place):
+    place = make_place(ShownPlace, publish_tasks=1)  # four budgets of 5
+    place.train()
+    page = text_of(place.app().test_client().get("/ui/projects/1/queue"))
+    assert "Label Studio has the first 20 of 30 tasks with their places and boxes" in page
+
+
+def test_a_queue_that_is_published_whole_says_nothing_of_a_front(client):
+    assert "Label Studio has the first" not in text_of(client.get("/ui/projects/1/queue"))
