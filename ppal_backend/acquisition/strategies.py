@@ -240,6 +240,7 @@ RIVALS: Mapping[str, Recipe] = MappingProxyType(
             _top,
             needs={"mdn": "pool"},
         ),
+        "mial": _rival("mial", "Largest discrepancy of two classifiers (Yuan et al., CVPR 2021)."),
     }
 )
 """Strategies that change the detector, in simulations only (see ``detector.rivals``)."""

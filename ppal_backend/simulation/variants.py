@@ -18,6 +18,7 @@ STARTS = ("random", "typical")
 RIVAL_FAMILIES: Mapping[str, frozenset[str]] = {
     "learnloss": frozenset({"anchor", "atss", "ddod", "fcos", "gfl", "roi", "rtmdet", "ssd", "yolox"}),
     "mdn": frozenset({"ssd"}),
+    "mial": frozenset({"anchor"}),
 }
 """Head families of the zoo that each strategy which changes the detector can change."""
 

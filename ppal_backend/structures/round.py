@@ -13,7 +13,7 @@ STRATEGY_NAMES = (
 )  # fmt: skip
 """The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
 
-RIVAL_NAMES = ("learnloss", "mdn")
+RIVAL_NAMES = ("learnloss", "mdn", "mial")
 """Strategies that change the detector they choose with, which a project's rounds never do: in simulations only."""
 
 

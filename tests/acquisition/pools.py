@@ -86,6 +86,7 @@ def context(seed: int = 0, images: int = 30, classes: int = 5, most: int = 6, la
             "global": rng.normal(size=(images, 6)),
             "fpn": rng.normal(size=(images, 10)),
             "learnloss": np.random.default_rng([seed, 1]).normal(size=(images, 1)),
+            "mial": np.random.default_rng([seed, 3]).random((images, 1)),
             "mdn": mixture_summaries(np.random.default_rng([seed, 2]), images),
         },
         labelled_features={"global": rng.normal(size=(labelled, 6)), "fpn": rng.normal(size=(labelled, 10))},

@@ -37,7 +37,7 @@ NAMES = [
     "ppal+pal",
     "typiclust",
 ]
-RIVALS = ["learnloss", "mdn"]
+RIVALS = ["learnloss", "mdn", "mial"]
 
 
 def test_every_strategy_is_there():
@@ -259,6 +259,7 @@ def test_option_out_of_range_is_refused(option, value):
         ("typiclust", {"image_features": {}}, r"image_features\['global'\]"),
         ("learnloss", {"image_features": {}}, r"image_features\['learnloss'\] with shape \(30, 1\), got None"),
         ("learnloss", {"image_features": {"learnloss": np.ones((30, 2))}}, r"got \(30, 2\); look at the pool with"),
+        ("mial", {"image_features": {}}, r"image_features\['mial'\] with shape \(30, 1\), got None"),
         ("mdn", {"image_features": {}}, r"image_features\['mdn'\] with shape \(30, 13\), got None; look at the pool"),
     ],
 )

@@ -153,7 +153,7 @@ def test_strategies_that_change_the_detector_train_first_models_of_their_own():
     assert set(RIVAL_FAMILIES) == set(RIVAL_NAMES)
 
 
-@pytest.mark.parametrize(("text", "family"), [("learnloss", "detr"), ("mdn", "anchor")])
+@pytest.mark.parametrize(("text", "family"), [("learnloss", "detr"), ("mdn", "anchor"), ("mial", "ssd")])
 def test_strategies_that_cannot_change_a_detector_are_refused_before_anything_is_read(text, family):
     variants = parse_variants(f"ppal,{text}")
     for fine in RIVAL_FAMILIES[text]:

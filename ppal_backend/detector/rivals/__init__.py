@@ -27,6 +27,8 @@ class Rival(Protocol):
     name: str
     reads_difficulty: bool
     """Whether the changed head still trains as its family does, so that class difficulties can be followed."""
+    learns_from_unlabelled: bool
+    """Whether its training takes an unlabelled image with each labelled one, where there are any."""
 
     def change(self, model: dict[str, Any]) -> None:
         """Change a detector's configuration before it is built, in place.
@@ -57,8 +59,9 @@ def find_rival(name: str) -> Rival:
     """
     from ppal_backend.detector.rivals.learnloss import LearnLoss
     from ppal_backend.detector.rivals.mdn import MDN
+    from ppal_backend.detector.rivals.mial import MIAL
 
-    made: tuple[Rival, ...] = (LearnLoss(), MDN())
+    made: tuple[Rival, ...] = (LearnLoss(), MDN(), MIAL())
     rivals = {rival.name: rival for rival in made}
     if name not in rivals:
         raise DetectorError(f"expected a rival of {', '.join(rivals)}, got {name!r}; correct the name")

@@ -256,6 +256,7 @@ class LearnLoss:
 
     name = "learnloss"
     reads_difficulty = True
+    learns_from_unlabelled = False
 
     def change(self, model: dict[str, Any]) -> None:
         """Nothing changes; detectors with queries or a teacher are refused.

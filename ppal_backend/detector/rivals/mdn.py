@@ -190,6 +190,7 @@ class MDN:
 
     name = "mdn"
     reads_difficulty = False
+    learns_from_unlabelled = False
 
     def change(self, model: dict[str, Any]) -> None:
         """Put the head in place.

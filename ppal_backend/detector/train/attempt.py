@@ -160,6 +160,8 @@ class _Training:
             workers=workers,
             batch_size=self._attempt.batch_size,
         )
+        if self._rival is not None and self._rival.learns_from_unlabelled:
+            config.unlabelled_pipeline, config.unlabelled_ratio = list(config.train_pipeline), 1
         for name in ("train_pipeline", "late_train_pipeline"):
             if name in config and self._slicing.tile is not None:
                 config[name] = slice_steps(config[name], self._slicing.tile)

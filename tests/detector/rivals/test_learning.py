@@ -12,7 +12,12 @@ from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from tests.detector.test_learning import STEPS
 from tests.detector.test_learning import scenes as scenes
 
-CHANGED = [("learnloss", "retinanet_tiny"), ("learnloss", "faster_rcnn_tiny"), ("mdn", "ssd_tiny")]
+CHANGED = [
+    ("learnloss", "retinanet_tiny"),
+    ("learnloss", "faster_rcnn_tiny"),
+    ("mdn", "ssd_tiny"),
+    ("mial", "retinanet_tiny"),
+]
 POINTS = 0.03
 
 
