@@ -39,7 +39,10 @@ class PoolEntry:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Labelled images as COCO, the pool, the labels in class order, and counts worth telling."""
+    """Labelled images as COCO, the pool, the labels in class order, and counts worth telling.
+
+    ``unlabelled`` are files of further images that a training may learn from and nobody is to choose among.
+    """
 
     labelled: CocoDataset
     pool: Sequence[PoolEntry]
@@ -48,6 +51,7 @@ class PreparedData:
     unreadable: Sequence[int] = ()  # pool tasks whose image cannot be used; they go to the end of the queue
     evaluation: CocoDataset | None = None  # evaluate on these, instead of on held-out labelled images
     problems: Mapping[str, str] = field(default_factory=dict)  # by topic; "" where there is none (any more)
+    unlabelled: Sequence[str] = ()
     data: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # fields of pool tasks that quotas can go by
 
 

@@ -47,6 +47,7 @@ PINS, QUOTAS = "pins", "quotas"
 """Topics of what became of what people ask of the queue."""
 HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
+UNLABELLED = "dataset/unlabelled.json"
 VALIDATION_SHARE = 0.1
 PREDICTIONS = "evaluation"
 UNTRAINED = "untrained"
@@ -156,6 +157,8 @@ class _Run:
         evaluation.write(self.folder / "dataset" / "val.json")
         self.folder.write("dataset/pool.json", [entry.as_dict() for entry in data.pool])
         self.folder.write("dataset/data.json", list(data.data.items()))
+        if data.unlabelled:
+            self.folder.write(UNLABELLED, list(data.unlabelled))
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
         if data.evaluation is None:  # a simulation's oracle makes no mistakes to look for
@@ -219,7 +222,10 @@ class _Run:
             raise TooFewAnnotations(self._too_few(len(train.images), len(train.annotations)))
         observer = self.ports.observer
         validation = self.folder / VALIDATION
-        files = TrainingFiles(train_json, validation if validation.is_file() else None, [e.path for e in self.pool])
+        unlabelled = [entry.path for entry in self.pool]
+        if (self.folder / UNLABELLED).is_file():
+            unlabelled += self.folder.read(UNLABELLED)
+        files = TrainingFiles(train_json, validation if validation.is_file() else None, unlabelled)
         trained = self.ports.engine.train(
             self.spec, self.labels, files, self.folder / "train", observer.progress, observer.should_stop
         )

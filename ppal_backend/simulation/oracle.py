@@ -25,7 +25,8 @@ class Oracle:
     Args:
         benchmark: The data.
         labelled: Ids of the labelled images.
-        query: Whether there is anything left to choose; without, the pool is empty and inference costs nothing.
+        query: Whether there is anything left to choose; without, the pool is empty and inference costs nothing, but
+            detectors that learn from unlabelled images still do.
     """
 
     def __init__(self, benchmark: Benchmark, labelled: Sequence[int], query: bool = True) -> None:
@@ -39,13 +40,15 @@ class Oracle:
     def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
         chosen = {int(i) for i in read_json(folder / "labelled.json")}
         dataset = self._benchmark.pool
-        others = sorted((i for i in dataset.images if i.id not in chosen), key=lambda i: i.id) if self._query else ()
+        others = sorted((i for i in dataset.images if i.id not in chosen), key=lambda i: i.id)
+        pool = others if self._query else []
         return PreparedData(
             labelled=dataset.subset(chosen),
-            pool=[PoolEntry(image.id, image.file_name, image.width, image.height) for image in others],
+            pool=[PoolEntry(image.id, image.file_name, image.width, image.height) for image in pool],
             labels=dataset.labels,
             report={},
             evaluation=self._benchmark.test,
+            unlabelled=[] if self._query else [image.file_name for image in others],
         )
 
 

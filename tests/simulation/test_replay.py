@@ -79,6 +79,19 @@ def test_typical_first_images_need_initial_weights(tmp_path):
         run(tmp_path, "ppal:start=typical", engine)
 
 
+def test_every_training_may_learn_from_all_images_without_labels_the_last_one_too(tmp_path):
+    class Watching(FakeEngine):
+        def train(self, spec, labels, files, *rest):
+            sizes[spec.number].add((len(read_json(files.train)["images"]), len(set(files.unlabelled))))
+            return super().train(spec, labels, files, *rest)
+
+    sizes = {number: set() for number in range(4)}
+    plan = run(tmp_path, "ppal", Watching())
+    for number, seen in sizes.items():
+        labelled_images = plan.start + number * plan.budget
+        assert seen == {(labelled_images, 60 - labelled_images)}
+
+
 class RivalEngine(FakeEngine):
     """Says a utility of its own of each image, and notes which strategy each training was for."""
 

@@ -17,8 +17,8 @@ Liberties: the authors' epochs (3 of label, then twice 1, 1 and 3) are shares of
 step of the last two phases holds as many unlabelled images as labelled ones, drawn anew from the whole pool, where
 theirs alternates; losses on unlabelled images are averaged over images, where theirs, with 2 a step, adds them up; an
 image in which the classifiers see nothing adds no loss of the branch, where theirs drops the batch's. Anchors in
-padding say nothing of an image. The optimiser is the detector's. In a training without unlabelled images (the last one of a
-simulation, when nothing is left to choose) all phases are *label*.
+padding say nothing of an image. The optimiser is the detector's. In a training without unlabelled images all phases are
+*label*.
 """
 
 from __future__ import annotations
