@@ -1,6 +1,6 @@
 """``make bench ARGS="…"``: each benchmark in a process of its own, which prints its figures.
 
-    python -m benchmarks [all|acquisition|scale|service|detector|dashboard|load|gpu|photographs|first_boxes]
+    python -m benchmarks [all|acquisition|scale|service|detector|dashboard|interactive|load|gpu|photographs|first_boxes]
         [--json] [--quick]
 
 Without a name all of them run that need no GPU, data or 11 GB of disk. Further options go to the benchmark, and
@@ -21,6 +21,7 @@ NAMES = {
     "service": "latency of /webhook and /health, first idle, then while a detector is in training",
     "detector": "what the difficulty hook adds to a training step, and the one pass to plain inference",
     "dashboard": "how fast every page opens with 20,000 tasks and 50 rounds",
+    "interactive": "how fast a rough box or click becomes the detector's box, with detections of 20,000 images",
     "load": "webhooks and predictions while a round trains, and a project of 20,000 tasks, on a real Label Studio",
     "gpu": "training, inference, CCMS and a round on a GPU beside plain mmdet (docs/gpu.md)",
     "first_boxes": "boxes before the first label: the zoo's detector as it is on a folder of labelled photographs",

@@ -340,4 +340,32 @@ def restore(
             console.print("the state database was not in it: restore it with pg_restore or psql", highlight=False)
 
 
-COMMANDS = (status, pin, cancel, pause, resume, versions, rollback, prune, backup, restore)
+def second_opinion(
+    project: Project,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, max=1000, help="how many tasks to serve once more")] = 5,
+    take_back: Annotated[bool, typer.Option("--take-back", help="take those that wait out of the queue again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve labelled tasks that measure the detector to another person too, to see how far people agree.
+
+    Example: ppal second-opinion 1 --tasks 10
+    """
+    from ppal_backend.label_studio.source import open_client
+    from ppal_backend.operations import second_opinions
+
+    with opened(as_json, project) as (settings, store):
+        record = store.projects.get(project)
+        with open_client(settings, record.url, record.hostname) as client:
+            if take_back:
+                found = second_opinions.take_back(client, store, project)
+            else:
+                found = second_opinions.serve_again(client, store, project, tasks)
+        if as_json:
+            print_json({"project": project, "tasks": found, "taken_back": take_back})
+            return
+        what = "taken out of the queue" if take_back else "served to whoever has not annotated them, in front"
+        listed = f": {', '.join(map(str, found))}" if found else ""
+        console.print(f"{_plural(len(found), 'task')} {what}{listed}", highlight=False, soft_wrap=True)
+
+
+COMMANDS = (status, pin, cancel, pause, resume, versions, rollback, prune, backup, restore, second_opinion)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ppal_backend.datasets.categories import CategoryMap
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
+from ppal_backend.datasets.consensus import Vote, consensus_of, disagreement_of, latest_by_person
 from ppal_backend.datasets.images import ImageInfo
 
 REGION_TYPE = "rectanglelabels"
@@ -54,6 +55,7 @@ class ConversionReport:
         degenerate: Boxes less than one pixel wide or high inside the image.
         malformed: Regions without usable numbers or labels.
         other_regions: Region type -> regions of other types or controls.
+        agreed: Tasks that several people annotated, of which the boxes that they agree on are learned.
     """
 
     tasks: int = 0
@@ -68,6 +70,7 @@ class ConversionReport:
     degenerate: int = 0
     malformed: int = 0
     other_regions: Mapping[str, int] = field(default_factory=dict)
+    agreed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -84,10 +87,73 @@ def choose_annotation(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return max(submitted, key=_preference, default=None)
 
 
+def votes_of(task: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Of a task's annotations those that are learned from, by person, the one changed last at the end.
+
+    A ground truth stands alone: whoever made it is right. Cancelled ones are out.
+    """
+    submitted = [a for a in task.get("annotations") or () if isinstance(a, Mapping) and not a.get("was_cancelled")]
+    truths = [a for a in submitted if a.get("ground_truth")]
+    if truths:
+        submitted = [max(truths, key=_preference)]
+    by_person = latest_by_person(sorted(submitted, key=_preference))
+    return dict(sorted(by_person.items(), key=lambda item: _preference(item[1])))
+
+
+def people_of(
+    tasks: Iterable[Mapping[str, Any]], schema: RegionSchema, images: Mapping[int, ImageInfo]
+) -> dict[str, Any]:
+    """Where people differ who annotated the same tasks (``consensus.disagreement_of``); a ground truth is one vote."""
+
+    def several() -> Iterable[tuple[int, list[int], list[Vote]]]:
+        categories = CategoryMap(schema.labels)
+        for task in tasks:
+            task_id = int(task["id"])
+            plain = {"annotations": [{**a, "ground_truth": False} for a in task.get("annotations") or ()]}
+            votes = votes_of(plain)
+            if len(votes) > 1 and task_id in images:
+                boxes = _votes(votes, schema, categories, images[task_id], _Counts())
+                yield task_id, list(votes), boxes
+
+    return disagreement_of(several())
+
+
+def _votes(
+    votes: Mapping[int, Mapping[str, Any]],
+    schema: RegionSchema,
+    categories: CategoryMap,
+    info: ImageInfo,
+    counts: _Counts,
+) -> list[Vote]:
+    return [
+        Vote(person, (x, y, x + w, y + h), schema.labels[category - 1], rank)
+        for rank, (person, annotation) in enumerate(votes.items())
+        for category, (x, y, w, h) in _instances(annotation, schema, categories, info, counts)
+    ]
+
+
+def _agreed(
+    votes: Mapping[int, Mapping[str, Any]],
+    schema: RegionSchema,
+    categories: CategoryMap,
+    info: ImageInfo,
+    counts: _Counts,
+) -> list[tuple[int, tuple[float, float, float, float]]]:
+    """Category and box of what a task teaches: its one annotation, or what most people drew."""
+    if len(votes) == 1:
+        return list(_instances(next(iter(votes.values())), schema, categories, info, counts))
+    counts.agreed += 1
+    return [
+        (categories.category_id(label), (x1, y1, x2 - x1, y2 - y1))
+        for label, (x1, y1, x2, y2) in consensus_of(_votes(votes, schema, categories, info, counts), len(votes))
+    ]
+
+
 def annotations_to_coco(
     tasks: Iterable[Mapping[str, Any]], schema: RegionSchema, images: Mapping[int, ImageInfo]
 ) -> tuple[CocoDataset, ConversionReport]:
-    """Convert exported tasks; they are read once, one by one.
+    """Convert exported tasks; they are read once, one by one. Of a task that several people annotated the boxes
+    count that most of them mean (:mod:`ppal_backend.datasets.consensus`), unless one is a ground truth.
 
     Args:
         tasks: Tasks as exported, with ``annotations``.
@@ -104,16 +170,16 @@ def annotations_to_coco(
     boxes: dict[int, list[tuple[int, tuple[float, float, float, float]]]] = {}
     for task in tasks:
         counts.tasks += 1
-        annotation = choose_annotation(task)
+        votes = votes_of(task)
         task_id = int(task["id"])
-        if annotation is None:
+        if not votes:
             counts.unannotated += 1
         elif task_id not in images:
             counts.missing_images += 1
         else:
             info = images[task_id]
             coco_images[task_id] = CocoImage(task_id, str(info.path), info.width, info.height)
-            boxes[task_id] = list(_instances(annotation, schema, categories, info, counts))
+            boxes[task_id] = _agreed(votes, schema, categories, info, counts)
     rows = [
         CocoAnnotation(number, image_id, category_id, box)
         for number, (image_id, category_id, box) in enumerate(
@@ -152,7 +218,7 @@ class _Counts:
 
     def __init__(self) -> None:
         self.tasks = self.unannotated = self.missing_images = self.degenerate = self.malformed = 0
-        self.rotated = self.clipped = 0
+        self.rotated = self.clipped = self.agreed = 0
         self.unknown_labels: Counter[str] = Counter()
         self.other_regions: Counter[str] = Counter()
 
@@ -170,6 +236,7 @@ class _Counts:
             degenerate=self.degenerate,
             malformed=self.malformed,
             other_regions=dict(self.other_regions),
+            agreed=self.agreed,
         )
 
 

@@ -17,6 +17,7 @@ from ppal_backend.datasets.label_studio_json import (
     annotations_to_coco,
     choose_annotation,
     labeling_times,
+    people_of,
 )
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
@@ -123,6 +124,7 @@ class LabelStudioSource:
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
         agreement = agreement_of(read_export(folder / "annotated.json"), schema.from_name)
         times = labeling_times(read_export(folder / "annotated.json"), schema.from_name, self._times_by_annotator)
+        people = people_of(read_export(folder / "annotated.json"), schema, found)
         entries = [_entry(found[i]) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
@@ -132,6 +134,7 @@ class LabelStudioSource:
                 "conversion": report.as_dict(),
                 "agreement": agreement,
                 "times": times,
+                "people": people,
                 "image_problems": list(unusable.values())[:MAX_REPORTED_PROBLEMS],
             },
             unreadable=[i for i, _ in pool if i in unusable],

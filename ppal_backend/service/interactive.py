@@ -38,7 +38,7 @@ from ppal_backend.datasets.label_studio_json import region_to_box
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema
-from ppal_backend.rounds.detections_store import DAMAGE, StoredDetections, shards_of
+from ppal_backend.rounds.detections_store import DAMAGE, StoredDetections
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.payloads import is_id
@@ -280,7 +280,7 @@ def _known_boxes(
     folder = Rounds(runtime.settings).path(project.id, version.round_number)
     for name in FOLDERS:
         try:
-            stored = _opened(folder / name, _names(folder / name)).boxes_of(task["id"])
+            stored = _opened(folder / name, _changed_ns(folder / name)).boxes_of(task["id"])
         except DAMAGE as error:
             log.warning("%s cannot be read (%s); its boxes are not suggested", folder / name, error)
             continue
@@ -301,13 +301,13 @@ def _list(value: Any) -> list[Any]:
 
 
 @lru_cache(maxsize=8)
-def _opened(folder: Path, _names: tuple[str, ...]) -> StoredDetections:
+def _opened(folder: Path, _changed: int) -> StoredDetections:
     return StoredDetections(folder, embeddings=False)
 
 
-def _names(folder: Path) -> tuple[str, ...]:
-    """What changes with the content of a folder: a shard appears whole, and is never written again."""
-    return tuple(f"{path.name}|{path.stat().st_mtime_ns}" for path in shards_of(folder))
+def _changed_ns(folder: Path) -> int:
+    """Changes when a shard appears or goes: shards are never written to again."""
+    return folder.stat().st_mtime_ns if folder.is_dir() else 0
 
 
 def _is_usable(region: Any, schema: LabelSchema) -> bool:

@@ -32,14 +32,15 @@ def ran(monkeypatch):
 def test_all_print_one_document_together(ran, capsys, words):
     assert bench.main(words) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"service", "acquisition", "detector", "dashboard", "load"}
+    assert set(answer) == {"service", "acquisition", "detector", "dashboard", "interactive", "load"}
     assert answer["service"] == {"idle": {"of": ["service"]}, "training": {"of": ["service", "--load"]}}
     assert answer["acquisition"] == {"of": ["acquisition", "--json"]}
 
 
 def test_without_a_name_all_run_and_the_first_exit_code_that_is_not_0_is_handed_on(ran, capsys):
     assert bench.main([]) == 0
-    assert ran == [("acquisition",), ("service",), ("service", "--load"), ("detector",), ("dashboard",), ("load",)]
+    assert ran == [("acquisition",), ("service",), ("service", "--load"), ("detector",), ("dashboard",),
+                   ("interactive",), ("load",)]  # fmt: skip
     assert bench.main(["detector", "--quick"]) == 7
     ran.clear()
     assert bench.main(["gpu", "--device", "cpu"]) == 0 and ran == [("gpu", "--device", "cpu")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,53 @@ def _reason(task: Mapping[str, Any], dispute: Mapping[str, Any]) -> str:
     return f"Out of place? The model sees {seen} beside the box that says so."
 
 
+@dataclass(frozen=True)
+class Between:
+    """How far people agree on something, ``what``: counts of boxes, see ``datasets.consensus.disagreement_of``."""
+
+    what: str
+    same: int
+    other_label: int
+    alone: int
+    tasks: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """Share in [0, 1] of the boxes that both drew under one label; None without any."""
+        boxes = self.same + self.other_label + self.alone
+        return self.same / boxes if boxes else None
+
+
+def people_shown(found: Mapping[str, Any], evaluation: Collection[int]) -> dict[str, Any] | None:
+    """Where people differ who annotated the same tasks; None where no task has annotations of several.
+
+    Args:
+        found: what the snapshot noted.
+        evaluation: tasks that measure the detector.
+    """
+    if not found:
+        return None
+    measuring = [share for task_id, share in found["by_task"] if task_id in evaluation]
+    pairs = [
+        Between(
+            " and ".join(f"person {who}" for who in pair["people"]), **{k: v for k, v in pair.items() if k != "people"}
+        )
+        for pair in found["pairs"]
+    ]
+    return {
+        "tasks": found["tasks"],
+        "worst": [row for row in found["worst"] if row["agreement"] < 1][:PAGE],
+        "classes": sorted((Between(label, **counts) for label, counts in found["classes"].items()), key=_least_first),
+        "pairs": sorted(pairs, key=_least_first),
+        "measuring": len(measuring),
+        "measured": sum(measuring) / len(measuring) if measuring else None,
+    }
+
+
+def _least_first(row: Between) -> tuple[float, str]:
+    return (1.0 if row.share is None else row.share), row.what
+
+
 def quality_page(project: Project, page: int) -> dict[str, Any]:
     """What the newest snapshot of the annotations tells."""
     if project.snapshot is None:
@@ -125,6 +172,9 @@ def quality_page(project: Project, page: int) -> dict[str, Any]:
     rows = agreement_rows(facts.get("agreement") or {}, versions)
     learned = {name: count for name, count in facts.get("conversion", {}).items() if count}
     shown: dict[str, Any] = {"number": number, "rows": rows, "total": total_of(rows), "learned": learned}
+    sides = project.runtime.store.sides.of_project(project.id) if facts.get("people") else {}
+    evaluation = {task_id for task_id, side in sides.items() if side == "evaluation"}
+    shown["people"] = people_shown(facts.get("people") or {}, evaluation)
     review = files.review()
     if review is None:
         return {**shown, "review": None}

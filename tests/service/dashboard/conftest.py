@@ -97,6 +97,11 @@ class ReviewedWorld(LearningWorld):
         report["conversion"] = {"images": 30, "boxes": 61, "negatives": 2, "unannotated": 3, "missing_images": 4,
                                 "unknown_labels": {"<zebra>": 5}, "rotated": 6, "clipped": 7, "degenerate": 8,
                                 "malformed": 9, "other_regions": {"polygonlabels": 10}}  # fmt: skip
+        counts = {"same": 6, "other_label": 2, "alone": 2}
+        report["people"] = {
+            "tasks": 3, "worst": [{"task": 4, "agreement": 0.25, "people": [1, 2]}], "by_task": [[4, 0.25]],
+            "classes": {"<dog>": counts}, "pairs": [{"people": [1, 2], "tasks": 3, **counts}],
+        }  # fmt: skip
         return replace(data, labelled=labelled, pool=data.pool[20:], report=report)
 
 

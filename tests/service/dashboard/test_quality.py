@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ppal_backend.rounds.folder import RoundFolder
-from ppal_backend.service.dashboard.quality import agreement_rows, doubtful_on, pages_of, total_of
+from ppal_backend.service.dashboard.quality import agreement_rows, doubtful_on, pages_of, people_shown, total_of
 from tests.service.dashboard.conftest import COUNTS, ReviewedWorld, ShownPlace
 from tests.service.dashboard.test_pages import text_of
 
@@ -104,6 +104,7 @@ def test_without_rounds_comparison_or_answers_the_page_says_so(place):
     place.train()
     text = text_of(client.get("/ui/projects/1/quality"))
     assert "None of the 10 labelled images has been looked at by a model before" in text
+    assert "Several people" not in text
     (place.folder(1) / "dataset/quality.json").unlink()
     assert "Round 1 has no comparison" in text_of(client.get("/ui/projects/1/quality"))
 
@@ -124,3 +125,41 @@ def test_the_page_shows_what_the_training_learned_from_and_what_not(reviewed):
     ):
         assert told in text, told
     assert "&lt;zebra&gt;" in page.text and "<zebra>" not in page.text
+
+
+def test_people_are_listed_with_the_least_agreement_first():
+    kinds = {"same": 6, "other_label": 2, "alone": 2}
+    found = {
+        "tasks": 3,
+        "worst": [{"task": 5, "agreement": 0.25, "people": [1, 2]}, {"task": 6, "agreement": 1.0, "people": [1, 2]}],
+        "by_task": [[5, 0.25], [6, 1.0], [9, 0.5]],
+        "classes": {"cat": {"same": 4, "other_label": 0, "alone": 0}, "dog": kinds},
+        "pairs": [{"people": [1, 2], "tasks": 3, **kinds}],
+    }
+    shown = people_shown(found, {5, 9})
+    assert [(row.what, row.share) for row in shown["classes"]] == [("dog", 0.6), ("cat", 1.0)]
+    assert [(row.what, row.tasks, row.share) for row in shown["pairs"]] == [("person 1 and person 2", 3, 0.6)]
+    assert [row["task"] for row in shown["worst"]] == [5], "where all agree there is nothing to look at"
+    assert (shown["measuring"], shown["measured"]) == (2, 0.375)
+    assert people_shown({}, {5}) is None and people_shown(found, set())["measured"] is None
+
+
+def test_the_page_tells_where_people_differ(reviewed):
+    page = reviewed.app().test_client().get("/ui/projects/1/quality")
+    text = text_of(page)
+    assert "3 tasks have annotations of several people" in text
+    assert "person 1 and person 2 3 6 2 2 60%" in text and "<dog> 6 2 2 60%" in text.replace("&lt;", "<").replace(
+        "&gt;", ">"
+    )
+    assert "http://ls.test:8080/projects/1/data?task=4" in page.text and "(25%)" in text
+    assert "<dog>" not in page.text, "labels are text"
+
+
+def test_it_stays_behind_the_dashboards_login(reviewed):
+    from pydantic import SecretStr
+
+    client = reviewed.app(basic_auth_user="ls", basic_auth_pass=SecretStr("a-long-password")).test_client()
+    assert client.get("/ui/projects/1/quality").status_code == 401
+    known = {"auth": ("ls", "a-long-password")}
+    assert "Several people" in client.get("/ui/projects/1/quality", **known).text
+    assert "person" not in client.get("/metrics", **known).text
