@@ -49,7 +49,7 @@ def serve_again(client: LabelStudioClient, store: Store, project_id: int, count:
         )
     if any(record.state == "running" for record in store.rounds.of_project(project_id)):
         raise StateError(f"a round of project {project_id} is running and will publish; try again when it is done")
-    chosen = []
+    chosen: list[int] = []
     for task in _tasks(client, measuring):
         if len(chosen) == count:
             break
