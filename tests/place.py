@@ -39,6 +39,7 @@ class Place:
             ProjectSides(store.sides, project.id, spec.number),
             partial(earlier_models, settings, store, project, spec.number),
             ProjectSteering(store.steering, project.id),
+            partial(store.approvals.annotations, project.id),
         )
 
     def round(self, kind="train", reason="test"):

@@ -37,6 +37,7 @@ ALLOWED = {
         "rounds.folder",
         "rounds.labelled",
         "rounds.model_errors",
+        "rounds.similar",
     },
     "demo": GROUND | {"store", "datasets", "rounds", "synthetic", "rig"},
     "synthetic": GROUND,

@@ -324,7 +324,7 @@ def agreement_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str
         shown, submitted = (_boxes(of.get("result"), from_name) for of in (prediction, annotation))
         count = counts[str(version)]
         count["tasks"] += 1
-        count.update(_action(value, submitted.get(region)) for region, value in shown.items())
+        count.update(action_of(value, submitted.get(region)) for region, value in shown.items())
         count["added"] += sum(region not in shown for region in submitted)
     return {version: {name: count[name] for name in ("tasks", *ACTIONS)} for version, count in counts.items()}
 
@@ -339,7 +339,8 @@ def _boxes(result: Any, from_name: str) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _action(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> str:
+def action_of(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> str:
+    """What became of a proposed box: one of :data:`ACTIONS`. Both are values of regions of the same id."""
     if submitted is None:
         return "removed"
     if shown.get(REGION_TYPE) != submitted.get(REGION_TYPE):

@@ -268,6 +268,43 @@ class LabelStudioClient:
         answer = self.transport.repeat(lambda: self.transport.write("DELETE", path, json=body, timeout_s=900.0))
         return int(answer.get("deleted_predictions", 0)) if isinstance(answer, dict) else 0
 
+    def task(self, task_id: int) -> dict[str, Any] | None:
+        """Return a task with its annotations (``id``, ``result``, ``was_cancelled``, …); None where it is gone."""
+        try:
+            answer = self.transport.get(f"/api/tasks/{task_id}/")
+        except NotFound:
+            return None
+        if not isinstance(answer, dict):
+            raise LabelStudioError(f"expected task {task_id} as an object, got {type(answer).__name__}")
+        return answer
+
+    def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], person: int | None = None) -> int:
+        """Submit an annotation, once, and return its id.
+
+        Args:
+            task_id: Task.
+            result: Regions.
+            person: Id of the user in whose name; None for the token's own.
+        """
+        body = {"result": list(result), **({} if person is None else {"completed_by": person})}
+        answer = self.transport.write("POST", f"/api/tasks/{task_id}/annotations/", json=body)
+        if not isinstance(answer, dict) or "id" not in answer:
+            raise LabelStudioError(f"expected the annotation of task {task_id} with its id, got something else")
+        return int(answer["id"])
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        """Delete an annotation; one that is gone is no error."""
+        try:
+            self.transport.repeat(lambda: self.transport.write("DELETE", f"/api/annotations/{annotation_id}/"))
+        except NotFound:
+            return
+
+    def users(self) -> dict[str, int]:
+        """Return the ids of the people that the token may see, by email in lower case."""
+        answer = self.transport.get("/api/users/")
+        rows = answer if isinstance(answer, list) else (answer or {}).get("results", ())
+        return {str(row["email"]).lower(): int(row["id"]) for row in rows if row.get("email")}
+
     def webhooks(self, project_id: int) -> list[dict[str, Any]]:
         """Return the project's webhooks (``id``, ``url``, ``actions``, ``headers``, ``is_active``, …)."""
         hooks = self._sdk_read(lambda: self._sdk.webhooks.list(project=project_id))

@@ -6,9 +6,10 @@ import json
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import (
@@ -19,6 +20,7 @@ from ppal_backend.datasets.label_studio_json import (
     labeling_times,
     people_of,
 )
+from ppal_backend.datasets.precision import precision_of
 from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.files import atomic_file
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
@@ -79,6 +81,7 @@ class LabelStudioSource:
         project_id: the project.
         from_name: the RectangleLabels control to use; None for the first one on an Image.
         times_by_annotator: whether the report tells of each annotator how long an image took.
+        approved: annotations that were approved in bulk: what people did to boxes is not read off them.
     """
 
     def __init__(
@@ -88,9 +91,10 @@ class LabelStudioSource:
         project_id: int,
         from_name: str | None = None,
         times_by_annotator: bool = False,
+        approved: Callable[[], Collection[int]] = frozenset,
     ) -> None:
         self._client, self._images, self._times_by_annotator = client, images, times_by_annotator
-        self._project_id, self._from_name = project_id, from_name
+        self._project_id, self._from_name, self._approved = project_id, from_name, approved
 
     def export(self, folder: Path) -> Sequence[int]:
         """Write ``label_config.xml``, ``annotated.json`` and ``pool.jsonl``; the ids of all annotations in them."""
@@ -122,9 +126,11 @@ class LabelStudioSource:
                 log.warning("%s", result)
             on_progress(Progress("dataset", done, len(wanted), "images"))
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
-        agreement = agreement_of(read_export(folder / "annotated.json"), schema.from_name)
-        times = labeling_times(read_export(folder / "annotated.json"), schema.from_name, self._times_by_annotator)
-        people = people_of(read_export(folder / "annotated.json"), schema, found)
+        approved = frozenset(self._approved())
+        agreement = agreement_of(_looked_at(folder, approved), schema.from_name)
+        precision = precision_of(_looked_at(folder, approved), schema.from_name)
+        times = labeling_times(_looked_at(folder, approved), schema.from_name, self._times_by_annotator)
+        people = people_of(_looked_at(folder, approved), schema, found)
         entries = [_entry(found[i]) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
@@ -133,6 +139,7 @@ class LabelStudioSource:
             report={
                 "conversion": report.as_dict(),
                 "agreement": agreement,
+                "precision": precision,
                 "times": times,
                 "people": people,
                 "image_problems": list(unusable.values())[:MAX_REPORTED_PROBLEMS],
@@ -170,6 +177,12 @@ class LabelStudioSource:
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _looked_at(folder: Path, approved: Collection[int]) -> Iterator[dict[str, Any]]:
+    """The annotated tasks, with those of their annotations that people made box by box."""
+    for task in read_export(folder / "annotated.json"):
+        yield {**task, "annotations": [a for a in task.get("annotations") or () if a.get("id") not in approved]}
 
 
 def _entry(image: ImageInfo) -> PoolEntry:

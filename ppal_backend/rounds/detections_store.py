@@ -310,6 +310,13 @@ class _Shard:
     def _sizes(self) -> np.ndarray | None:
         return self.array("image_sizes") if "image_sizes" in self.names else None
 
+    def gathered(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of an array, wherever they lie, without a look at the others."""
+        offset, dtype, shape, width = self._header(name)
+        if not shape[0] or not width:
+            return np.zeros((len(rows), *shape[1:]), dtype)
+        return np.asarray(np.memmap(self.path, dtype, "r", offset, shape)[rows])
+
     def _header(self, name: str) -> tuple[int, np.dtype, tuple[int, ...], int]:
         """Where an array's numbers begin, their dtype, the array's shape and the numbers in a row."""
         if name not in self._headers:
@@ -461,6 +468,28 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     return found
 
 
+def least_sure(folder: Path, least_score: float) -> dict[int, float]:
+    """The lowest score among the boxes of at least ``least_score``, of every image that has one, by image id.
+
+    Args:
+        folder: Where :class:`DetectionsWriter` left its shards.
+        least_score: In [0, 1].
+    """
+    found: dict[int, float] = {}
+    for path in shards_of(folder):
+        shard = _Shard(path)
+        counts, scores = shard.array("counts"), shard.array("scores")
+        owners = np.repeat(np.arange(len(counts)), counts)
+        shown = scores >= least_score
+        least = np.full(len(counts), np.inf)
+        np.minimum.at(least, owners[shown], scores[shown])
+        for image_id, score in zip(shard.image_ids.tolist(), least.tolist(), strict=True):
+            found.pop(image_id, None)  # of an image that was looked at once more the last time counts
+            if score < math.inf:
+                found[image_id] = score
+    return found
+
+
 def surest_classes(folder: Path) -> dict[int, tuple[int, float]]:
     """Class and score of the surest box of every image that has one, by image id.
 
@@ -481,6 +510,64 @@ def surest_classes(folder: Path) -> dict[int, tuple[int, float]]:
         ids = shard.image_ids[images].tolist()
         found.update(zip(ids, zip(classes[best].tolist(), scores[best].tolist(), strict=True), strict=True))
     return found
+
+
+@dataclass(frozen=True)
+class ShardObjects:
+    """The surest objects of a shard's images, image after image.
+
+    Args:
+        image_ids: Of all images of the shard that were asked for, those without an object included.
+        owners: ``[m]`` place in ``image_ids`` of each object's image, ascending.
+        rows: ``[m]`` row of each object in its image's ``Detections``.
+        classes: ``[m]`` class indices.
+        scores: ``[m]`` in [0, 1].
+        embeddings: ``[m, d]`` float32, each row up to a factor of its own (for cosines).
+    """
+
+    image_ids: np.ndarray
+    owners: np.ndarray
+    rows: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    embeddings: np.ndarray
+
+
+def objects_by_shard(
+    folder: Path, least_score: float, image_ids: Collection[int] | None = None
+) -> Iterator[ShardObjects]:
+    """Objects of at least a score, a shard at a time, without a look at the embeddings of others.
+
+    Args:
+        folder: Where :class:`DetectionsWriter` left its shards.
+        least_score: In [0, 1].
+        image_ids: Images to take; None for all.
+    """
+    wanted = None if image_ids is None else np.fromiter(image_ids, np.int64, len(image_ids))
+    seen = np.zeros(0, np.int64)
+    for path in reversed(shards_of(folder)):  # of an image that is there twice the last one counts
+        shard = _Shard(path)
+        ids = np.asarray(shard.image_ids, np.int64)
+        taken = ~np.isin(ids, seen)
+        if wanted is not None:
+            taken &= np.isin(ids, wanted)
+        seen = np.concatenate([seen, ids])
+        if not taken.any():
+            continue
+        counts = shard.array("counts")
+        scores = shard.array("scores")
+        owners = np.repeat(np.arange(len(ids)), counts)
+        rows = np.flatnonzero((scores >= least_score) & (scores > 0) & taken[owners])
+        place = np.cumsum(taken) - 1
+        starts = shard.ends - counts
+        yield ShardObjects(
+            image_ids=ids[taken],
+            owners=place[owners[rows]],
+            rows=rows - starts[owners[rows]],
+            classes=shard.array("class_indices")[rows],
+            scores=scores[rows],
+            embeddings=shard.gathered("embeddings", rows).astype(np.float32),
+        )
 
 
 class StoredQueue(Sequence[QueueEntry]):

@@ -237,4 +237,5 @@ class Ports:
     assignments: Assignments = field(default_factory=NewAssignments)  # which images measure and which train
     earlier: Callable[[], EarlierModels] = EarlierModels
     steering: QueueSteering = field(default_factory=NoSteering)
+    approved: Callable[[], Collection[int]] = frozenset  # tasks whose annotation people approved in bulk
     similarity: Callable[..., Any] | None = None  # computes CCMS of pools whose matrix does not fit; None: here

@@ -166,12 +166,18 @@ class _Run:
         return {
             "labelled_images": len(data.labelled.images),
             "labelled_boxes": len(data.labelled.annotations),
+            "approved_images": len(self._approved(data)),
             "held_out_images": len(held_out),
             "pool_images": len(data.pool),
             "unreadable_images": len(data.unreadable),
             "labelled_per_class": dict(zip(data.labels, data.labelled.class_counts(), strict=True)),
             **dict(data.report),
         }
+
+    def _approved(self, data: PreparedData) -> list[int]:
+        """Labelled tasks whose annotation is the model's own, approved in bulk: they never measure it."""
+        approved = set(self.ports.approved())
+        return [i for i in data.labelled.image_ids if i in approved]
 
     def _split(self, data: PreparedData) -> dict[str, Any]:
         """Give every labelled image its side for good, and note the split."""
@@ -181,6 +187,7 @@ class _Run:
         if not assigned:
             old = assignments.trained_before(labelled.image_ids)
             assigned = evaluation_set.earlier_sides(self.folder.path, labelled.image_ids, old)
+        assigned = {**{i: TRAINING for i in self._approved(data)}, **assigned}
         given = spec.project_key, labelled, assigned, spec.holdout_fraction, spec.evaluation_images
         self.ports.observer.fence()
         assignments.add({**assigned, **evaluation_set.assign(*given)})
@@ -306,7 +313,7 @@ class _Run:
         ids = {entry.image_id for entry in known}
         labelled = known + [entry for entry in self._drawn() if entry.image_id not in ids]
         if self.pool and labelled:
-            self._infer("labelled_detections", labelled, model, keep_boxes=self.looks_at_labelled)
+            self._infer("labelled_detections", labelled, model)  # with boxes: people look for images like labelled ones
         return {
             "images": looked.known,
             "unreadable_images": len(self.pool) - looked.known - looked.left,
@@ -314,7 +321,7 @@ class _Run:
             "not_looked_at": looked.left,
             FINGERPRINTS: {
                 "detections": fingerprint_of(self.spec, model, True),
-                "labelled_detections": fingerprint_of(self.spec, model, self.looks_at_labelled),
+                "labelled_detections": fingerprint_of(self.spec, model, True),
             },
         }
 

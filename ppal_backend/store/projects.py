@@ -14,6 +14,8 @@ from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database
 from ppal_backend.store.tables import (
     AnnotationRow,
+    ApprovalBatchRow,
+    ApprovalRow,
     EventRow,
     PinRow,
     ProjectRow,
@@ -24,6 +26,10 @@ from ppal_backend.store.tables import (
     now,
 )
 from ppal_backend.structures.round import DetectorChoice
+
+_OF_PROJECTS = (
+    AnnotationRow, EventRow, TaskSideRow, PinRow, QuotaRow, ApprovalRow, ApprovalBatchRow, RoundRow, VersionRow,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class ProjectStore:
         with self._database.transaction() as session:
             row = session.get(ProjectRow, project_id)
             if row is not None and row.key != key:
-                for table in (AnnotationRow, EventRow, TaskSideRow, PinRow, QuotaRow, RoundRow, VersionRow):
+                for table in _OF_PROJECTS:
                     session.execute(delete(table).where(table.project_id == project_id))
                 session.delete(row)
                 session.flush()

@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from ppal_backend.errors import NoState, StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
+from ppal_backend.store.approvals import ApprovalStore
 from ppal_backend.store.database import Database
 from ppal_backend.store.events import EventStore
 from ppal_backend.store.ledger import AnnotationLedger
@@ -39,6 +40,7 @@ class Store:
         self.ledger = AnnotationLedger(database)
         self.sides = SideStore(database, self.ledger)
         self.steering = SteeringStore(database)
+        self.approvals = ApprovalStore(database)
         self.rounds = RoundStore(database)
         self.versions = VersionStore(database)
         self.workers = WorkerStore(database)

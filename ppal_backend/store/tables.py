@@ -94,6 +94,28 @@ class QuotaRow(Base):
     share: Mapped[float] = mapped_column(Float)
 
 
+class ApprovalBatchRow(Base):
+    __tablename__ = "approval_batches"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), index=True)
+    version: Mapped[str]
+    threshold: Mapped[float] = mapped_column(Float)
+    annotator: Mapped[str]  # an email; empty: the model's own
+    tasks: Mapped[int]  # annotations that it made
+    made_at: Mapped[datetime] = mapped_column(default=now)
+    undone_at: Mapped[datetime | None]
+
+
+class ApprovalRow(Base):
+    __tablename__ = "approvals"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    task_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("approval_batches.id"), index=True)
+    annotation_id: Mapped[int | None] = mapped_column(BigInteger)  # None until it is there
+    digest: Mapped[str]
+    begun_at: Mapped[datetime]
+
+
 class RoundRow(Base):
     __tablename__ = "rounds"
     __table_args__ = (

@@ -279,7 +279,12 @@ def label_studio_ports(
     engine = _engine(settings)
     return Ports(
         source=LabelStudioSource(
-            client, image_cache(settings, client), spec.project_id, spec.from_name, settings.times_by_annotator
+            client,
+            image_cache(settings, client),
+            spec.project_id,
+            spec.from_name,
+            settings.times_by_annotator,
+            lambda: store.approvals.annotations(project.id).values(),
         ),
         engine=engine,
         publisher=LabelStudioPublisher(
@@ -289,6 +294,7 @@ def label_studio_ports(
         assignments=ProjectSides(store.sides, project.id, spec.number),
         earlier=partial(earlier_models, settings, store, project, spec.number),
         steering=ProjectSteering(store.steering, project.id),
+        approved=partial(store.approvals.annotations, project.id),
         similarity=getattr(engine, "similarity", None),  # a cluster has one
     )
 

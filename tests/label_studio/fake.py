@@ -111,6 +111,12 @@ class FakeLabelStudio:
         if path == "/api/projects/":
             shown = {"id": 1, "title": self.project.get("title", ""), "task_number": len(self.tasks)}
             return httpx.Response(200, json={"count": 1 + len(self.others), "results": [shown, *self.others]})
+        if path == "/api/users/":
+            return httpx.Response(
+                200, json=[{"id": 7, "email": "a@example.com"}, {"id": 8, "email": "Ann@example.com"}]
+            )
+        if re.fullmatch(r"/api/(tasks/\d+|annotations/\d+|tasks/\d+/annotations)/", path):
+            return self._annotating(method, path.split("/")[2:-1], body)
         if re.fullmatch(r"/api/projects/1/", path):
             return self._project(method, body)
         return httpx.Response(404, json={"detail": "No Project matches the given query."})
@@ -133,6 +139,25 @@ class FakeLabelStudio:
             return httpx.Response(404, json={"detail": "Invalid page."})
         include = set(params["include"].split(","))
         return httpx.Response(200, json={"tasks": [{k: v for k, v in t.items() if k in include} for t in part]})
+
+    def _annotating(self, method: str, parts: list[str], body: Any) -> httpx.Response:
+        """One task, and its annotations made and deleted."""
+        number = int(parts[1])
+        if parts[0] == "annotations":
+            for task in self.tasks.values():
+                kept = [a for a in task["annotations"] if a["id"] != number]
+                if len(kept) < len(task["annotations"]):
+                    task["annotations"] = kept
+                    return httpx.Response(204)
+            return httpx.Response(404, json={"detail": "No Annotation matches the given query."})
+        if number not in self.tasks:
+            return httpx.Response(404, json={"detail": "No Task matches the given query."})
+        if method == "GET":
+            return httpx.Response(200, json=self.tasks[number])
+        known = [a["id"] for t in self.tasks.values() for a in t["annotations"]]
+        made = {"id": max([5000, *known]) + 1, "completed_by": 7, "was_cancelled": False, **body}
+        self.tasks[number]["annotations"].append(made)
+        return httpx.Response(201, json=made)
 
     def _import(self, items: list[dict[str, Any]]) -> httpx.Response:
         for item in items:

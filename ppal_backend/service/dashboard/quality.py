@@ -175,6 +175,7 @@ def quality_page(project: Project, page: int) -> dict[str, Any]:
     sides = project.runtime.store.sides.of_project(project.id) if facts.get("people") else {}
     evaluation = {task_id for task_id, side in sides.items() if side == "evaluation"}
     shown["people"] = people_shown(facts.get("people") or {}, evaluation)
+    shown["approved"] = facts.get("approved_images", 0)
     review = files.review()
     if review is None:
         return {**shown, "review": None}

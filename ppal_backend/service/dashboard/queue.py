@@ -36,6 +36,8 @@ class DrawnBox:
     class_index: int = 0
     colour: int = 0
     label_at: LabelPlace | None = None
+    row: int = 0
+    """Of the box among all that the model saw on the image."""
 
     @property
     def written(self) -> str:
@@ -123,6 +125,7 @@ def items_on(
     least_score: float,
     *,
     left: Query | None = None,
+    page_size: int = PAGE,
 ) -> list[Item]:
     """The places on a page.
 
@@ -134,20 +137,22 @@ def items_on(
         boxes: what the model saw on them.
         least_score: boxes below are drawn only where they count towards the utility.
         left: what is still to be labelled of the queue; all of it by default. Places stay those of the queue.
+        page_size: places on a page.
     """
     left = left or query
     made, parts = [], parts_of(left)
     places = {task_id: place for place, task_id in enumerate(query.queue, start=1)}
     ranked = sorted(query.utilities.values())
-    for number, task_id in enumerate(ids_on(left, page), start=(page - 1) * PAGE + 1):
+    start = (page - 1) * page_size
+    for number, task_id in enumerate(left.queue[start : start + page_size], start=start + 1):
         why = query.explanations.get(task_id)
         image = pool.get(task_id)
         seen = boxes.get(task_id, ())
         made.append(
             Item(
-                place=places[task_id],
+                place=places.get(task_id, 0),
                 task_id=task_id,
-                part=next(p.name for p in parts if number <= p.last),
+                part=next((p.name for p in parts if number <= p.last), PARTS[-1]),
                 numbers=_numbers(query, task_id, ranked, labels),
                 reason=reason_of(query, task_id, labels),
                 image=image,
@@ -253,17 +258,19 @@ def _drawn(
     image: PoolImage | None,
 ) -> list[DrawnBox]:
     counting = {box["box_index"] for box in why["boxes"]} if why else set()
-    shown = [(i in counting, box) for i, box in enumerate(boxes) if i in counting or box.score >= least_score]
+    shown = [(i, box) for i, box in enumerate(boxes) if i in counting or box.score >= least_score]
     names = [labels[box.class_index] if box.class_index < len(labels) else "?" for _, box in shown]
     places: Sequence[LabelPlace | None] = [None] * len(shown)
     if image is not None:
-        texts = [name if counts else "" for (counts, _), name in zip(shown, names, strict=True)]
+        texts = [name if row in counting else "" for (row, _), name in zip(shown, names, strict=True)]
         places = place_labels([box.box_xyxy for _, box in shown], texts, image.width, image.height)
     drawn = []
-    for (counts, box), name, place in zip(shown, names, places, strict=True):
+    for (row, box), name, place in zip(shown, names, places, strict=True):
         x1, y1, x2, y2 = box.box_xyxy
         size = (x2 - x1, y2 - y1)
-        drawn.append(DrawnBox(x1, y1, *size, name, box.score, counts, box.class_index, label_at=place))
+        drawn.append(
+            DrawnBox(x1, y1, *size, name, box.score, row in counting, box.class_index, label_at=place, row=row)
+        )
     return drawn
 
 
@@ -432,7 +439,7 @@ def queue_page(project: Project, page: int) -> dict[str, Any]:
     drawn = files.map() if page == 1 else None
     mark = files.marks().get("publish")
     front = int(mark.facts.get("published", len(query.queue))) if mark is not None else len(query.queue)
-    return {"version": version, "query": query, "items": [_servable(project, i) for i in items], "page": page,
+    return {"version": version, "query": query, "items": [servable(project, i) for i in items], "page": page,
             "front": front, "pages": pages, "parts": parts_of(left), "threshold": threshold,
             "labelled": len(query.queue) - len(left.queue), "key": key_of(items), **steering_of(project),
             "map": summary_of(query, drawn, since, version.labels) if drawn is not None else None}  # fmt: skip
@@ -465,7 +472,7 @@ def map_points(project: Project, number: int) -> dict[str, Any]:
     return points_of(query, drawn, since, version.labels, surest, least_score)
 
 
-def _servable(project: Project, item: Item) -> Item:
+def servable(project: Project, item: Item) -> Item:
     """The item without its image where the cache no longer has it."""
     cache = project.runtime.settings.image_folder.resolve()
     return item if item.image and str(item.image.path).startswith(str(cache)) else replace(item, image=None)

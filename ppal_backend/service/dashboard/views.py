@@ -32,14 +32,16 @@ from ppal_backend.doctor import Finding
 from ppal_backend.doctor.health import LABEL_STUDIO_NOTE, health, next_try
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.source import open_client
-from ppal_backend.operations import control, steering
+from ppal_backend.operations import approvals, control, steering
 from ppal_backend.operations.detectors import choose_by_hand
+from ppal_backend.service.dashboard import approve as approve_pages
 from ppal_backend.service.dashboard import errors as error_pages
 from ppal_backend.service.dashboard import learning as learning_pages
 from ppal_backend.service.dashboard import now as now_pages
 from ppal_backend.service.dashboard import origins
 from ppal_backend.service.dashboard import quality as quality_pages
 from ppal_backend.service.dashboard import queue as queue_pages
+from ppal_backend.service.dashboard import similar as similar_pages
 from ppal_backend.service.dashboard.project import IMAGE_TYPES, Project
 from ppal_backend.service.http_errors import RequestError, status_of
 from ppal_backend.service.payloads import LARGEST_PROJECT_ID
@@ -72,6 +74,11 @@ DONE = {
     "detector": "The next training uses the detector that was chosen.",
     "steer": "Kept. The queue comes in its new order within minutes, without a training.",
     "unsteered": "Nothing of that was asked of the queue.",
+    "approve": "Approved: Label Studio has the annotations. The batch stands below, and can be undone.",
+    "approve-some": "Approved but for images that were labelled or deleted meanwhile; the batch stands below.",
+    "approve-none": "None was approved: they were labelled, approved or deleted meanwhile.",
+    "undo": "The batch is undone: its annotations are deleted.",
+    "undo-some": "The batch is undone but for annotations that people have changed since: these are theirs now.",
 }
 """What a page says after a button; told by name, so that no address can put words on a page."""
 
@@ -191,6 +198,33 @@ class Actions:
             raise RequestError("expected a form that says what to do with the queue; open the page again")
         self.runtime.notifier.notify(project_id)
         return done
+
+    def approve(self, project_id: int, form: MultiDict[str, str]) -> approvals.Approved:
+        """Make annotations of the pre-annotations that were ticked."""
+        runtime = self.runtime
+        record = runtime.store.projects.get(project_id)
+        snapshot = Project(runtime, record).snapshot
+        precision = approvals.precision_at(snapshot[1] if snapshot else {}, form.get("at", 0.0, type=float))
+        tasks, annotator = form.getlist("task", type=int), form.get("annotator", "").strip()
+        with self.connect_to(runtime.settings, record.url) as client:
+            done = approvals.approve(
+                runtime.settings,
+                runtime.store,
+                client,
+                project_id,
+                form.get("version", ""),
+                precision,
+                tasks,
+                annotator,
+            )
+        runtime.notifier.notify(project_id)
+        return done
+
+    def undo_approval(self, project_id: int, batch_id: int) -> approvals.Undone:
+        """Delete a batch's annotations again."""
+        record = self.runtime.store.projects.get(project_id)
+        with self.connect_to(self.runtime.settings, record.url) as client:
+            return approvals.undo(self.runtime.store, client, project_id, batch_id)
 
     def earlier_versions(self, project_id: int) -> list[ModelVersion]:
         """Versions that can be gone back to, newest first."""
@@ -338,6 +372,42 @@ def steer(project_id: int) -> AnyResponse:
     page = request.form.get("page", 1, type=int)
     said = "steer" if done.round_number is not None else "unsteered"
     return redirect(url_for("ui.queue", project_id=project_id, page=max(1, page), done=said), code=303)
+
+
+@ui.get(f"{PROJECT}/similar")
+def similar(project_id: int) -> str:
+    """The pool's images like some of its tasks, or like one box of one."""
+    project, tasks = _project(project_id), request.args.getlist("task", type=int)
+    return _page("similar", project, **similar_pages.similar_page(project, tasks, request.args.get("box", type=int)))
+
+
+@ui.get(f"{PROJECT}/approve")
+def approve(project_id: int) -> str:
+    """Pre-annotations to approve together."""
+    project, at = _project(project_id), request.args.get("at", approve_pages.USUAL, type=float)
+    shown = approve_pages.approve_page(project, at, request.args.get("page", 1, type=int))
+    return _page("approve", project, **shown, done=DONE.get(request.args.get("done", "")))
+
+
+@ui.post(f"{PROJECT}/approve")
+def approve_these(project_id: int) -> AnyResponse:
+    """Approves what is ticked."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    done = _dashboard().actions.approve(project_id, request.form)
+    log.info("project %d, on the dashboard: %s", project_id, done.text)
+    said = "approve-none" if not done.tasks else "approve-some" if done.left else "approve"
+    at = request.form.get("at", approve_pages.USUAL, type=float)
+    return redirect(url_for("ui.approve", project_id=project_id, at=f"{at:g}", done=said), code=303)
+
+
+@ui.post(f"{PROJECT}/undo-approval")
+def undo_approval(project_id: int) -> AnyResponse:
+    """Takes a batch back."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    done = _dashboard().actions.undo_approval(project_id, request.form.get("batch", 0, type=int))
+    log.info("project %d, on the dashboard: %s", project_id, done.text)
+    said = "undo-some" if done.changed else "undo"
+    return redirect(url_for("ui.approve", project_id=project_id, done=said), code=303)
 
 
 @ui.get(f"{PROJECT}/rounds/<int(max={LARGEST_PROJECT_ID}):number>/map")

@@ -227,7 +227,33 @@ function tell(index) {
   title.append(link, " ", tag);
   const why = document.createElement("p");
   why.textContent = (points.reasons[task] || points.said[kind] || "");
-  shown.replaceChildren(image, title, why);
+  const more = document.createElement("p");
+  if (isToLabel(index)) more.append(moreLike([task]), " ", labelNext([task]));
+  shown.replaceChildren(image, title, why, more);
+}
+
+function moreLike(tasks) {
+  const link = document.createElement("a");
+  link.href = `${map.dataset.similar}?${tasks.map((task) => `task=${task}`).join("&")}`;
+  link.textContent = "More like this";
+  return link;
+}
+
+function labelNext(tasks) { // a form as the cards have it: pins are kept by the backend
+  const form = document.createElement("form");
+  form.method = "post";
+  form.action = map.dataset.steer;
+  form.className = "steer inline";
+  for (const [name, value] of [["token", map.dataset.token], ...tasks.map((task) => ["task", task])]) {
+    const field = document.createElement("input");
+    [field.type, field.name, field.value] = ["hidden", name, value];
+    form.append(field);
+  }
+  const button = document.createElement("button");
+  [button.name, button.value, button.className] = ["do", "first", "quiet"];
+  button.textContent = tasks.length === 1 ? "Label next" : `Label these ${tasks.length} next`;
+  form.append(button);
+  return form;
 }
 
 function openTask() {
@@ -274,6 +300,10 @@ function isInside(x, y, line) {
   return inside;
 }
 
+function isToLabel(i) {
+  return points.place[i] > 0 && !"ls".includes(points.kinds[i]); // neither labelled before nor since
+}
+
 function list(line) {
   const layers = visible();
   const inside = points.ids.map((_, i) => i).filter((i) => isShown(i, layers) && isInside(at[2 * i], at[2 * i + 1], line));
@@ -290,7 +320,10 @@ function list(line) {
     row.append(link, ` ${NAMES[points.kinds[i]]}`);
     rows.append(row);
   }
-  const parts = [title, rows];
+  const todo = inside.filter(isToLabel).map((i) => points.ids[i]).slice(0, LISTED);
+  const steps = document.createElement("p");
+  if (todo.length) steps.append(moreLike(todo), " ", labelNext(todo));
+  const parts = [title, steps, rows];
   if (inside.length > LISTED) {
     const more = document.createElement("p");
     more.textContent = `and ${inside.length - LISTED} more`;
