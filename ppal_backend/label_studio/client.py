@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 1000
 EXPORT_TIMEOUT_S = 1800.0
+EXPORT_AT_ONCE = 200
+"""Tasks of an export by their ids: they stand in the address."""
 _CHUNK = 1 << 16
 WEBHOOK_ACTIONS = (
     "ANNOTATION_CREATED",
@@ -39,6 +42,10 @@ WEBHOOK_ACTIONS = (
     "TASKS_DELETED",
     "PROJECT_UPDATED",
 )
+
+
+class DamagedExport(LabelStudioError):
+    """A file that is no whole export."""
 
 
 @dataclass(frozen=True)
@@ -222,19 +229,29 @@ class LabelStudioClient:
             ValueError: ``since`` is a datetime without a time zone.
         """
         include = "id,updated_at,annotations,created_at,was_cancelled"
-        cursor, page, seen = _timestamp(since), 1, set[tuple[int, str]]()
-        while True:
-            filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
-            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations=True)
-            for task in tasks:
-                stamp = _stamp(task)
-                if (stamp.id, stamp.updated_at) not in seen:
-                    seen.add((stamp.id, stamp.updated_at))
-                    yield stamp
-            if len(tasks) < PAGE_SIZE:
-                return
-            last = str(tasks[-1]["updated_at"])
-            cursor, page = (cursor, page + 1) if last == cursor else (last, 1)
+        yield from map(_stamp, self._pages_by_change(project_id, since, include, annotations=True))
+
+    def changed_tasks(self, project_id: int, since: str | datetime) -> Iterator[dict[str, Any]]:
+        """Yield tasks changed at or after ``since`` as :meth:`tasks_updated_since` does, without their annotations but
+        with ``data``, ``total_annotations`` (submitted) and ``cancelled_annotations`` (skips)."""
+        include = "id,data,updated_at,total_annotations,cancelled_annotations"
+        yield from self._pages_by_change(project_id, since, include)
+
+    def last_change(self, project_id: int) -> str:
+        """When a task of the project was last changed; "" for a project without tasks."""
+        newest = self._page(project_id, [], "-tasks:updated_at", "id,updated_at", size=1)
+        return str(newest[0]["updated_at"]) if newest else ""
+
+    def exported_tasks(self, project_id: int, task_ids: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Yield those of some tasks that have an annotation, as :meth:`download_export` writes them."""
+        waiting = iter(task_ids)
+        while batch := list(islice(waiting, EXPORT_AT_ONCE)):
+            answer = self.transport.get(
+                f"/api/projects/{project_id}/export", {"exportType": "JSON", "ids[]": batch}, EXPORT_TIMEOUT_S
+            )
+            if not isinstance(answer, list):
+                raise LabelStudioError(f"expected an export of {len(batch)} tasks, got {type(answer).__name__}")
+            yield from answer
 
     def import_predictions(self, project_id: int, body: bytes) -> int:
         """Import predictions in one request and return how many Label Studio created.
@@ -357,6 +374,23 @@ class LabelStudioClient:
     def _sdk_read(self, call: Callable[[], Any]) -> Any:
         return self.transport.repeat(lambda: self.transport.sdk_call(call))
 
+    def _pages_by_change(
+        self, project_id: int, since: str | datetime | None, include: str, annotations: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        cursor, page, seen = _timestamp(since), 1, set[tuple[int, str]]()
+        while True:
+            filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
+            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)
+            for task in tasks:
+                stamp = int(task["id"]), str(task["updated_at"])
+                if stamp not in seen:
+                    seen.add(stamp)
+                    yield task
+            if len(tasks) < PAGE_SIZE:
+                return
+            last = str(tasks[-1]["updated_at"])
+            cursor, page = (cursor, page + 1) if last == cursor else (last, 1)
+
     def _pages_by_id(self, project_id: int, filters: list[dict[str, Any]], include: str) -> Iterator[dict[str, Any]]:
         last: int | None = None
         while True:
@@ -375,12 +409,13 @@ class LabelStudioClient:
         include: str,
         page: int = 1,
         annotations: bool = False,
+        size: int = PAGE_SIZE,
     ) -> list[dict[str, Any]]:
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
         params = {
             "project": project_id,
             "page": page,
-            "page_size": PAGE_SIZE,
+            "page_size": size,
             "include": include,
             "resolve_uri": "false",
             "query": json.dumps(query),
@@ -403,14 +438,14 @@ def read_export(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the tasks of an export file one by one, without holding the others.
 
     Raises:
-        LabelStudioError: The file is cut off or is no list of tasks.
+        DamagedExport: The file is cut off or is no list of tasks.
     """
     with path.open("rb") as file:
         try:
             yield from ijson.items(file, "item", use_float=True)
         except ijson.JSONError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LabelStudioError(
+            raise DamagedExport(
                 f"expected a complete JSON export in {path.name}, got a broken one ({reason}); export again"
             ) from None
 

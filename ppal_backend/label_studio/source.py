@@ -22,14 +22,13 @@ from ppal_backend.datasets.label_studio_json import (
 )
 from ppal_backend.datasets.precision import precision_of
 from ppal_backend.errors import ImageError, SettingsError
-from ppal_backend.files import atomic_file
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+from ppal_backend.label_studio.snapshot import earlier_snapshot, take_snapshot
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings
 from ppal_backend.structures.round import OnProgress, Progress
-from ppal_backend.structures.steering import comparable
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +81,7 @@ class LabelStudioSource:
         from_name: the RectangleLabels control to use; None for the first one on an Image.
         times_by_annotator: whether the report tells of each annotator how long an image took.
         approved: annotations that were approved in bulk: what people did to boxes is not read off them.
+        takes_over: whether an earlier round's snapshot is gone on from.
     """
 
     def __init__(
@@ -92,22 +92,16 @@ class LabelStudioSource:
         from_name: str | None = None,
         times_by_annotator: bool = False,
         approved: Callable[[], Collection[int]] = frozenset,
+        takes_over: bool = False,
     ) -> None:
         self._client, self._images, self._times_by_annotator = client, images, times_by_annotator
         self._project_id, self._from_name, self._approved = project_id, from_name, approved
+        self._takes_over = takes_over
 
     def export(self, folder: Path) -> Sequence[int]:
-        """Write ``label_config.xml``, ``annotated.json`` and ``pool.jsonl``; the ids of all annotations in them."""
-        config = str(self._client.project(self._project_id)["label_config"])
-        schema = parse_label_config(config, self._from_name)
-        with atomic_file(folder / "label_config.xml", "w") as file:
-            file.write(config)
-        with atomic_file(folder / "pool.jsonl", "w") as file:
-            for task_id, data in self._client.unlabelled_tasks(self._project_id):
-                file.write(json.dumps([task_id, schema.image_url(data), comparable(data)]) + "\n")
-        self._client.download_export(self._project_id, folder / "annotated.json")
-        tasks = read_export(folder / "annotated.json")
-        return [int(a["id"]) for task in tasks for a in task.get("annotations") or ()]
+        """Write a snapshot of the project into ``folder`` (see ``snapshot``); the ids of all annotations in it."""
+        earlier = earlier_snapshot(folder) if self._takes_over else None
+        return take_snapshot(self._client, self._project_id, folder, self._from_name, earlier)
 
     def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
         """Fetch and verify the images of the snapshot, convert its annotations."""

@@ -285,6 +285,7 @@ def label_studio_ports(
             spec.from_name,
             settings.times_by_annotator,
             lambda: store.approvals.annotations(project.id).values(),
+            takes_over=spec.kind == "rank",
         ),
         engine=engine,
         publisher=LabelStudioPublisher(

@@ -124,16 +124,17 @@ class FakeLabelStudio:
     def _tasks(self, request: httpx.Request) -> httpx.Response:
         params = request.url.params
         query, page, size = json.loads(params["query"]), int(params["page"]), int(params["page_size"])
-        rows = list(self.tasks.values())
+        rows = [{**task, **_counts(task["annotations"])} for task in self.tasks.values()]
         for item in query["filters"]["items"]:
             column = item["filter"].removeprefix("filter:tasks:")
             if column == "total_annotations":
-                rows = [t for t in rows if not [a for a in t["annotations"] if not a["was_cancelled"]]]
+                rows = [t for t in rows if not t["total_annotations"]]
             elif item["operator"] == "greater":
                 rows = [t for t in rows if t[column] > item["value"]]
             else:
                 rows = [t for t in rows if t[column] >= item["value"]]
-        rows.sort(key=lambda t: t[query["ordering"][0].removeprefix("tasks:")])
+        by = query["ordering"][0]
+        rows.sort(key=lambda t: t[by.removeprefix("-").removeprefix("tasks:")], reverse=by.startswith("-"))
         part = rows[(page - 1) * size : page * size]
         if not part and page > 1:
             return httpx.Response(404, json={"detail": "Invalid page."})
@@ -185,7 +186,13 @@ class FakeLabelStudio:
                 reason = {"model_version": ["Model version doesn't exist either as live model or static predictions."]}
                 return httpx.Response(400, json={"detail": "Validation error", "validation_errors": reason})
             self.project.update(body)
-        return httpx.Response(200, json=self.project)
+        totals = [_counts(task["annotations"]) for task in self.tasks.values()]
+        counts = {
+            "task_number": len(totals),
+            "total_annotations_number": sum(t["total_annotations"] for t in totals),
+            "skipped_annotations_number": sum(t["cancelled_annotations"] for t in totals),
+        }
+        return httpx.Response(200, json=counts | self.project)
 
     def _webhooks(self, request: httpx.Request, body: Any) -> httpx.Response:
         if request.method == "POST":
@@ -198,3 +205,8 @@ class FakeLabelStudio:
             hook.update({"actions": []} | body)
             return httpx.Response(200, json=hook)
         return httpx.Response(200, json=self.hooks)
+
+
+def _counts(annotations: list[dict[str, Any]]) -> dict[str, int]:
+    skips = sum(bool(a.get("was_cancelled")) for a in annotations)
+    return {"total_annotations": len(annotations) - skips, "cancelled_annotations": skips}
