@@ -114,6 +114,7 @@ class ProjectDefaults(BaseModel):
     slices: Slices = Field(
         "off", description="small objects: learn and look in tiles too; auto, or a tile's side in pixels of the image"
     )
+    other_shapes: bool = Field(False, description="learn polygons, ellipses and brush masks as the boxes around them")
     pool_minutes: float | None = Field(
         None,
         ge=0.1,

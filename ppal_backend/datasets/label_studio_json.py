@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from statistics import median, quantiles
@@ -20,6 +20,9 @@ ACTIONS = ("kept", "moved", "relabelled", "removed", "added")
 _FRAME = ("x", "y", "width", "height", "rotation")
 _SAME_PCT = 0.01  # the editor writes an untouched box back with other last digits
 MIN_BOX_PX = 1.0
+HullOf = Callable[[Mapping[str, Any], int, int], tuple[float, float, float, float] | None]
+"""Corners in pixels of the box around a region of another shape, of an image of some width and height."""
+_SHAPES = frozenset({"polygonlabels", "ellipselabels", "brushlabels"})
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -29,6 +32,10 @@ class RegionSchema(Protocol):
     @property
     def from_name(self) -> str:
         """Name of the RectangleLabels control."""
+
+    @property
+    def to_name(self) -> str:
+        """Name of its Image."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -55,6 +62,7 @@ class ConversionReport:
         degenerate: Boxes less than one pixel wide or high inside the image.
         malformed: Regions without usable numbers or labels.
         other_regions: Region type -> regions of other types or controls.
+        hulls: Region type -> polygons, ellipses and masks in place of which the boxes around them are learned.
         agreed: Tasks that several people annotated, of which the boxes that they agree on are learned.
     """
 
@@ -71,6 +79,7 @@ class ConversionReport:
     malformed: int = 0
     other_regions: Mapping[str, int] = field(default_factory=dict)
     agreed: int = 0
+    hulls: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -101,7 +110,10 @@ def votes_of(task: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 
 
 def people_of(
-    tasks: Iterable[Mapping[str, Any]], schema: RegionSchema, images: Mapping[int, ImageInfo]
+    tasks: Iterable[Mapping[str, Any]],
+    schema: RegionSchema,
+    images: Mapping[int, ImageInfo],
+    hull_of: HullOf | None = None,
 ) -> dict[str, Any]:
     """Where people differ who annotated the same tasks (``consensus.disagreement_of``); a ground truth is one vote."""
 
@@ -112,7 +124,7 @@ def people_of(
             plain = {"annotations": [{**a, "ground_truth": False} for a in task.get("annotations") or ()]}
             votes = votes_of(plain)
             if len(votes) > 1 and task_id in images:
-                boxes = _votes(votes, schema, categories, images[task_id], _Counts())
+                boxes = _votes(votes, schema, categories, images[task_id], _Counts(hull_of))
                 yield task_id, list(votes), boxes
 
     return disagreement_of(several())
@@ -150,7 +162,10 @@ def _agreed(
 
 
 def annotations_to_coco(
-    tasks: Iterable[Mapping[str, Any]], schema: RegionSchema, images: Mapping[int, ImageInfo]
+    tasks: Iterable[Mapping[str, Any]],
+    schema: RegionSchema,
+    images: Mapping[int, ImageInfo],
+    hull_of: HullOf | None = None,
 ) -> tuple[CocoDataset, ConversionReport]:
     """Convert exported tasks; they are read once, one by one. Of a task that several people annotated the boxes
     count that most of them mean (:mod:`ppal_backend.datasets.consensus`), unless one is a ground truth.
@@ -159,13 +174,15 @@ def annotations_to_coco(
         tasks: Tasks as exported, with ``annotations``.
         schema: The labeling config (a ``LabelSchema``).
         images: Task id -> cached image; its size is what percent become pixels of.
+        hull_of: Makes boxes of polygons, ellipses and brush masks on the same Image whose labels the project has;
+            without it these are left out and counted.
 
     Returns:
         The data set (image id = task id, images by rising id, category ids 1..C in config order) and the report.
         No tasks give a data set without images.
     """
     categories = CategoryMap(schema.labels)
-    counts = _Counts()
+    counts = _Counts(hull_of)
     coco_images: dict[int, CocoImage] = {}
     boxes: dict[int, list[tuple[int, tuple[float, float, float, float]]]] = {}
     for task in tasks:
@@ -214,9 +231,11 @@ def region_to_box(value: Mapping[str, Any], width: int, height: int) -> tuple[fl
 
 
 class _Counts:
-    """Running counts of one conversion."""
+    """Running counts of one conversion, and what makes boxes of other shapes in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, hull_of: HullOf | None = None) -> None:
+        self.hull_of = hull_of
+        self.hulls: Counter[str] = Counter()
         self.tasks = self.unannotated = self.missing_images = self.degenerate = self.malformed = 0
         self.rotated = self.clipped = self.agreed = 0
         self.unknown_labels: Counter[str] = Counter()
@@ -237,6 +256,7 @@ class _Counts:
             malformed=self.malformed,
             other_regions=dict(self.other_regions),
             agreed=self.agreed,
+            hulls=dict(self.hulls),
         )
 
 
@@ -264,17 +284,22 @@ def _instances(
         if not isinstance(region, Mapping):
             counts.malformed += 1
             continue
-        if region.get("type") != REGION_TYPE or region.get("from_name") != schema.from_name:
-            counts.other_regions[str(region.get("type"))] += 1
+        kind, value = str(region.get("type")), region.get("value")
+        other = counts.hull_of if kind in _SHAPES and region.get("to_name") == schema.to_name else None
+        if other is None and (kind != REGION_TYPE or region.get("from_name") != schema.from_name):
+            counts.other_regions[kind] += 1
             continue
-        value = region.get("value")
-        names = value.get(REGION_TYPE) if isinstance(value, Mapping) else None
-        hull = region_to_box(value, info.width, info.height) if isinstance(value, Mapping) else None
+        names = value.get(kind) if isinstance(value, Mapping) else None
+        if other is not None:
+            hull = other(region, info.width, info.height)
+        else:
+            hull = region_to_box(value, info.width, info.height) if isinstance(value, Mapping) else None
         if hull is None or not isinstance(names, list) or not names:
             counts.malformed += 1
             continue
         box = _clip(hull, info.width, info.height)
-        counts.rotated += bool(value.get("rotation")) if isinstance(value, Mapping) else 0
+        counts.hulls.update([kind] if other is not None else [])
+        counts.rotated += bool(value.get("rotation")) if isinstance(value, Mapping) and other is None else 0
         counts.clipped += box is not None and _sticks_out(hull, info.width, info.height)
         for name in dict.fromkeys(str(name) for name in names):
             label = schema.label(name)

@@ -25,6 +25,7 @@ from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+from ppal_backend.label_studio.shapes import SHAPES, hull_of
 from ppal_backend.label_studio.snapshot import earlier_snapshot, take_snapshot
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings
@@ -82,6 +83,7 @@ class LabelStudioSource:
         times_by_annotator: whether the report tells of each annotator how long an image took.
         approved: annotations that were approved in bulk: what people did to boxes is not read off them.
         takes_over: whether an earlier round's snapshot is gone on from.
+        other_shapes: whether polygons, ellipses and brush masks are learned as the boxes around them.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class LabelStudioSource:
         times_by_annotator: bool = False,
         approved: Callable[[], Collection[int]] = frozenset,
         takes_over: bool = False,
+        other_shapes: bool = False,
     ) -> None:
+        self._hull_of = hull_of if other_shapes else None
         self._client, self._images, self._times_by_annotator = client, images, times_by_annotator
         self._project_id, self._from_name, self._approved = project_id, from_name, approved
         self._takes_over = takes_over
@@ -119,12 +123,12 @@ class LabelStudioSource:
                 unusable[task_id] = result
                 log.warning("%s", result)
             on_progress(Progress("dataset", done, len(wanted), "images"))
-        labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found)
+        labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found, self._hull_of)
         approved = frozenset(self._approved())
         agreement = agreement_of(_looked_at(folder, approved), schema.from_name)
         precision = precision_of(_looked_at(folder, approved), schema.from_name)
         times = labeling_times(_looked_at(folder, approved), schema.from_name, self._times_by_annotator)
-        people = people_of(_looked_at(folder, approved), schema, found)
+        people = people_of(_looked_at(folder, approved), schema, found, self._hull_of)
         entries = [_entry(found[i]) for i, _ in pool if i in found]
         return PreparedData(
             labelled=labelled,
@@ -219,7 +223,8 @@ def annotations_problem(report: ConversionReport) -> str:
     others = {kind: n for kind, n in report.other_regions.items() if kind not in _WITHOUT_BOXES}
     if others:
         kinds = ", ".join(f"{kind[:40]} ({n})" for kind, n in others.items())
-        parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}")
+        shapes = "; other_shapes learns the boxes around them" if set(others) & set(SHAPES) and not report.hulls else ""
+        parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}{shapes}")
     if not parts:
         return ""
     return f"left out of the training: {' | '.join(parts)}; correct these annotations, or the labeling config"

@@ -33,10 +33,12 @@ def annotations_of(
         DatasetError: no task is annotated, or no image of one can be had.
         LabelStudioError: Label Studio refused or stayed away.
     """
-    from_name = settings.project_options(store.projects.get(project_id).options).from_name
+    options = settings.project_options(store.projects.get(project_id).options)
+    from_name = options.from_name
     with tempfile.TemporaryDirectory(prefix="ppal-export-") as name:
         folder = Path(name)
-        source = LabelStudioSource(client, image_cache(settings, client), project_id, from_name)
+        images = image_cache(settings, client)
+        source = LabelStudioSource(client, images, project_id, from_name, other_shapes=options.other_shapes)
         source.export(folder)
         (folder / "pool.jsonl").write_text("")  # images that nobody annotated are not fetched
         data = source.prepare(folder, on_progress)

@@ -74,6 +74,7 @@ class RoundSpec:
     ``train_on_everything`` trains on them too, and measures nothing;
     with ``keep_better`` a model that is worse than the one in force does not come into force.
     ``pool_minutes`` is how long the detector may look at the pool; images it does not get to keep their last place.
+    With ``other_shapes`` polygons, ellipses and brush masks are learned as the boxes around them.
     ``draw_map`` leaves a map of the pool for people to look at, with a sample of the labelled images on it.
     ``slices`` is ``off``, ``auto`` or the side of the tiles that a training learns from beside whole images; what it
     decided stands in its checkpoint, so a ranking does as the training of its model did.
@@ -111,6 +112,7 @@ class RoundSpec:
     slices: int | str = "off"
     evaluation_images: int = 40
     pool_minutes: float | None = None
+    other_shapes: bool = False
     train_on_everything: bool = False
     keep_better: bool = False
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)

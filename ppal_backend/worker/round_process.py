@@ -286,6 +286,7 @@ def label_studio_ports(
             settings.times_by_annotator,
             lambda: store.approvals.annotations(project.id).values(),
             takes_over=spec.kind == "rank",
+            other_shapes=spec.other_shapes,
         ),
         engine=engine,
         publisher=LabelStudioPublisher(

@@ -113,7 +113,8 @@ def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
     assert data.problems["annotations"] == (
         "left out of the training: 1 boxes of labels that the labeling config lacks: 'zebra' (1) | "
         "1 boxes of less than a pixel inside the image | 1 regions without usable numbers or labels | "
-        "1 regions of other kinds or controls: polygonlabels (1); correct these annotations, or the labeling config"
+        "1 regions of other kinds or controls: polygonlabels (1); other_shapes learns the boxes around them; "
+        "correct these annotations, or the labeling config"
     )
     finding = from_problem("project 1: annotations", data.problems["annotations"])
     assert finding.advice == "correct these annotations, or the labeling config", "doctor's column of what to do"
