@@ -51,7 +51,7 @@ def _ellipse(value: Mapping[str, Any], width: int, height: int) -> Hull | None:
     numbers = [value.get(name) for name in ("x", "y", "radiusX", "radiusY")] + [value.get("rotation") or 0]
     if not _are_numbers(numbers):
         return None
-    x, y, radius_x, radius_y, degrees = (float(n) for n in numbers)  # type: ignore[arg-type]
+    x, y, radius_x, radius_y, degrees = (float(n) for n in numbers)
     a, b, angle = radius_x / 100 * width, radius_y / 100 * height, math.radians(degrees)
     half_width = math.hypot(a * math.cos(angle), b * math.sin(angle))
     half_height = math.hypot(a * math.sin(angle), b * math.cos(angle))
