@@ -1,6 +1,6 @@
 """A round over pools of 1,000 to 200,000 images: seconds of every step and the peak memory of its process.
 
-    python -m benchmarks.scale [--json] [--quick] [--sizes 1000 200000] [--plot FILE] [--folder FOLDER]
+    python -m benchmarks.scale [--json] [--quick] [--sizes 1000 200000] [--front 5000] [--plot FILE]
 
 Every size runs a real ranking round in a process of its own: what a detector leaves on disk, stage 1, stage 2, order,
 map and publishing. Three things are doubles. The detector: 100 made-up detections an image by Zipf's law, 12 of them
@@ -37,6 +37,7 @@ from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import Inferred, PoolEntry, Ports, PreparedData
 from ppal_backend.rounds.run import run_round
+from ppal_backend.settings import Settings
 from ppal_backend.structures.detections import Detections
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
@@ -47,6 +48,7 @@ DELTA = 8.0
 LABELLED = 2_000
 NEW_TASKS = 100
 AGAIN_AT = 20_000
+FRONT: int = Settings.model_fields["publish_tasks"].default
 SIDE = 1000
 LABELS = tuple(f"class {n:02d}" for n in range(CLASSES))
 CHOOSING = ("candidates", "query")
@@ -161,8 +163,8 @@ def _path(image_id: int) -> str:
     return f"/data/images/{image_id % 256:02x}/{image_id:032x}.jpg"
 
 
-def measure(tasks: int, folder: Path, number: int = 1) -> dict[str, Any]:
-    """One ranking round in this process."""
+def measure(tasks: int, folder: Path, number: int = 1, front: int = FRONT) -> dict[str, Any]:
+    """One ranking round in this process, which publishes the front of the queue, or all of it (0)."""
     world, label_studio = World(tasks), CountingLabelStudio()
     weights = folder / "weights.pth"
     weights.write_bytes(b"weights")
@@ -174,7 +176,8 @@ def measure(tasks: int, folder: Path, number: int = 1) -> dict[str, Any]:
     start_gib, started = peak_gib(), time.perf_counter()
     transport = httpx.MockTransport(label_studio)
     with LabelStudioClient("http://label-studio", "0" * 40, http_transport=transport) as client:
-        ports = Ports(world, world, LabelStudioPublisher(client), world)  # type: ignore[arg-type]
+        publisher = LabelStudioPublisher(client, most=front)
+        ports = Ports(world, world, publisher, world)  # type: ignore[arg-type]
         result = run_round(spec, RoundFolder(folder / str(number)), ports)
     total_s = time.perf_counter() - started
     world.step_started("")
@@ -211,20 +214,24 @@ def in_fresh_process(*arguments: str) -> dict[str, Any]:
     return answer
 
 
-def run(sizes: Sequence[int] = SIZES, again_at: int = AGAIN_AT, folder: Path | None = None) -> dict[str, Any]:
+def run(
+    sizes: Sequence[int] = SIZES, again_at: int = AGAIN_AT, folder: Path | None = None, front: int = FRONT
+) -> dict[str, Any]:
     """All figures, under the keys that reports use.
 
     Args:
         sizes: Pool sizes.
         again_at: Size at which a second round ranks 100 more tasks; it must be one of ``sizes``.
         folder: Where rounds are put while they are measured; None for the system's folder of temporary files.
+        front: Tasks at the front of each queue to publish, as ``PPAL_PUBLISH_TASKS``; 0 for all.
     """
     rows, again = [], {}
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            rows.append(in_fresh_process("--one", str(size), "--folder", place))
+            rows.append(in_fresh_process("--one", str(size), "--folder", place, "--front", str(front)))
             if size == again_at:
-                again = in_fresh_process("--one", str(size + NEW_TASKS), "--folder", place, "--number", "2")
+                more = ("--number", "2", "--front", str(front))
+                again = in_fresh_process("--one", str(size + NEW_TASKS), "--folder", place, *more)
     largest: dict[str, Any] = next((row for row in rows if row["images"] == 200_000), {})
     ccms = acquisition_figures("--size", str(PAPER_SIZE), "--budget", str(PAPER_BUDGET)) if largest else {}
     beside = round(again["total_s"] - again["label_studio_s"], 2) if again_at == AGAIN_AT and again else None
@@ -285,12 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="an image file for the plot")
     parser.add_argument("--folder", type=Path, help="where rounds are put while they are measured")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--front", type=int, default=FRONT, help="tasks of each queue to publish; 0: all")
     parser.add_argument("--number", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        sys.stdout.write(json.dumps(measure(options.one, options.folder, options.number)) + "\n")
+        sys.stdout.write(json.dumps(measure(options.one, options.folder, options.number, options.front)) + "\n")
         return
-    report = run(QUICK, QUICK[-1], options.folder) if options.quick else run(options.sizes, folder=options.folder)
+    sizes, again_at = (QUICK, QUICK[-1]) if options.quick else (options.sizes, AGAIN_AT)
+    report = run(sizes, again_at, options.folder, options.front)
     if options.plot:
         plot(report, options.plot)
     sys.stdout.write((json.dumps(report, indent=1) if options.json else table(report)) + "\n")
