@@ -75,7 +75,7 @@ class ProjectDefaults(BaseModel):
         description="a detector of the model zoo; auto: the first that suits the device and whose weights can be had",
     )
     budget: Budget = 50
-    strategy: str = Field("ppal+labelled", max_length=64)
+    strategy: str = Field("auto", max_length=64)
     delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
     score_threshold: ScoreThreshold = 0.3
     holdout_fraction: float = Field(

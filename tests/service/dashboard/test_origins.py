@@ -29,7 +29,7 @@ def test_a_projects_own_choice_goes_before_the_environment_and_that_before_the_d
     assert shown["delta"] == ("5.0", "project's extra parameters")
     assert shown["from_name"] == ("boxes", "project's extra parameters")
     assert shown["budget"] == ("25", "environment (START_TRAINING_EACH_N_UPDATES or PPAL_BUDGET)")
-    assert shown["strategy"] == ("ppal+labelled", "default") and list(shown) == list(ProjectOptions.model_fields)
+    assert shown["strategy"] == ("auto", "default") and list(shown) == list(ProjectOptions.model_fields)
     plain = {s.name: (s.value, s.origin) for s in project_options(settings, {})}
     assert plain["delta"] == ("3.0", "environment (PPAL_DELTA)")
 
