@@ -5,9 +5,9 @@ ICCV 2021, arXiv:2103.16130, Sec. 3.3. A detection has the uncertainties :data:`
 largest; that is compared with the mean and standard deviation of the kind over all detections of the pool, and the
 largest of the four comparisons is the image's utility. Detections count from a score of 0.5, as in the authors' code.
 
-Liberties: the authors give images without such a detection -99999; here they come last by id, one below the lowest other
-utility, so that utilities stay readable. A kind that is the same for all detections compares as 0, where theirs divides
-by zero.
+Liberties: the authors give images without such a detection -99999; here they come last by id, one below the lowest
+other utility, so that utilities stay readable. A kind that is the same for all detections compares as 0, where theirs
+divides by zero.
 """
 
 from __future__ import annotations
