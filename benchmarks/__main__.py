@@ -22,12 +22,13 @@ NAMES = {
     "detector": "what the difficulty hook adds to a training step, and the one pass to plain inference",
     "dashboard": "how fast every page opens with 20,000 tasks and 50 rounds",
     "interactive": "how fast a rough box or click becomes the detector's box, with detections of 20,000 images",
+    "similar": "images like others among 20,000: a card, a box, and twenty images of the map",
     "load": "webhooks and predictions while a round trains, and a project of 20,000 tasks, on a real Label Studio",
     "gpu": "training, inference, CCMS and a round on a GPU beside plain mmdet (docs/gpu.md)",
     "first_boxes": "boxes before the first label: the zoo's detector as it is on a folder of labelled photographs",
     "photographs": "mAP and minutes of a detector of the zoo on a folder of labelled photographs",
 }
-WITHOUT_NEEDS = tuple(name for name in NAMES if name not in ("gpu", "photographs", "first_boxes", "scale"))
+WITHOUT_NEEDS = tuple(name for name in NAMES if name not in ("gpu", "photographs", "first_boxes", "scale", "similar"))
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -126,7 +126,7 @@ def test_what_was_measured_on_people_is_approved_counted_apart_and_undone(label_
     assert done.tasks == (one, two) and done.left == {"labelled meanwhile": 1}
     for task_id in (one, two):
         (made,) = loop.annotations(task_id)
-        assert made["completed_by"] == ann["id"] and not made["was_cancelled"]
+        assert made["completed_by"]["id"] == ann["id"] and not made["was_cancelled"]
         assert [r["value"] for r in made["result"]] == [r["value"] for r in pre_annotated[task_id]]
         assert {tuple(r["meta"]["text"]) for r in made["result"]} == {("approved in bulk, batch 1",)}
     published = loop.shown()
@@ -140,7 +140,7 @@ def test_what_was_measured_on_people_is_approved_counted_apart_and_undone(label_
 
     again = (*wish[:4], loop.store.versions.active(loop.project_id).version, measured)
     assert approve(*again, [four]).tasks == (four,)
-    assert loop.annotations(four)[0]["completed_by"] == loop.client.whoami()["id"]
+    assert loop.annotations(four)[0]["completed_by"]["id"] == loop.client.whoami()["id"]
     (made,) = loop.annotations(one)
     moved = [{**made["result"][0], "value": {**made["result"][0]["value"], "x": 50.0}}, *made["result"][1:]]
     loop.session.request("PATCH", f"/api/annotations/{made['id']}/", json={"result": moved})
