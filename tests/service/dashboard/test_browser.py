@@ -15,7 +15,8 @@ from tests.service.dashboard.conftest import PASSWORD, PIXEL, ReviewedWorld, Sho
 
 CHROMIUM = Path("/usr/bin/chromium")
 PAGES = ["", "projects/1/", "projects/1/learning", "projects/1/classes", "projects/1/errors",
-         "projects/1/queue", "projects/1/queue?page=2", "projects/1/quality", "projects/1/settings"]  # fmt: skip
+         "projects/1/queue", "projects/1/queue?page=2", "projects/1/similar?task=1022&task=1023",
+         "projects/1/approve", "projects/1/quality", "projects/1/settings"]  # fmt: skip
 LABEL_STUDIO = "http://ls.test:8080"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.is_file(), reason="needs Debian's package chromium")]
