@@ -38,6 +38,7 @@ ALLOWED = {
         "rounds.labelled",
         "rounds.model_errors",
         "rounds.similar",
+        "rounds.review",
     },
     "demo": GROUND | {"store", "datasets", "rounds", "synthetic", "rig"},
     "synthetic": GROUND,

@@ -16,6 +16,7 @@ from ppal_backend.datasets.label_studio_json import (
     ConversionReport,
     agreement_of,
     annotations_to_coco,
+    annotators_of,
     choose_annotation,
     labeling_times,
     people_of,
@@ -147,6 +148,7 @@ class LabelStudioSource:
                 "images": images_problem(len(wanted), unusable, annotated),
                 "annotations": annotations_problem(report),
             },
+            annotators=annotators_of(read_export(folder / "annotated.json")),
             data={i: data for i, _, data in unlabelled},
         )
 

@@ -52,6 +52,7 @@ class PreparedData:
     evaluation: CocoDataset | None = None  # evaluate on these, instead of on held-out labelled images
     problems: Mapping[str, str] = field(default_factory=dict)  # by topic; "" where there is none (any more)
     unlabelled: Sequence[str] = ()
+    annotators: Mapping[int, int] = field(default_factory=dict)  # Label Studio's user by labelled task
     data: Mapping[int, Mapping[str, str]] = field(default_factory=dict)  # fields of pool tasks that quotas can go by
 
 

@@ -19,37 +19,69 @@ from ppal_backend.datasets.coco import CocoDataset, CocoImage
 from ppal_backend.files import read_json
 from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.labelled import Truth, truth_by_image
+from ppal_backend.structures.quality import Quality
 
 log = logging.getLogger(__name__)
 
 QUALITY = "dataset/quality.json"
-MOST_LISTED = 120
+LEAST_AP = 0.1
+"""AP on the evaluation set from which a class's detections are held against people's boxes."""
+LISTED_SHARE, FEWEST_LISTED, MOST_LISTED = 0.25, 12, 120
 
 
-def review_of(folder: Path, labelled: CocoDataset) -> dict[str, Any]:
+def review_of(folder: Path, labelled: CocoDataset, annotators: Mapping[int, int] | None = None) -> dict[str, Any]:
     """Compare the labelled images with the newest earlier detections on them.
 
     Args:
         folder: The round's folder; those of earlier rounds lie beside it.
         labelled: All labelled images.
+        annotators: Label Studio's id of the user who annotated it, by task id, where that is known.
 
     Returns:
         For JSON: how many images were ``labelled`` and ``compared`` and have something ``disputed``, and of those the
-        most disputed ``tasks`` with their boxes (x1, y1, x2, y2 in px), the most disputed one first.
+        most disputed ``tasks`` (a quarter of the compared ones) with their boxes (x1, y1, x2, y2 in px), the one with
+        the most and strongest doubts first. ``left_out`` are the classes that are not held against people, with their
+        AP, which is None where it is not measured.
     """
     labels = labelled.labels
     truth = truth_by_image(labelled, labels)
     pairs = {i: (number, _compared(truth[i], boxes)) for number, i, boxes in _earlier(folder, set(truth), labels)}
     sure = sure_from((compared for _, compared in pairs.values()), len(labels))
+    measured = _measured_before(folder)
+    sure[[measured.get(label, 0.0) < LEAST_AP for label in labels]] = np.inf
     disputes = {i: found for i, (_, compared) in pairs.items() if (found := disputes_of(compared, sure))}
-    worst = sorted(disputes, key=lambda i: (disputes[i][0].score, -len(disputes[i]), i))
-    images = {image.id: image for image in labelled.images}
+    order, images = strongest_first(disputes), {image.id: image for image in labelled.images}
+    listed = min(MOST_LISTED, max(FEWEST_LISTED, round(LISTED_SHARE * len(pairs))))
+    tasks = [_task(images[i], *pairs[i], disputes[i], labels) for i in order[:listed]]
     return {
         "labelled": len(labelled.images),
         "compared": len(pairs),
         "disputed": len(disputes),
-        "tasks": [_task(images[i], *pairs[i], disputes[i], labels) for i in worst[:MOST_LISTED]],
+        "left_out": [
+            {"label": label, "ap": measured.get(label)} for label in labels if measured.get(label, 0.0) < LEAST_AP
+        ],
+        "tasks": [{**task, "annotator": (annotators or {}).get(task["task_id"])} for task in tasks],
     }
+
+
+def strongest_first(disputes: Mapping[int, Sequence[Dispute]]) -> list[int]:
+    """Image ids, the one where the doubts weigh most together in front."""
+    return sorted(disputes, key=lambda i: (-sum(1 - dispute.score for dispute in disputes[i]), i))
+
+
+def _measured_before(folder: Path) -> Mapping[str, float]:
+    """AP by label of the newest earlier training that measured enough to tell; empty without one."""
+    numbers = (int(path.name) for path in folder.parent.glob("*") if path.name.isdigit())
+    for number in sorted((n for n in numbers if n < int(folder.name)), reverse=True):
+        path = folder.parent / str(number) / "metrics.json"
+        try:
+            measured = Quality.of(read_json(path)).measured if path.is_file() else None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s); an earlier measurement is used", path, error)
+            continue
+        if measured is not None and measured.is_told:
+            return measured.classes
+    return {}
 
 
 def _earlier(

@@ -162,7 +162,7 @@ class _Run:
         self.folder.write("dataset/unreadable.json", list(data.unreadable))
         self.folder.write("dataset/labels.json", list(data.labels))
         if data.evaluation is None:  # a simulation's oracle makes no mistakes to look for
-            self.folder.write(QUALITY, review_of(self.folder.path, data.labelled))
+            self.folder.write(QUALITY, review_of(self.folder.path, data.labelled, data.annotators))
         return {
             "labelled_images": len(data.labelled.images),
             "labelled_boxes": len(data.labelled.annotations),

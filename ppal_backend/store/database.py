@@ -27,7 +27,7 @@ __all__ = ["Database", "IntegrityError"]
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 30.0
-SCHEMA_VERSION = "0009"
+SCHEMA_VERSION = "0010"
 """The newest step; a test holds it against the files in ``migrations/versions``."""
 
 FIRST_SCHEMA = "0001"

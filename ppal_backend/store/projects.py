@@ -16,6 +16,7 @@ from ppal_backend.store.tables import (
     AnnotationRow,
     ApprovalBatchRow,
     ApprovalRow,
+    DismissalRow,
     EventRow,
     PinRow,
     ProjectRow,
@@ -28,7 +29,8 @@ from ppal_backend.store.tables import (
 from ppal_backend.structures.round import DetectorChoice
 
 _OF_PROJECTS = (
-    AnnotationRow, EventRow, TaskSideRow, PinRow, QuotaRow, ApprovalRow, ApprovalBatchRow, RoundRow, VersionRow,
+    AnnotationRow, EventRow, TaskSideRow, PinRow, QuotaRow, ApprovalRow, ApprovalBatchRow, DismissalRow, RoundRow,
+    VersionRow,
 )  # fmt: skip
 
 

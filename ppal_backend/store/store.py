@@ -18,6 +18,7 @@ from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
 from ppal_backend.store.approvals import ApprovalStore
 from ppal_backend.store.database import Database
+from ppal_backend.store.dismissals import DismissalStore
 from ppal_backend.store.events import EventStore
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
@@ -41,6 +42,7 @@ class Store:
         self.sides = SideStore(database, self.ledger)
         self.steering = SteeringStore(database)
         self.approvals = ApprovalStore(database)
+        self.dismissals = DismissalStore(database)
         self.rounds = RoundStore(database)
         self.versions = VersionStore(database)
         self.workers = WorkerStore(database)

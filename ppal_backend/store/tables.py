@@ -116,6 +116,14 @@ class ApprovalRow(Base):
     begun_at: Mapped[datetime]
 
 
+class DismissalRow(Base):
+    __tablename__ = "dismissals"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    task_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    boxes: Mapped[str]  # digest of the annotated boxes that somebody found to be right
+    dismissed_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class RoundRow(Base):
     __tablename__ = "rounds"
     __table_args__ = (

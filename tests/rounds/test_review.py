@@ -38,11 +38,18 @@ def earlier_round(root, number, *found, labels=("cat", "dog"), kind="train"):
         spec = rank_spec(ModelRef("tiny", "x.pth", labels) if labels else None)
     elif labels:
         folder.write("train/model.json", {"labels": list(labels)})
+        folder.write("metrics.json", metrics_with(dict.fromkeys(labels, 0.5)))
     folder.write("spec.json", spec.as_dict())
     writer = DetectionsWriter(folder / "detections")
     for item in found:
         writer.add(item, {})
     writer.flush()
+
+
+def metrics_with(classes, interval=(0.4, 0.6)):
+    """What a round measured, with the AP of its classes."""
+    measured = {"map": 0.5, "interval": interval, "classes": classes, "too_few": {}, "images": 20}
+    return {"measured": measured, "image_set": "these"}
 
 
 def labelled(*image_ids, boxes=(BOX,), label=1):
@@ -60,10 +67,12 @@ def test_a_missing_box_is_found_and_told_in_full(tmp_path):
         "labelled": 3,
         "compared": 2,
         "disputed": 1,
+        "left_out": [],
         "tasks": [
             {
                 "task_id": 7,
                 "round": 1,
+                "annotator": None,
                 "width": 100,
                 "height": 80,
                 "annotated": [{"box_xyxy": list(BOX), "label": "cat"}],
@@ -102,6 +111,7 @@ def test_classes_are_matched_by_name_when_the_labels_have_changed(tmp_path):
 def test_ranking_rounds_use_the_labels_of_their_model_and_rounds_without_a_model_say_nothing(tmp_path):
     seen = detections(7, (BOX, 0, 0.5), (ELSEWHERE, 0, 0.75))
     earlier_round(tmp_path, 1, seen, kind="rank")
+    RoundFolder(tmp_path / "0").write("metrics.json", metrics_with({"cat": 0.5}))
     earlier_round(tmp_path, 2, detections(7), detections(8), labels=(), kind="rank")
     earlier_round(tmp_path, 3, detections(7), labels=())
     found = review_of(tmp_path / "4", labelled(7, 8))
@@ -141,3 +151,29 @@ def test_rounds_leave_the_comparison_except_in_a_simulation(tmp_path, simulated)
     if not simulated:
         told = folder.read("dataset/quality.json")
         assert (told["labelled"], told["compared"]) == (20, 1)
+
+
+def test_classes_that_are_measured_as_weak_or_not_at_all_doubt_nobody(tmp_path):
+    seen = detections(7, (BOX, 0, 0.5), (ELSEWHERE, 0, 0.75))
+    earlier_round(tmp_path, 1, seen)
+    for classes, left_out in (
+        ({"cat": 0.09, "dog": 0.1}, [{"label": "cat", "ap": 0.09}]),
+        ({"dog": 0.4}, [{"label": "cat", "ap": None}]),
+    ):
+        RoundFolder(tmp_path / "1").write("metrics.json", metrics_with(classes))
+        found = review_of(tmp_path / "2", labelled(7))
+        assert (found["disputed"], found["left_out"]) == (0, left_out)
+    RoundFolder(tmp_path / "1").write("metrics.json", metrics_with({"cat": 0.9}, None))
+    assert [c["ap"] for c in review_of(tmp_path / "2", labelled(7))["left_out"]] == [None, None], "too few images"
+
+
+def test_pictures_with_the_most_and_strongest_doubts_come_first_and_a_quarter_is_listed(tmp_path):
+    third = (40.0, 50.0, 60.0, 70.0)
+    agreed = [detections(i, (BOX, 0, 0.4)) for i in range(10, 90)]
+    one = [detections(i, (BOX, 0, 0.4), (ELSEWHERE, 0, 0.8)) for i in range(100, 140)]
+    two = detections(200, (BOX, 0, 0.4), (ELSEWHERE, 0, 0.7), (third, 0, 0.7))
+    earlier_round(tmp_path, 1, *agreed, *one, two)
+    found = review_of(tmp_path / "2", labelled(*range(10, 90), *range(100, 140), 200), {200: 5})
+    assert (found["compared"], found["disputed"], len(found["tasks"])) == (121, 41, 30)
+    assert [t["task_id"] for t in found["tasks"]] == [200, *range(100, 129)]
+    assert [t["annotator"] for t in found["tasks"][:2]] == [5, None]

@@ -37,7 +37,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
     "events": {"attempts"},
     "rounds": {"changes", "edits"},
 }
-SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas", "approvals", "approval_batches")
+SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas", "approvals", "approval_batches", "dismissals")
 NEW_TABLES = {"workers", "notes", "task_sides", *SINCE_THE_DETECTOR_CHOICE}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
+from ppal_backend.rounds.review import LEAST_AP
 from ppal_backend.service.dashboard.drawing import ShownBox, place_labels, shown_box
 from ppal_backend.service.dashboard.project import Project
 
@@ -47,6 +51,8 @@ class Doubtful:
     height: int
     boxes: Sequence[ShownBox]
     reasons: Sequence[str]
+    digest: str = ""
+    annotator: int | None = None
 
 
 def agreement_rows(counts: Mapping[str, Mapping[str, int]], versions: Sequence[str]) -> list[Agreement]:
@@ -60,6 +66,47 @@ def total_of(rows: Sequence[Agreement]) -> Agreement:
     """All versions together."""
     names = ("tasks", "kept", "moved", "relabelled", "removed", "added")
     return Agreement("all", **{name: sum(getattr(row, name) for row in rows) for name in names})
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Which tasks are listed: of a label that a doubt is about, of an annotator, those that were dismissed."""
+
+    label: str = ""
+    annotator: int | None = None
+    dismissed: bool = False
+
+    @classmethod
+    def of(cls, words: Mapping[str, str]) -> Doubts:
+        """From an address; what cannot be is as if it were not there."""
+        who = words.get("annotator", "")
+        number = int(who) if who.isdecimal() and len(who) < 12 else None
+        return cls(words.get("label", ""), number, words.get("dismissed") == "1")
+
+    def fits(self, task: Mapping[str, Any], dismissed: Mapping[int, str]) -> bool:
+        """Whether a task is to be listed."""
+        is_dismissed = dismissed.get(task["task_id"]) == digest_of(task)
+        return (
+            is_dismissed == self.dismissed
+            and (self.annotator is None or task.get("annotator") == self.annotator)
+            and (not self.label or self.label in _labels_of(task))
+        )
+
+    def address(self, **changes: Any) -> str:
+        """The query of the page with these."""
+        values = {"label": self.label, "annotator": self.annotator, "dismissed": int(self.dismissed) or "", **changes}
+        return urlencode({name: value for name, value in values.items() if value not in (None, "")})
+
+
+def digest_of(task: Mapping[str, Any]) -> str:
+    """Tells a task's annotated boxes from others."""
+    return hashlib.sha256(json.dumps(task["annotated"], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _labels_of(task: Mapping[str, Any]) -> set[str]:
+    """Labels that the doubts about a task are about, seen or annotated."""
+    doubted = {d["annotated"] for d in task["disputes"] if d["annotated"] is not None}
+    return {d["label"] for d in task["disputes"]} | {task["annotated"][row]["label"] for row in doubted}
 
 
 def pages_of(review: Mapping[str, Any]) -> int:
@@ -85,6 +132,8 @@ def doubtful_on(review: Mapping[str, Any], page: int, rounds_on_disk: Sequence[i
             height=task["height"],
             boxes=_boxes(task),
             reasons=[_reason(task, dispute) for dispute in task["disputes"]],
+            digest=digest_of(task),
+            annotator=task.get("annotator"),
         )
         for place, task in enumerate(review["tasks"][start : start + PAGE], start=start + 1)
     ]
@@ -163,6 +212,7 @@ def _least_first(row: Between) -> tuple[float, str]:
 
 
 def quality_page(project: Project, page: int) -> dict[str, Any]:
+def quality_page(project: Project, page: int, words: Mapping[str, str]) -> dict[str, Any]:
     """What the newest snapshot of the annotations tells."""
     if project.snapshot is None:
         return {"number": None, "rows": [], "review": None}
@@ -179,8 +229,16 @@ def quality_page(project: Project, page: int) -> dict[str, Any]:
     review = files.review()
     if review is None:
         return {**shown, "review": None}
-    pages = pages_of(review)
+    chosen, dismissed = Doubts.of(words), project.runtime.store.dismissals.of_project(project.id)
+    fitting = {**review, "tasks": [task for task in review["tasks"] if chosen.fits(task, dismissed)]}
+    pages = pages_of(fitting)
     page = min(max(1, page), pages)
     on_disk = [n for n in {task["round"] for task in review["tasks"]} if project.files(n).has_images()]
-    items = doubtful_on(review, page, on_disk)
-    return {**shown, "review": review, "items": items, "page": page, "pages": pages}
+    return {
+        **shown, "review": review, "items": doubtful_on(fitting, page, on_disk), "page": page, "pages": pages,
+        "chosen": chosen, "fitting": len(fitting["tasks"]), "least_ap": LEAST_AP,
+        "dismissed": sum(dismissed.get(task["task_id"]) == digest_of(task) for task in review["tasks"]),
+        "labels": sorted(set[str]().union(*map(_labels_of, review["tasks"]))),
+        "annotators": sorted({who for task in review["tasks"] if (who := task.get("annotator")) is not None}),
+        "left_out": review.get("left_out", ()),
+    }  # fmt: skip

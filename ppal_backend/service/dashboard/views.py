@@ -422,8 +422,23 @@ def map_points(project_id: int, number: int) -> AnyResponse:
 @ui.get(f"{PROJECT}/quality")
 def quality(project_id: int) -> str:
     """What is worth a second look, and what pre-annotations saved."""
-    project = _project(project_id)
-    return _page("quality", project, **quality_pages.quality_page(project, request.args.get("page", 1, type=int)))
+    project, page = _project(project_id), request.args.get("page", 1, type=int)
+    return _page("quality", project, **quality_pages.quality_page(project, page, request.args))
+
+
+@ui.post(f"{PROJECT}/dismiss")
+def dismiss(project_id: int) -> AnyResponse:
+    """Somebody has looked at the doubts about a task and found none, or doubts them again."""
+    _dashboard().tokens.check(project_id, request.form.get(FIELD, ""))
+    project, task_id = _project(project_id), request.form.get("task", 0, type=int)
+    words = quality_pages.Doubts.of(request.form)
+    if words.dismissed:
+        project.runtime.store.dismissals.take_back(project_id, task_id)
+    elif task_id > 0:
+        project.runtime.store.dismissals.add(project_id, task_id, request.form.get("boxes", "")[:64])
+    page = max(1, request.form.get("page", 1, type=int))
+    query = words.address(page=page if page > 1 else "")
+    return redirect(url_for("ui.quality", project_id=project_id) + (f"?{query}" if query else ""), code=303)
 
 
 @ui.get(f"{PROJECT}/settings")

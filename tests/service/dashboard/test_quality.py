@@ -163,3 +163,72 @@ def test_it_stays_behind_the_dashboards_login(reviewed):
     known = {"auth": ("ls", "a-long-password")}
     assert "Several people" in client.get("/ui/projects/1/quality", **known).text
     assert "person" not in client.get("/metrics", **known).text
+
+
+def listed(answer):
+    return [int(t) for t in re.findall(r">Task (\d+)</a>", answer.text)]
+
+
+def press(client, answer, task):
+    """Press the button of a task's card."""
+    (form,) = re.findall(
+        rf'<form method="post"[^>]*>(?:(?!</form>).)*name="task" value="{task}".*?</form>', answer.text, re.S
+    )
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
+    (address,) = re.findall(r'action="([^"]+)"', form)
+    return client.post(address, data=fields)
+
+
+def test_a_doubt_is_dismissed_remembered_and_taken_back(reviewed):
+    client = reviewed.app().test_client()
+    before = client.get("/ui/projects/1/quality")
+    task = listed(before)[0]
+    answer = press(client, before, task)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/ui/projects/1/quality")
+    after = reviewed.app().test_client().get("/ui/projects/1/quality")
+    assert task not in listed(after) and listed(after) == listed(before)[1:] and "1 dismissed" in text_of(after)
+    client = reviewed.app().test_client()
+    dismissed = client.get("/ui/projects/1/quality?dismissed=1")
+    assert listed(dismissed) == [task] and "Doubt again" in text_of(dismissed)
+    assert press(client, dismissed, task).headers["Location"] == "/ui/projects/1/quality?dismissed=1"
+    assert listed(client.get("/ui/projects/1/quality")) == listed(before)
+    assert "None of the dismissed ones fits" in text_of(client.get("/ui/projects/1/quality?dismissed=1"))
+
+
+def test_a_dismissal_ends_with_the_boxes_that_were_seen(reviewed):
+    client = reviewed.app().test_client()
+    before = client.get("/ui/projects/1/quality")
+    task = listed(before)[0]
+    reviewed.store.dismissals.add(1, task, "the digest of other boxes")
+    assert listed(client.get("/ui/projects/1/quality")) == listed(before)
+
+
+def test_only_the_page_s_own_form_dismisses(reviewed):
+    answer = reviewed.app().test_client().post("/ui/projects/1/dismiss", data={"task": "1014", "token": "x"})
+    assert answer.status_code == 403 and reviewed.store.dismissals.of_project(1) == {}
+
+
+def test_doubts_are_filtered_by_label_and_annotator(reviewed):
+    path = reviewed.folder(2) / "dataset/quality.json"
+    review = RoundFolder(reviewed.folder(2)).read("dataset/quality.json")
+    for number, task in enumerate(review["tasks"]):
+        task["annotator"] = (4, 9, None)[number % 3]
+    RoundFolder(reviewed.folder(2)).write("dataset/quality.json", review)
+    assert path.is_file()
+    client = reviewed.app().test_client()
+    wanted = [t["task_id"] for t in review["tasks"] if t["annotator"] == 9]
+    assert wanted and listed(client.get("/ui/projects/1/quality?annotator=9")) == wanted
+    assert "all user 4 user 9" in text_of(client.get("/ui/projects/1/quality"))
+    of_dogs = [t["task_id"] for t in review["tasks"] if any(d["label"] == "dog" or (d["annotated"] is not None
+               and t["annotated"][d["annotated"]]["label"] == "dog") for d in t["disputes"])]  # fmt: skip
+    assert listed(client.get("/ui/projects/1/quality?label=dog")) == of_dogs
+    assert "Nothing is left to look at" in text_of(client.get("/ui/projects/1/quality?label=zebra"))
+
+
+def test_classes_that_are_left_out_are_told_with_the_reason(reviewed):
+    review = RoundFolder(reviewed.folder(2)).read("dataset/quality.json")
+    review["left_out"] = [{"label": "emu", "ap": None}, {"label": "yak", "ap": 0.0312}]
+    RoundFolder(reviewed.folder(2)).write("dataset/quality.json", review)
+    text = text_of(reviewed.app().test_client().get("/ui/projects/1/quality"))
+    assert "Left out, since the model is too weak there to doubt people: emu (not measured), yak (AP 0.031)." in text
+    assert "from a measured AP of 0.100 on" in text
