@@ -211,7 +211,6 @@ def _least_first(row: Between) -> tuple[float, str]:
     return (1.0 if row.share is None else row.share), row.what
 
 
-def quality_page(project: Project, page: int) -> dict[str, Any]:
 def quality_page(project: Project, page: int, words: Mapping[str, str]) -> dict[str, Any]:
     """What the newest snapshot of the annotations tells."""
     if project.snapshot is None:
