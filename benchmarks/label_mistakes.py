@@ -28,7 +28,14 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.acquisition.label_quality import Compared, disputes_of, sure_from
-from ppal_backend.datasets.coco import CocoAnnotation, CocoDataset, Predicted, read_prediction_arrays, result_row
+from ppal_backend.datasets.coco import (
+    CocoAnnotation,
+    CocoDataset,
+    CocoImage,
+    Predicted,
+    read_prediction_arrays,
+    result_row,
+)
 from ppal_backend.detector.data import read_coco
 from ppal_backend.detector.infer.evaluation import _kept_predictions, coco_metrics
 from ppal_backend.rounds.labelled import Truth, truth_by_image
@@ -117,7 +124,8 @@ def look(data: Path, trained: Path, work: Path) -> Seen:
     known = set(CocoDataset.read(trained / "train.json").image_ids)
     pool = source.pool.subset([i for i in source.pool.image_ids if i not in known])
     both = {"pool": pool, "test": source.test}
-    images, rows = [], []
+    images: list[CocoImage] = []
+    rows: list[CocoAnnotation] = []
     for part in both.values():  # numbered anew: both parts may have the same ids
         new = {image.id: len(images) + n for n, image in enumerate(part.images, start=1)}
         images += [replace(image, id=new[image.id]) for image in part.images]
