@@ -57,6 +57,7 @@ def review_of(folder: Path, labelled: CocoDataset, annotators: Mapping[int, int]
         "labelled": len(labelled.images),
         "compared": len(pairs),
         "disputed": len(disputes),
+        "least_ap": LEAST_AP,
         "left_out": [
             {"label": label, "ap": measured.get(label)} for label in labels if measured.get(label, 0.0) < LEAST_AP
         ],

@@ -13,7 +13,8 @@ the last one the box as drawn, and then the first again. The answer carries the 
 Label Studio's editor puts it in that one's place.
 
 An editor that does not accept suggestions at once sends every rough box that waits, and shows what the last answer
-holds: the answer covers them all.
+holds: the answer covers them all. One that does sends the regions that it accepted along with the new one: these bear
+:data:`ANSWERED` in their ids and are not answered again, which would double them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 LEAST_OVERLAP = 0.4
 """Two equal boxes that overlap this much have each other's centre inside: it is one place, not a neighbour's."""
 LEAST_SCORE = 0.05
+ANSWERED = "ppal-"
 SAME_BOX = 0.9  # overlap from which two detections are one box to a person who gives the label himself
 SAME_PLACE = 0.7  # overlap of two rough boxes
 SAME_CLICK_PCT = 1.5
@@ -142,7 +144,7 @@ class Places:
                 place.mark, place.at = mark, now
                 return place
         text = f"{task_id}|{mark.id}|{mark.box_pct}|{mark.label}"
-        answer_id = hashlib.blake2s(text.encode(), digest_size=5).hexdigest()
+        answer_id = ANSWERED + hashlib.blake2s(text.encode(), digest_size=5).hexdigest()
         known.append(_Place(mark, answer_id, now, {mark.id: 0}))
         return known[-1]
 
@@ -178,6 +180,7 @@ def answer(
     if not isinstance(task, dict) or not is_id(task.get("id")):
         raise RequestError("expected one task with a positive integer 'id' beside a context")
     marks = read_marks(context, schema)
+    marks = [mark for mark in marks[:-1] if not mark.id.startswith(ANSWERED)] + marks[-1:]
     turns = (places or _places).turns(project.id, task["id"], marks)
     if not turns:
         return []

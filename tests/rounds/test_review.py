@@ -67,6 +67,7 @@ def test_a_missing_box_is_found_and_told_in_full(tmp_path):
         "labelled": 3,
         "compared": 2,
         "disputed": 1,
+        "least_ap": 0.1,
         "left_out": [],
         "tasks": [
             {

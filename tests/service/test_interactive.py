@@ -173,6 +173,16 @@ def test_everything_that_waits_on_the_screen_is_answered_once_a_place(client, se
     assert [shown(r)[0] for r in asked(client, cat, dog, again)] == [DOG, CAT]
 
 
+def test_regions_that_were_accepted_are_not_answered_again(client, seen):
+    """With Auto-Accept the editor sends them along with the next rough box; answered again they would stand twice."""
+    (cat,) = asked(client, drawn((18, 18, 62, 62), "Cat", "a"))
+    accepted = drawn(shown(cat)[0], "Cat", cat["id"])
+    (dog,) = asked(client, accepted, drawn((98, 5, 185, 96), "Dog", "b"))
+    assert shown(dog)[0] == DOG
+    (again,) = asked(client, accepted, drawn((18, 18, 62, 62), "Cat", "c"))
+    assert again["id"] == cat["id"] and shown(again)[0] != shown(cat)[0], "the next one, in the place of the last one"
+
+
 def test_a_place_is_forgotten_after_a_while():
     now = [0.0]
     places = Places(lambda: now[0])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from ppal_backend.rounds.review import LEAST_AP
 from ppal_backend.service.dashboard.drawing import ShownBox, place_labels, shown_box
 from ppal_backend.service.dashboard.project import Project
 
@@ -235,7 +234,7 @@ def quality_page(project: Project, page: int, words: Mapping[str, str]) -> dict[
     on_disk = [n for n in {task["round"] for task in review["tasks"]} if project.files(n).has_images()]
     return {
         **shown, "review": review, "items": doubtful_on(fitting, page, on_disk), "page": page, "pages": pages,
-        "chosen": chosen, "fitting": len(fitting["tasks"]), "least_ap": LEAST_AP,
+        "chosen": chosen, "fitting": len(fitting["tasks"]), "least_ap": review.get("least_ap"),
         "dismissed": sum(dismissed.get(task["task_id"]) == digest_of(task) for task in review["tasks"]),
         "labels": sorted(set[str]().union(*map(_labels_of, review["tasks"]))),
         "annotators": sorted({who for task in review["tasks"] if (who := task.get("annotator")) is not None}),
