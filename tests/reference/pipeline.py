@@ -10,16 +10,20 @@ from ppal_backend.structures import QueryContext
 from tests.reference import ccms, clustering, difficulty
 
 
+def _distribution(detections, k: int) -> list[float]:
+    """Of a box over classes and background, or of its score."""
+    if detections.softmax:
+        return [float(p) for p in detections.class_probs[k]]
+    score = float(detections.scores[k])
+    return [score, 1.0 - score]
+
+
 def utility(detections, weights, measure: str = "entropy", threshold: float = 0.05) -> float:
     """Eq. 5."""
     total = 0.0
     for k, score in enumerate(detections.scores):
         if score >= np.float32(threshold):
-            row = (
-                [float(p) for p in detections.class_probs[k]]
-                if detections.softmax
-                else [float(score), 1.0 - float(score)]
-            )
+            row = _distribution(detections, k)
             total += weights[int(detections.class_indices[k])] * difficulty.uncertainty(measure, row)
     return total
 
@@ -30,11 +34,7 @@ def gain(detections, weights, price: float, measure: str = "entropy", threshold:
     seconds = 5.0
     for k, score in enumerate(detections.scores):
         if score >= np.float32(threshold):
-            row = (
-                [float(p) for p in detections.class_probs[k]]
-                if detections.softmax
-                else [float(score), 1.0 - float(score)]
-            )
+            row = _distribution(detections, k)
             largest = math.log(len(row)) if measure == "entropy" else 1.0
             cls = int(detections.class_indices[k])
             mass[cls] = mass.get(cls, 0.0) + difficulty.uncertainty(measure, row) / largest
