@@ -39,7 +39,7 @@ from ppal_backend.datasets.coco import (
 from ppal_backend.detector.data import read_coco
 from ppal_backend.detector.infer.evaluation import _kept_predictions, coco_metrics
 from ppal_backend.rounds.labelled import Truth, truth_by_image
-from ppal_backend.rounds.model_errors import judge, thresholds_of
+from ppal_backend.rounds.model_errors import Judgement, judge
 from ppal_backend.rounds.review import LEAST_AP, LISTED_SHARE, strongest_first
 from ppal_backend.settings import ProjectDefaults
 from ppal_backend.simulation.data import DataSource
@@ -50,6 +50,56 @@ SHARE = 0.05
 MEASURING = 40
 FIRST = 20
 FLOOR: float = ProjectDefaults.model_fields["score_threshold"].default
+
+
+KEPT_SHARE = 0.5
+"""Share of the boxes shown to annotators that should be right."""
+FEWEST_DETECTIONS = 10
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """From which score on a class's boxes are shown to annotators.
+
+    Args:
+        score: In [0, 1]; above 1 for none at all.
+        right: How many of the ``shown`` detections of the evaluation set with such a score are right.
+        shown: See there.
+        of: Detections of the class from the floor on.
+    """
+
+    score: float
+    right: int
+    shown: int
+    of: int
+
+
+NEVER = 1.01
+
+
+def thresholds_of(judgement: Judgement, labels: Sequence[str], floor: float) -> dict[str, Threshold]:
+    """The lowest score, but not below the floor, from which at least half of a class's detections are right.
+
+    Args:
+        judgement: Of the evaluation set, with all detections from ``floor`` on.
+        labels: Of the detector, by class index.
+        floor: What people have set.
+
+    Returns:
+        By label, for classes with ``FEWEST_DETECTIONS`` detections or more; too little is known of the others.
+    """
+    found: dict[str, Threshold] = {}
+    for index, label in enumerate(labels):
+        rows = [(i.score, i.kind == "right") for i in judgement.items if i.detected == index and i.score is not None]
+        if len(rows) < FEWEST_DETECTIONS:
+            continue
+        rows.sort(key=lambda row: -row[0])
+        right = np.cumsum([is_right for _, is_right in rows])
+        enough = np.flatnonzero(right >= KEPT_SHARE * np.arange(1, len(rows) + 1))
+        shown = int(enough[-1]) + 1 if len(enough) else 0
+        score = floor if shown == len(rows) else rows[shown - 1][0] if shown else NEVER
+        found[label] = Threshold(max(floor, score), int(right[shown - 1]) if shown else 0, shown, len(rows))
+    return found
 
 
 @dataclass(frozen=True)
