@@ -24,7 +24,9 @@ CREDENTIALS = {"BASIC_AUTH_USER": "label-studio", "BASIC_AUTH_PASS": "a-long-pas
 @pytest.fixture(scope="module")
 def guarded(label_studio, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    with Backend(folder, label_studio.url, label_studio.token, CREDENTIALS | {"DEVICE": "cpu"}) as running:
+    # A poll would set right what a test breaks before the doctor sees it.
+    environment = CREDENTIALS | {"DEVICE": "cpu", "PPAL_POLL_INTERVAL_S": "3600"}
+    with Backend(folder, label_studio.url, label_studio.token, environment) as running:
         yield running
 
 
