@@ -230,5 +230,5 @@ def test_classes_that_are_left_out_are_told_with_the_reason(reviewed):
     review["left_out"] = [{"label": "emu", "ap": None}, {"label": "yak", "ap": 0.0312}]
     RoundFolder(reviewed.folder(2)).write("dataset/quality.json", review)
     text = text_of(reviewed.app().test_client().get("/ui/projects/1/quality"))
-    assert "Left out, since the model is too weak there to doubt people: emu (not measured), yak (AP 0.031)." in text
+    assert "Left out, since the model is too weak there to doubt people: yak (AP 0.031); not measured yet: emu." in text
     assert "from a measured AP of 0.100 on" in text
