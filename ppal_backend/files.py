@@ -49,6 +49,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def numbered_before(folder: Path) -> list[Path]:
+    """The folders beside one whose names are smaller numbers, the largest first; none where its own is no number."""
+    if not folder.name.isdigit():
+        return []
+    numbers = (int(path.name) for path in folder.parent.glob("*") if path.name.isdigit())
+    return [folder.parent / str(number) for number in sorted(numbers, reverse=True) if number < int(folder.name)]
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:

@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.files import atomic_file, read_json, write_json
+from ppal_backend.files import atomic_file, numbered_before, read_json, write_json
 from ppal_backend.label_studio.client import DamagedExport, LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.structures.steering import comparable
@@ -53,7 +53,8 @@ def take_snapshot(
     schema = parse_label_config(config, from_name)
     with atomic_file(folder / "label_config.xml", "w") as file:
         file.write(config)
-    note = None if earlier is None else _go_on(client, project_id, folder, schema, earlier, config)
+    most = MOST_CHANGED * int(project.get("task_number") or 0)
+    note = None if earlier is None else _go_on(client, project_id, folder, schema, earlier, config, most)
     if note is None:
         note = _read_whole(client, project_id, folder, schema)
     write_json(folder / SNAPSHOT, note["told"])
@@ -63,11 +64,7 @@ def take_snapshot(
 
 def earlier_snapshot(folder: Path) -> Path | None:
     """The newest snapshot of an earlier round beside the round that ``folder`` belongs to; None where there is none."""
-    own = folder.parent
-    if not own.name.isdigit():
-        return None
-    numbers = sorted((int(p.name) for p in own.parent.glob("*") if p.name.isdigit()), reverse=True)
-    found = (own.parent / str(n) / folder.name for n in numbers if n < int(own.name))
+    found = (earlier / folder.name for earlier in numbered_before(folder.parent))
     return next((place for place in found if (place / SNAPSHOT).is_file()), None)
 
 
@@ -82,9 +79,15 @@ def _read_whole(client: LabelStudioClient, project_id: int, folder: Path, schema
 
 
 def _go_on(
-    client: LabelStudioClient, project_id: int, folder: Path, schema: LabelSchema, earlier: Path, config: str
+    client: LabelStudioClient,
+    project_id: int,
+    folder: Path,
+    schema: LabelSchema,
+    earlier: Path,
+    config: str,
+    most: float,
 ) -> dict[str, Any] | None:
-    """Put the snapshot together; None where that cannot be done or does not add up."""
+    """Put the snapshot together; None where that cannot be done, does not add up, or more than ``most`` changed."""
     try:
         until = str(read_json(earlier / SNAPSHOT)["until"])
         same = (earlier / "label_config.xml").read_text(encoding="utf-8") == config
@@ -94,7 +97,6 @@ def _go_on(
         return None
     if not same:
         return None  # the image may stand elsewhere in the tasks' data
-    most = MOST_CHANGED * int(client.project(project_id).get("task_number") or 0)
     changed: dict[int, Mapping[str, Any]] = {}
     for task in client.changed_tasks(project_id, before):
         changed[int(task["id"])] = task

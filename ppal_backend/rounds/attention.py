@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ppal_backend.files import numbered_before
 from ppal_backend.rounds.detections_store import StoredDetections
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.pool_map import FEATURE
@@ -31,10 +32,7 @@ class LastRound:
 
 def last_round(folder: RoundFolder) -> LastRound:
     """The newest round before that of ``folder`` whose query set can be read; nothing where there is none."""
-    own = folder.path.name
-    numbers = (int(path.name) for path in folder.path.parent.glob("*") if path.name.isdigit() and own.isdigit())
-    for number in sorted((n for n in numbers if n < int(own)), reverse=True):
-        earlier = RoundFolder(folder.path.parent / str(number))
+    for earlier in map(RoundFolder, numbered_before(folder.path)):
         if not earlier.is_done("query"):
             continue
         try:

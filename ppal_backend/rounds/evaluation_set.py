@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.files import read_json
+from ppal_backend.files import numbered_before, read_json
 
 EVALUATION, TRAINING = "evaluation", "training"
 SPLIT = "dataset/split.json"
@@ -170,7 +170,7 @@ def earlier_sides(folder: Path, labelled: Collection[int], old: Collection[int])
     """
     held_out: set[int] = set()
     trained: set[int] = set()
-    for earlier in (p for p in folder.parent.glob("*") if p.name.isdigit() and int(p.name) < int(folder.name)):
+    for earlier in numbered_before(folder):
         for name, ids in (("held_out.json", held_out), ("train.json", trained)):
             path = earlier / "dataset" / name
             if path.is_file() and (earlier / "steps" / "train.json").is_file():

@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 from ppal_backend.acquisition.strategies import READS_COUNTS
-from ppal_backend.files import sha256_of
+from ppal_backend.files import numbered_before, sha256_of
 from ppal_backend.rounds.detections_store import link_shards, shards_of
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry
@@ -66,12 +66,9 @@ def take_over(folder: RoundFolder, name: str, fingerprint: str) -> int | None:
     Returns:
         The number of that round; None where there is none or nothing was to be done.
     """
-    own = folder.path.name
-    if not fingerprint or not own.isdigit() or shards_of(folder / name):
+    if not fingerprint or shards_of(folder / name):
         return None
-    numbers = (int(path.name) for path in folder.path.parent.glob("*") if path.name.isdigit())
-    for number in sorted((n for n in numbers if n < int(own)), reverse=True):
-        earlier = RoundFolder(folder.path.parent / str(number))
+    for earlier in map(RoundFolder, numbered_before(folder.path)):
         if not earlier.is_done("infer") or not shards_of(earlier / name):
             continue
         try:
@@ -81,6 +78,7 @@ def take_over(folder: RoundFolder, name: str, fingerprint: str) -> int | None:
             continue
         if same:
             shards = link_shards(earlier / name, folder / name)
+            number = int(earlier.path.name)
             log.info("%d files of %s taken over from round %d: the detector is the same", shards, name, number)
             return number
     return None

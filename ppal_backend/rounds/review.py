@@ -16,7 +16,7 @@ import numpy as np
 
 from ppal_backend.acquisition.label_quality import Compared, Dispute, disputes_of, sure_from
 from ppal_backend.datasets.coco import CocoDataset, CocoImage
-from ppal_backend.files import read_json
+from ppal_backend.files import numbered_before, read_json
 from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.labelled import Truth, truth_by_image
 from ppal_backend.structures.quality import Quality
@@ -72,9 +72,8 @@ def strongest_first(disputes: Mapping[int, Sequence[Dispute]]) -> list[int]:
 
 def _measured_before(folder: Path) -> Mapping[str, float]:
     """AP by label of the newest earlier training that measured enough to tell; empty without one."""
-    numbers = (int(path.name) for path in folder.parent.glob("*") if path.name.isdigit())
-    for number in sorted((n for n in numbers if n < int(folder.name)), reverse=True):
-        path = folder.parent / str(number) / "metrics.json"
+    for earlier in numbered_before(folder):
+        path = earlier / "metrics.json"
         try:
             measured = Quality.of(read_json(path)).measured if path.is_file() else None
         except (ValueError, KeyError, TypeError) as error:
@@ -90,9 +89,7 @@ def _earlier(
 ) -> Iterator[tuple[int, int, list[tuple[int, Box]]]]:
     """Round number, image id and boxes with their class index in ``labels``, from the newest round that has them."""
     left = set(image_ids)
-    numbers = (int(path.name) for path in folder.parent.glob("*") if path.name.isdigit())
-    for number in sorted((n for n in numbers if n < int(folder.name)), reverse=True):
-        earlier = folder.parent / str(number)
+    for earlier in numbered_before(folder):
         try:
             names = _labels_of(earlier)
             found: Mapping[int, Sequence[Box]] = read_boxes(earlier / "detections", left) if names and left else {}
@@ -102,7 +99,7 @@ def _earlier(
         left -= found.keys()
         index = {position: labels.index(name) for position, name in enumerate(names) if name in labels}
         for image_id, boxes in found.items():
-            yield number, image_id, [(index[b.class_index], b) for b in boxes if b.class_index in index]
+            yield int(earlier.name), image_id, [(index[b.class_index], b) for b in boxes if b.class_index in index]
 
 
 def _labels_of(folder: Path) -> Sequence[str]:

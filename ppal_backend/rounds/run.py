@@ -19,7 +19,7 @@ from ppal_backend.acquisition.quotas import Constrained, hold_quotas
 from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy
 from ppal_backend.datasets.coco import CocoDataset
 from ppal_backend.errors import CheckpointError, RoundCancelled, TooFewAnnotations, WeightsUnavailable
-from ppal_backend.files import read_json, write_json
+from ppal_backend.files import numbered_before, read_json, write_json
 from ppal_backend.rounds import evaluation_set
 from ppal_backend.rounds.attention import keep_places, last_round, order_of_looking
 from ppal_backend.rounds.detections_store import DetectionsWriter, StoredDetections, read_queue
@@ -287,10 +287,9 @@ class _Run:
 
     def _take_over(self, path: Path) -> None:
         """Copy the predictions that an earlier round has kept, the newest that has them."""
-        rounds = sorted((int(p.name) for p in self.folder.path.parent.glob("*") if p.name.isdigit()), reverse=True)
-        for number in rounds:
-            kept = self.folder.path.parent / str(number) / PREDICTIONS / path.name
-            if number < self.spec.number and kept.is_file():
+        for earlier in numbered_before(self.folder.path):
+            kept = earlier / PREDICTIONS / path.name
+            if kept.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(kept, path)
                 return
