@@ -54,18 +54,18 @@ class CoverageSelector:
             return Selection([])
         comparison = self._compare(context, candidates)
         weights = as_tensor(self._weigh(context, [context.pool[p] for p in candidates]))
-        costs = [budget.costs[p] for p in candidates]
+        costs, ids = [budget.costs[p] for p in candidates], [context.pool_ids[p] for p in candidates]
         covering = _Covering(comparison, weights.to(comparison.distances.device), costs)
         spent, picks = 0, []
         while spent < budget.limit:
-            covering.leave_out([k for k in covering.left() if not budget.affordable(costs[k], spent)])
+            covering.leave_out_dearer(budget.limit - spent)
             pick = covering.best()
             if pick is None:
                 break
             if covering.distance(pick) < self._min_distance:
-                covering.leave_out([pick])
+                covering.leave_out(pick)
                 continue
-            picks.append(covering.take(pick, [context.pool_ids[p] for p in candidates]))
+            picks.append(covering.take(pick, ids))
             spent += costs[pick]
         sizes = covering.sizes()
         return Selection(
@@ -101,13 +101,13 @@ class _Covering:
         self._left = torch.ones(count, dtype=torch.bool, device=weights.device)
         self._bounds = torch.full((count,), torch.inf, dtype=torch.float64, device=weights.device)
 
-    def left(self) -> list[int]:
-        """Candidates that may still be chosen."""
-        return list(torch.nonzero(self._left)[:, 0].tolist())
+    def leave_out_dearer(self, cost: float) -> None:
+        """Choose none that costs more."""
+        self._left &= self._costs <= cost
 
-    def leave_out(self, positions: Sequence[int]) -> None:
-        """Choose none of these."""
-        self._left[list(positions)] = False
+    def leave_out(self, position: int) -> None:
+        """Do not choose this one."""
+        self._left[position] = False
 
     def best(self) -> int | None:
         """The candidate of largest gain that is left, the first of equal ones; None without any."""

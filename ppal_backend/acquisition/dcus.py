@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -161,17 +161,14 @@ class GainScorer:
         """``[N]`` gains for their cost, >= 0; of a pool that lies on disk shard by shard."""
         if not isinstance(context.pool, StreamedImages):
             return self.of(context, context.pool)
-        weights = self._class_weights(context)
-        counted = ((b.joined, *self._boxes.valid_rows_of_batch(b)) for b in context.pool.batches())
-        parts = [self._for_cost(*self._masses(*one, context.num_classes), weights) for one in counted]
-        return np.concatenate([np.zeros(0), *parts])
+        return self._for_cost(
+            context, ((b.joined, *self._boxes.valid_rows_of_batch(b)) for b in context.pool.batches())
+        )
 
     def of(self, context: QueryContext, images: Sequence[Detections]) -> np.ndarray:
         """Utilities of some images."""
-        weights = self._class_weights(context)
         counted = ((d, rows := self._boxes.valid_rows(d), torch.tensor([len(rows)])) for d in images)
-        parts = [self._for_cost(*self._masses(*one, context.num_classes), weights) for one in counted]
-        return np.concatenate([np.zeros(0), *parts])
+        return self._for_cost(context, counted)
 
     def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
         """Of each box that counts its part of the utility: boxes of a class share by their uncertainty."""
@@ -208,8 +205,15 @@ class GainScorer:
     def _cost(self, scores: np.ndarray) -> np.ndarray:
         return (IMAGE_S + BOX_S * scores) ** self._price
 
-    def _for_cost(self, mass: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return (np.log1p(mass) * weights).sum(1) / self._cost(scores)
+    def _for_cost(
+        self, context: QueryContext, counted: Iterable[tuple[Detections, torch.Tensor, torch.Tensor]]
+    ) -> np.ndarray:
+        """Utilities of images whose boxes come together: with the rows that count, and how many each image has."""
+        weights, parts = self._class_weights(context), [np.zeros(0)]
+        for one in counted:
+            mass, scores = self._masses(*one, context.num_classes)
+            parts.append((np.log1p(mass) * weights).sum(1) / self._cost(scores))
+        return np.concatenate(parts)
 
 
 def difficulty_weights(alpha: float = 0.3, beta: float = 0.2) -> ClassWeights:

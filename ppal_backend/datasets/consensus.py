@@ -130,11 +130,16 @@ def disagreement_of(tasks: Iterable[tuple[int, Sequence[int], Sequence[Vote]]]) 
     }
 
 
+def annotator_of(annotation: Mapping[str, Any]) -> Any:
+    """Label Studio's id of who made an annotation, which exports write in two ways; None where it is not told."""
+    who = annotation.get("completed_by")
+    return who.get("id") if isinstance(who, Mapping) else who
+
+
 def latest_by_person(annotations: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """Each person's last annotation, of annotations in the order of their change; those of nobody count as one's."""
     found: dict[int, Mapping[str, Any]] = {}
     for annotation in annotations:
-        who = annotation.get("completed_by")
-        who = who.get("id") if isinstance(who, Mapping) else who
+        who = annotator_of(annotation)
         found[who if isinstance(who, int) else 0] = annotation
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from statistics import median, quantiles
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ppal_backend.datasets.categories import CategoryMap
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
-from ppal_backend.datasets.consensus import Vote, consensus_of, disagreement_of, latest_by_person
+from ppal_backend.datasets.consensus import Vote, annotator_of, consensus_of, disagreement_of, latest_by_person
 from ppal_backend.datasets.images import ImageInfo
 
 REGION_TYPE = "rectanglelabels"
@@ -22,7 +22,7 @@ _SAME_PCT = 0.01  # the editor writes an untouched box back with other last digi
 MIN_BOX_PX = 1.0
 HullOf = Callable[[Mapping[str, Any], int, int], tuple[float, float, float, float] | None]
 """Corners in pixels of the box around a region of another shape, of an image of some width and height."""
-_SHAPES = frozenset({"polygonlabels", "ellipselabels", "brushlabels"})
+SHAPES = ("polygonlabels", "ellipselabels", "brushlabels")
 _OLDEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -285,7 +285,7 @@ def _instances(
             counts.malformed += 1
             continue
         kind, value = str(region.get("type")), region.get("value")
-        other = counts.hull_of if kind in _SHAPES and region.get("to_name") == schema.to_name else None
+        other = counts.hull_of if kind in SHAPES and region.get("to_name") == schema.to_name else None
         if other is None and (kind != REGION_TYPE or region.get("from_name") != schema.from_name):
             counts.other_regions[kind] += 1
             continue
@@ -340,37 +340,51 @@ def agreement_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str
         By model version the number of ``tasks`` and of boxes under each of :data:`ACTIONS`; no tasks give ``{}``.
     """
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for task in tasks:
-        annotation = choose_annotation(task)
-        prediction = annotation.get("prediction") if annotation is not None else None
-        version = prediction.get("model_version") if isinstance(prediction, Mapping) else None
-        if annotation is None or not isinstance(prediction, Mapping) or not version:
-            continue
-        shown, submitted = (_boxes(of.get("result"), from_name) for of in (prediction, annotation))
-        count = counts[str(version)]
+    for version, shown, submitted in shown_and_submitted(tasks, from_name):
+        count = counts[version]
         count["tasks"] += 1
-        count.update(action_of(value, submitted.get(region)) for region, value in shown.items())
+        count.update(action_of(region, submitted.get(name)) for name, region in shown.items())
         count["added"] += sum(region not in shown for region in submitted)
     return {version: {name: count[name] for name in ("tasks", *ACTIONS)} for version, count in counts.items()}
 
 
+def shown_and_submitted(
+    tasks: Iterable[Mapping[str, Any]], from_name: str
+) -> Iterator[tuple[str, dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]]:
+    """Model version, boxes of the prediction and boxes of the annotation that was made from it, both by region id.
+
+    Args:
+        tasks: Tasks as exported, read once. Of each the annotation counts that training uses; those made without a
+            prediction are left out.
+        from_name: Name of the RectangleLabels control.
+    """
+    for task in tasks:
+        annotation = choose_annotation(task)
+        prediction = annotation.get("prediction") if annotation is not None else None
+        version = prediction.get("model_version") if isinstance(prediction, Mapping) else None
+        if annotation is not None and isinstance(prediction, Mapping) and version:
+            shown, submitted = (_boxes(of.get("result"), from_name) for of in (prediction, annotation))
+            yield str(version), shown, submitted
+
+
 def _boxes(result: Any, from_name: str) -> dict[str, Mapping[str, Any]]:
-    """Values of the boxes of a control by region id; a region without an id can be nobody's copy."""
+    """The boxes of a control by region id; a region without an id can be nobody's copy."""
     found: dict[str, Mapping[str, Any]] = {}
     for number, region in enumerate(result if isinstance(result, list) else ()):
         mine = isinstance(region, Mapping) and region.get("type") == REGION_TYPE
         if mine and region.get("from_name") == from_name and isinstance(region.get("value"), Mapping):
-            found[str(region.get("id") or f"{id(result)}-{number}")] = region["value"]
+            found[str(region.get("id") or f"{id(result)}-{number}")] = region
     return found
 
 
 def action_of(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> str:
-    """What became of a proposed box: one of :data:`ACTIONS`. Both are values of regions of the same id."""
+    """What became of a proposed box: one of :data:`ACTIONS`. Both are regions of the same id."""
     if submitted is None:
         return "removed"
-    if shown.get(REGION_TYPE) != submitted.get(REGION_TYPE):
+    before, after = shown["value"], submitted["value"]
+    if before.get(REGION_TYPE) != after.get(REGION_TYPE):
         return "relabelled"
-    apart = (abs(float(shown.get(key) or 0) - float(submitted.get(key) or 0)) for key in _FRAME)
+    apart = (abs(float(before.get(key) or 0) - float(after.get(key) or 0)) for key in _FRAME)
     return "kept" if all(distance <= _SAME_PCT for distance in apart) else "moved"
 
 
@@ -409,7 +423,7 @@ def labeling_times(
         proposed = isinstance(prediction, Mapping) and bool(_boxes(prediction.get("result"), from_name))
         group = "with" if proposed else "without"
         seconds[group].append(float(lead_time))
-        who = _annotator(annotation)
+        who = annotator_of(annotation)
         if by_annotator and who is not None:
             seconds[f"{group} {who}"].append(float(lead_time))
     return {group: _typical(found) for group, found in sorted(seconds.items())}
@@ -418,13 +432,8 @@ def labeling_times(
 def annotators_of(tasks: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     """Label Studio's id of the user who made the annotation that training uses, by task id, where it is told."""
     chosen = ((int(task["id"]), choose_annotation(task)) for task in tasks)
-    found = ((task_id, _annotator(annotation)) for task_id, annotation in chosen if annotation is not None)
+    found = ((task_id, annotator_of(annotation)) for task_id, annotation in chosen if annotation is not None)
     return {task_id: who for task_id, who in found if isinstance(who, int)}
-
-
-def _annotator(annotation: Mapping[str, Any]) -> Any:
-    who = annotation.get("completed_by")
-    return who.get("id") if isinstance(who, Mapping) else who
 
 
 def _typical(seconds: list[float]) -> dict[str, float]:

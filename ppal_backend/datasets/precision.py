@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppal_backend.datasets.label_studio_json import REGION_TYPE, action_of, choose_annotation
+from ppal_backend.datasets.label_studio_json import action_of, shown_and_submitted
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ENOUGH_BOXES, ENOUGH_IMAGES = 100, 20
@@ -38,22 +38,13 @@ def precision_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str
     sums: defaultdict[str, dict[str, dict[str, int]]] = defaultdict(
         lambda: {f"{t:g}": dict.fromkeys(SUMS, 0) for t in THRESHOLDS}
     )
-    for task in tasks:
-        annotation = choose_annotation(task)
-        prediction = annotation.get("prediction") if annotation is not None else None
-        version = prediction.get("model_version") if isinstance(prediction, Mapping) else None
-        if annotation is None or not isinstance(prediction, Mapping) or not version:
-            continue
-        shown, submitted = (_regions(of.get("result"), from_name) for of in (prediction, annotation))
+    for version, shown, submitted in shown_and_submitted(tasks, from_name):
         if not shown or any(_score(region) is None for region in shown.values()):
             continue
-        scored = [
-            (_score(region) or 0.0, action_of(region["value"], submitted.get(i, {}).get("value")) == "kept")
-            for i, region in shown.items()
-        ]
+        scored = [(_score(region) or 0.0, action_of(region, submitted.get(i)) == "kept") for i, region in shown.items()]
         same = all(is_kept for _, is_kept in scored) and not set(submitted) - set(shown)
         for threshold in THRESHOLDS:
-            _count(sums[str(version)][f"{threshold:g}"], scored, threshold, same)
+            _count(sums[version][f"{threshold:g}"], scored, threshold, same)
     return dict(sums)
 
 
@@ -67,15 +58,6 @@ def _count(row: dict[str, int], scored: list[tuple[float, bool]], threshold: flo
         SUMS, (boxes, kept, 1, kept * kept, kept * boxes, boxes * boxes, whole, whole and same), strict=True
     ):
         row[name] += int(value)
-
-
-def _regions(result: Any, from_name: str) -> dict[str, Mapping[str, Any]]:
-    mine = (r for r in (result if isinstance(result, list) else ()) if isinstance(r, Mapping))
-    return {
-        str(r.get("id") or id(r)): r
-        for r in mine
-        if r.get("type") == REGION_TYPE and r.get("from_name") == from_name and isinstance(r.get("value"), Mapping)
-    }
 
 
 def _score(region: Mapping[str, Any]) -> float | None:

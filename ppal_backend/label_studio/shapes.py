@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = ("polygonlabels", "ellipselabels", "brushlabels")
 LEAST_ALPHA = 1  # of 255: what the editor shows at all
 MOST_PX = 200_000_000
 
@@ -22,7 +21,7 @@ def hull_of(region: Mapping[str, Any], width: int, height: int) -> Hull | None:
     """Corners ``(x1, y1, x2, y2)`` in pixels of the box around a region, not clipped; None if it has no usable shape.
 
     Args:
-        region: A region of an annotation, its type one of :data:`SHAPES`.
+        region: A region of an annotation, its type one of :data:`~ppal_backend.datasets.label_studio_json.SHAPES`.
         width: Of the image, in pixels.
         height: Likewise.
     """

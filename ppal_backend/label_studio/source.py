@@ -13,6 +13,7 @@ from typing import Any
 
 from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import (
+    SHAPES,
     ConversionReport,
     agreement_of,
     annotations_to_coco,
@@ -26,7 +27,7 @@ from ppal_backend.errors import ImageError, SettingsError
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
-from ppal_backend.label_studio.shapes import SHAPES, hull_of
+from ppal_backend.label_studio.shapes import hull_of
 from ppal_backend.label_studio.snapshot import earlier_snapshot, take_snapshot
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from ppal_backend.datasets.consensus import annotator_of
 from ppal_backend.errors import LabelStudioError, StateError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.transport import NotFound
@@ -98,4 +99,4 @@ def _tasks(client: LabelStudioClient, task_ids: Collection[int]) -> Iterator[dic
 def _people(task: dict[str, Any]) -> set[Any]:
     """Who annotated a task; those who skipped it did not."""
     rows = [a for a in task.get("annotations") or () if not a.get("was_cancelled")]
-    return {who.get("id") if isinstance(who := row.get("completed_by"), dict) else who for row in rows}
+    return {annotator_of(row) for row in rows}

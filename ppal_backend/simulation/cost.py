@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppal_backend.acquisition.dcus import BOX_S, IMAGE_S
 from ppal_backend.rounds.detections_store import read_detections
 from ppal_backend.settings import ProjectDefaults
 from ppal_backend.simulation.data import Benchmark
@@ -42,8 +43,8 @@ class AnnotationTime:
         deleted: Per shown box of nothing.
     """
 
-    image: float = 5.0
-    drawn: float = 7.0
+    image: float = IMAGE_S
+    drawn: float = BOX_S
     moved: float = 3.5
     kept: float = 1.6
     deleted: float = 1.6
