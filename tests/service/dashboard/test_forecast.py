@@ -108,5 +108,5 @@ def test_what_is_shown_held_what_came_on_the_simulators_curves():
                         for widened in held:
                             found = forecast.at(images[at]).widened() if widened else forecast.at(images[at])
                             held[widened].append(found.low <= values[at] <= found.high)
-    assert len(held[True]) == 75
+    assert len(held[True]) >= 75
     assert 0.75 <= np.mean(held[True]) <= 0.90 and np.mean(held[False]) < 0.65
