@@ -37,7 +37,7 @@ from ppal_backend.datasets.coco import (
     result_row,
 )
 from ppal_backend.detector.data import read_coco
-from ppal_backend.detector.infer.evaluation import _kept_predictions, coco_metrics
+from ppal_backend.detector.infer.evaluation import coco_metrics, kept_predictions
 from ppal_backend.rounds.labelled import Truth, truth_by_image
 from ppal_backend.rounds.model_errors import Judgement, judge
 from ppal_backend.rounds.review import LEAST_AP, LISTED_SHARE, strongest_first
@@ -187,7 +187,7 @@ def look(data: Path, trained: Path, work: Path) -> Seen:
     joined.write(truth)
     name = str(json.loads((trained / "work" / "request.json").read_text())["detector"])
     model = ModelRef(name, str(trained / "work" / "final.pth"), labels)
-    _kept_predictions(file, model, read_coco(truth, labels), "cpu", None)
+    kept_predictions(file, model, read_coco(truth, labels), "cpu", None)
     return Seen(joined, file, labels)
 
 

@@ -17,7 +17,8 @@ from ppal_backend.structures import Detections, QueryContext
 Weigh = Callable[[QueryContext, Sequence[Detections]], np.ndarray]
 """Utilities ``[k]`` >= 0 of some images."""
 
-_LOOKED_AT = 16  # gains that are brought up to date together
+_FEWEST, _MOST = 16, 256  # gains that are brought up to date together: a row costs less in a larger block
+_CELLS = 1 << 24  # distances read at once
 
 
 class CoverageSelector:
@@ -112,16 +113,20 @@ class _Covering:
     def best(self) -> int | None:
         """The candidate of largest gain that is left, the first of equal ones; None without any."""
         fresh = torch.zeros_like(self._left)
+        most = min(_MOST, max(_FEWEST, _CELLS // len(fresh)))
+        size = _FEWEST
         while bool(self._left.any()):
             bounds = self._bounds.masked_fill(~self._left, -torch.inf)
             first = int(bounds.argmax())
             if bool(fresh[first]):
                 return first
-            stale = bounds.masked_fill(fresh, -torch.inf).topk(min(_LOOKED_AT, len(bounds)))
+            size = most if bool(bounds[first] == torch.inf) else min(size, most)
+            stale = bounds.masked_fill(fresh, -torch.inf).topk(min(size, len(bounds)))
             look = stale.indices[torch.isfinite(stale.values) | (stale.values == torch.inf)].sort().values
             rows = self._distances.rows(look).double()
             self._bounds[look] = (self._far[None] - rows).clamp(min=0.0) @ self._weights / self._costs[look]
             fresh[look] = True
+            size *= 2
         return None
 
     def distance(self, pick: int) -> float:

@@ -274,10 +274,10 @@ TOP_BOXES = 5
 TOP_CLASSES = 5
 
 
-def top_boxes(detections: Detections, parts: BoxContributions, count: int = TOP_BOXES) -> tuple[BoxContribution, ...]:
+def top_boxes(detections: Detections, parts: BoxContributions) -> tuple[BoxContribution, ...]:
     """The boxes that contribute most, largest first; ties by lowest row."""
     rows, values = parts.rows.tolist(), parts.values.tolist()
-    best = sorted(range(len(rows)), key=lambda k: (-values[k], rows[k]))[:count]
+    best = sorted(range(len(rows)), key=lambda k: (-values[k], rows[k]))[:TOP_BOXES]
     boxes = as_tensor(detections.boxes_xyxy)
     made = []
     for k in best:
@@ -302,16 +302,14 @@ def _second_class(detections: Detections, row: int, own: int) -> tuple[int | Non
     return second, min(1.0, max(0.0, float(probs[second]) / of_own))
 
 
-def top_classes(
-    detections: Detections, parts: BoxContributions, count: int = TOP_CLASSES
-) -> tuple[ClassContribution, ...]:
+def top_classes(detections: Detections, parts: BoxContributions) -> tuple[ClassContribution, ...]:
     """The classes that contribute most, largest first; ties by lowest class."""
     sums: dict[int, tuple[int, float]] = {}
     classes = as_tensor(detections.class_indices)[parts.rows].tolist()
     for cls, value in zip(classes, parts.values.tolist(), strict=True):
         boxes, total = sums.get(cls, (0, 0.0))
         sums[cls] = (boxes + 1, total + value)
-    best = sorted(sums, key=lambda cls: (-sums[cls][1], cls))[:count]
+    best = sorted(sums, key=lambda cls: (-sums[cls][1], cls))[:TOP_CLASSES]
     return tuple(ClassContribution(cls, *sums[cls]) for cls in best)
 
 

@@ -327,20 +327,15 @@ class LabelStudioClient:
         hooks = self._sdk_read(lambda: self._sdk.webhooks.list(project=project_id))
         return [hook.model_dump(mode="json") for hook in hooks if hook.project == project_id]
 
-    def ensure_webhook(
-        self,
-        project_id: int,
-        url: str,
-        headers: Mapping[str, str] | None = None,
-        actions: Sequence[str] = WEBHOOK_ACTIONS,
-    ) -> dict[str, Any]:
+    def ensure_webhook(self, project_id: int, url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Make the project send its events to ``url``: create the webhook, or repair the one that points there.
+
+        It asks for :data:`WEBHOOK_ACTIONS`; an existing hook keeps its further ones.
 
         Args:
             project_id: Project.
             url: Address of the events route as Label Studio reaches it; a host name needs a dot.
             headers: Headers Label Studio shall send (credentials); None leaves existing ones as they are.
-            actions: Events wanted; an existing hook keeps its further ones.
 
         Returns:
             The webhook as stored.
@@ -350,8 +345,8 @@ class LabelStudioClient:
         """
         ours = [hook for hook in self.webhooks(project_id) if hook["url"].rstrip("/") == url.rstrip("/")]
         if not ours:
-            fields = {"url": url, "project": project_id, "headers": dict(headers or {}), "actions": list(actions)}
-            fields |= {"send_payload": True, "send_for_all_actions": False, "is_active": True}
+            fields = {"url": url, "project": project_id, "headers": dict(headers or {}), "is_active": True}
+            fields |= {"actions": list(WEBHOOK_ACTIONS), "send_payload": True, "send_for_all_actions": False}
             self.transport.sdk_call(lambda: self._sdk.webhooks.create(**fields))
             ours = [hook for hook in self.webhooks(project_id) if hook["url"].rstrip("/") == url.rstrip("/")]
             if not ours:
@@ -363,7 +358,7 @@ class LabelStudioClient:
         wanted = dict(hook) if headers is None else {**hook, "headers": dict(headers)}
         wanted |= {"is_active": True, "send_payload": True}
         if not hook["send_for_all_actions"]:
-            wanted["actions"] = sorted(set(hook["actions"] or ()) | set(actions))
+            wanted["actions"] = sorted(set(hook["actions"] or ()) | set(WEBHOOK_ACTIONS))
         if wanted == {**hook, "actions": sorted(hook["actions"] or ())}:
             return hook
         keys = ("url", "headers", "actions", "is_active", "send_payload", "send_for_all_actions")

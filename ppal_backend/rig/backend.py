@@ -150,9 +150,9 @@ class Backend:
                 raise StateError(f"waited {timeout_s:.0f} s for {what}\n{self.log_tail()}")
             time.sleep(0.2)
 
-    def log_tail(self, lines: int = 30) -> str:
+    def log_tail(self) -> str:
         """The last lines of its log."""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-30:])
 
     def _round(self, project_id: int, number: int) -> RoundRecord | None:
         return next((r for r in self.store.rounds.of_project(project_id) if r.number == number), None)

@@ -288,9 +288,9 @@ class LabelStudioServer:
             log.seek(self._log_start)
             return log.read().decode("utf-8", "replace")
 
-    def log_tail(self, lines: int = 20) -> str:
+    def log_tail(self) -> str:
         """The last lines of its log."""
-        return "\n".join(self._log().splitlines()[-lines:]) if self.log_path.exists() else ""
+        return "\n".join(self._log().splitlines()[-20:]) if self.log_path.exists() else ""
 
 
 def personal_token(url: str, username: str, password: str, timeout_s: float = 60.0) -> str:

@@ -85,8 +85,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def _tail(self, lines: int = 10) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+    def _tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
 
 
 ADMIN = "admin"

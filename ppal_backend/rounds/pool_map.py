@@ -75,17 +75,17 @@ def labelled_to_draw(entries: Sequence[PoolEntry], pool_images: int) -> list[Poo
     return [ordered[i * len(ordered) // most] for i in range(most)]
 
 
-def pool_to_draw(image_ids: Sequence[int], chosen: Collection[int], most: int = MOST_DRAWN) -> list[int]:
-    """Rows of the pool's images that the map shows: all, or at most ``most`` of which an even sample by place.
+def pool_to_draw(image_ids: Sequence[int], chosen: Collection[int]) -> list[int]:
+    """Rows of the pool's images that the map shows: all, or of more than :data:`MOST_DRAWN` an even sample by place.
 
     The query set is always among them.
     """
-    if len(image_ids) <= most:
+    if len(image_ids) <= MOST_DRAWN:
         return list(range(len(image_ids)))
     wanted = set(chosen)
     kept = [row for row, image_id in enumerate(image_ids) if image_id in wanted]
     others = [row for row, image_id in enumerate(image_ids) if image_id not in wanted]
-    count = min(len(others), max(0, most - len(kept)))
+    count = min(len(others), max(0, MOST_DRAWN - len(kept)))
     return sorted(kept + [others[k * len(others) // count] for k in range(count)])
 
 

@@ -153,15 +153,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def nearest_labelled(
-    folders: Sequence[tuple[Path, Collection[int] | None]], looked_for: Objects, least_score: float, count: int = 3
+    folders: Sequence[tuple[Path, Collection[int] | None]], looked_for: Objects, least_score: float
 ) -> list[Similar]:
-    """Labelled images that hold the most similar objects.
+    """The three labelled images that hold the most similar objects.
 
     Args:
         folders: Where a round left detections of labelled images, with the images of each to look at.
         looked_for: What to look for.
         least_score: Objects of a lower score do not count.
-        count: Images at most.
     """
-    found = [one for folder, ids in folders for one in most_similar(folder, looked_for, least_score, count, ids)]
-    return _best(found, count)
+    found = [one for folder, ids in folders for one in most_similar(folder, looked_for, least_score, 3, ids)]
+    return _best(found, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -16,9 +15,6 @@ from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.runtime import EXTENSION, ImagesOf, Jobs, Predictor, Runtime, build_runtime
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Store
-
-if TYPE_CHECKING:
-    from ppal_backend.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +29,6 @@ def create_app(
     store: Store | None = None,
     jobs: Jobs | None = None,
     predictor: Predictor | None = None,
-    client: LabelStudioClient | None = None,
     images: ImagesOf | None = None,
 ) -> Flask:
     """The service as a WSGI application; no detector is loaded and Label Studio is not called.
@@ -43,8 +38,7 @@ def create_app(
         store: the state; opened by the settings when None.
         jobs: where work is enqueued (``sync(project_id)``); the job queue of the settings when None.
         predictor: where live predictions come from; a process started by the first one when None.
-        client: the Label Studio to fetch images from; each project's own when None.
-        images: where a project's images come from; fetched with the client when None.
+        images: where a project's images come from; its own Label Studio when None.
 
     Raises:
         SettingsError: a setting is missing or contradicts another.
@@ -55,7 +49,7 @@ def create_app(
     http_errors.install(app)
     auth.install(app, settings)
     app.after_request(_with_safe_headers)
-    app.extensions[EXTENSION] = build_runtime(settings, store, jobs, predictor, client, images)
+    app.extensions[EXTENSION] = build_runtime(settings, store, jobs, predictor, images)
     app.register_blueprint(routes)
     dashboard.install(app, app.extensions[EXTENSION])
     if not settings.label_studio_api_key.get_secret_value():

@@ -19,7 +19,6 @@ from ppal_backend.worker.queue import JobQueue, open_queue
 
 if TYPE_CHECKING:
     from ppal_backend.datasets.images import ImageInfo
-    from ppal_backend.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,6 @@ def build_runtime(
     store: Store | None = None,
     jobs: Jobs | None = None,
     predictor: Predictor | None = None,
-    client: LabelStudioClient | None = None,
     images: ImagesOf | None = None,
 ) -> Runtime:
     """The runtime that the settings describe, with the given parts in place of its own.
@@ -164,8 +162,7 @@ def build_runtime(
         store: the state; opened by the settings when None.
         jobs: the job queue.
         predictor: the live predictor.
-        client: the Label Studio to fetch every project's images from; by default each project's own.
-        images: where a project's images come from; fetched with the client when None.
+        images: where a project's images come from; its own Label Studio when None.
     """
     store = store or open_store(settings)
     options = LiveOptions(settings.device, settings.model_zoo, settings.threads)
@@ -175,7 +172,7 @@ def build_runtime(
         store=store,
         notifier=Notifier(jobs),
         predictor=predictor or LivePredictor(options),
-        images=images or Images(settings, client),
+        images=images or Images(settings),
         metrics=Metrics(store, settings, jobs if isinstance(jobs, JobQueue) else None),
         fetchers=ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch"),
         predict_slots=threading.BoundedSemaphore(MOST_PREDICTING),
@@ -191,8 +188,8 @@ def default_runtime() -> Runtime:
 class Images:
     """The image cache of each project's Label Studio; the worker uses the same folder."""
 
-    def __init__(self, settings: Settings, client: LabelStudioClient | None = None) -> None:
-        self._settings, self._client = settings, client
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._caches: dict[tuple[str, str], TaskImages] = {}
         self._lock = threading.Lock()
 
@@ -202,6 +199,5 @@ class Images:
         with self._lock:
             place = project.url, project.hostname
             if place not in self._caches:
-                client = self._client or open_client(self._settings, *place)
-                self._caches[place] = image_cache(self._settings, client)
+                self._caches[place] = image_cache(self._settings, open_client(self._settings, *place))
             return self._caches[place]

@@ -236,10 +236,10 @@ class Results:
                 out[row, column] = np.nan if figure is None else figure
         return out
 
-    def curve(self, name: str, seed: int, x: str, y: str = "map") -> tuple[np.ndarray, np.ndarray]:
-        """One seed's figures ``y`` against ``x``, round by round."""
+    def curve(self, name: str, seed: int, x: str) -> tuple[np.ndarray, np.ndarray]:
+        """One seed's ``x`` and mAP, round by round."""
         found = self.rounds[name, seed]
-        heights = [0.0 if r[y] is None else float(r[y]) for r in found]
+        heights = [0.0 if r["map"] is None else float(r["map"]) for r in found]
         return np.array([float(r[x]) for r in found]), np.array(heights)
 
     def class_groups(self) -> dict[str, tuple[str, ...]]:

@@ -84,14 +84,7 @@ class Recorder:
 class Discard:
     """Publisher of the shared first model, whose queue nobody labels."""
 
-    def publish(
-        self,
-        spec: RoundSpec,
-        model: ModelRef | None,
-        queue: Sequence[QueueEntry],
-        state: dict[str, Any] | None,
-        on_state: Callable[[dict[str, Any]], None],
-    ) -> str:
+    def publish(self, *_: Any, **__: Any) -> str:
         return "first-model"
 
 

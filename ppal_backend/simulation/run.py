@@ -102,8 +102,11 @@ def simulate(
         plan = prepare(options, out, console)
         _announce(plan, console)
         if engine_factory is None:
-            _fetch_weights(plan)
-            _announce_duration(out, plan, options, console)
+            settings = load_settings()
+            entry = find_entry(plan.detector, settings.model_zoo)
+            if plan.init_weights == "zoo" and entry.weights is not None:
+                weights_file(entry, settings.weights_dir)  # before anything starts, rather than in every part of it
+            _announce_duration(out, plan, entry, options, console)
         try:
             with Board(out, plan, console):
                 run_tasks(
@@ -203,17 +206,9 @@ def _announce(plan: Plan, console: Console) -> None:
     )
 
 
-def _fetch_weights(plan: Plan) -> None:
-    """Have the initial weights before anything starts, rather than in every part of the simulation."""
-    settings = load_settings()
-    entry = find_entry(plan.detector, settings.model_zoo)
-    if plan.init_weights == "zoo" and entry.weights is not None:
-        weights_file(entry, settings.weights_dir)
-
-
-def _announce_duration(root: Path, plan: Plan, options: SimulationOptions, console: Console) -> None:
+def _announce_duration(root: Path, plan: Plan, entry: ZooEntry, options: SimulationOptions, console: Console) -> None:
     """Say how long the trainings that are left will take, from a few steps on images of the pool."""
-    steps = steps_left(root, plan, find_entry(plan.detector, load_settings().model_zoo))
+    steps = steps_left(root, plan, entry)
     if steps < _WORTH_MEASURING:
         return
     with console.status("measuring a few steps of training"), tempfile.TemporaryDirectory() as folder:

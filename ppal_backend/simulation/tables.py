@@ -46,9 +46,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
-def percent(pair: Mapping[str, float] | None, digits: int = 1) -> str:
+def percent(pair: Mapping[str, float] | None) -> str:
     """``51.5 ± 1.5``, or a dash."""
-    return "–" if pair is None else f"{100 * pair['mean']:.{digits}f} ± {100 * pair['std']:.{digits}f}"
+    return "–" if pair is None else f"{100 * pair['mean']:.1f} ± {100 * pair['std']:.1f}"
 
 
 def share(value: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from ppal_backend.acquisition import coverage
 from ppal_backend.acquisition.baselines.typiclust import TypicalitySelector
 from ppal_backend.acquisition.budget import Budget
 from ppal_backend.acquisition.ccms import LazySimilarity, matrix
@@ -264,6 +265,26 @@ def test_auto_takes_what_covers_most_weight_beside_the_labelled_images(seed, mem
             assert told.nearest_similarity == pytest.approx(2.0 - min(before), abs=1e-5)
         else:
             assert told.nearest_chosen is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auto_picks_the_same_however_many_rows_it_reads_at_once(seed, monkeypatch):
+    """Similarities that do not fit are computed for the rows asked for, which costs less the more they are."""
+    context = make_context(seed, images=300, classes=3, labelled=0)
+    read, rows = [], SimilarityDistances.rows
+    monkeypatch.setattr(SimilarityDistances, "rows", lambda self, at: read.append(len(at)) or rows(self, at))
+    blocks = query("auto", context, 20, memory_gib=1e-6)
+    assert read[0] == len(blocks.candidate_ids) > 16, "the first look at all candidates is one read"
+    assert 32 in read, "later reads grow"
+    monkeypatch.setattr(coverage, "_FEWEST", 1)
+    monkeypatch.setattr(coverage, "_MOST", 1)
+    read.clear()
+    one_by_one = query("auto", context, 20, memory_gib=1e-6)
+    assert max(read) == 1
+    assert blocks.image_ids == one_by_one.image_ids
+    assert [e.cluster_size for e in blocks.explanations.values()] == [
+        e.cluster_size for e in one_by_one.explanations.values()
+    ]
 
 
 def test_auto_leaves_near_duplicates_out_and_keeps_to_a_budget_of_boxes():

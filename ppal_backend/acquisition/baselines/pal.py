@@ -31,19 +31,18 @@ _RIDGE = 1.0
 _NEWTON_STEPS = 50
 
 
-def fit_logistic(features: np.ndarray, targets: np.ndarray, ridge: float = _RIDGE) -> np.ndarray:
-    """Ridge-regularised logistic regression by Newton's method.
+def fit_logistic(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Logistic regression by Newton's method, with a ridge of 1 on all weights but the constant.
 
     Args:
         features: ``[n, f]``; a constant is added.
         targets: ``[n]`` bool.
-        ridge: Penalty on all weights but the constant, > 0.
 
     Returns:
         ``[f + 1]`` weights, the constant last.
     """
     design = np.hstack([features, np.ones((len(features), 1))])
-    penalty = np.diag([ridge] * features.shape[1] + [1e-6])
+    penalty = np.diag([_RIDGE] * features.shape[1] + [1e-6])
     weights = np.zeros(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -30.0, 30.0)))

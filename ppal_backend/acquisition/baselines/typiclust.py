@@ -23,16 +23,16 @@ MAX_CLUSTERS = 500
 MIN_CLUSTER = 5
 _EPSILON = 1e-5
 _BLOCK = 2048
+_MOST_ITERATIONS = 50
 
 
-def k_means(features: torch.Tensor, k: int, rng: np.random.Generator, max_iterations: int = 50) -> torch.Tensor:
+def k_means(features: torch.Tensor, k: int, rng: np.random.Generator) -> torch.Tensor:
     """Cluster rows.
 
     Args:
         features: ``[n, d]``, n >= k.
         k: Clusters, >= 1.
         rng: Draws the seeds.
-        max_iterations: Rounds at most.
 
     Returns:
         ``[n]`` int64 cluster of each row, 0..k-1; clusters may be empty when rows coincide.
@@ -48,7 +48,7 @@ def k_means(features: torch.Tensor, k: int, rng: np.random.Generator, max_iterat
     values = features.double()
     centers = values[_seeds(values, k, rng)]
     labels = torch.full((n,), -1, dtype=torch.long)
-    for _ in range(max_iterations):
+    for _ in range(_MOST_ITERATIONS):
         found = _squared_distances(values, centers).argmin(1)
         if bool((found == labels).all()):
             break

@@ -135,9 +135,9 @@ def _scatter_add(result: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
         flat.index_add_(0, index.view(-1), values[start : start + step].reshape(-1))
 
 
-def _symmetrise(result: torch.Tensor, block: int = 512) -> None:
+def _symmetrise(result: torch.Tensor) -> None:
     """Replace the matrix by itself plus its transpose, in place, within [0, 2], with diagonal 2."""
-    n = len(result)
+    n, block = len(result), 512
     for i in range(0, n, block):
         for j in range(i, n, block):
             upper, lower = result[i : i + block, j : j + block], result[j : j + block, i : i + block]

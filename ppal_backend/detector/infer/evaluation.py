@@ -144,7 +144,7 @@ def evaluate_versions(
     truth = coco_truth(records)
 
     def evaluated(at: int, of: ModelRef) -> COCOeval:
-        rows = _kept_predictions(folder / f"{at}.npz", of, records, device, zoo_root)
+        rows = kept_predictions(folder / f"{at}.npz", of, records, device, zoo_root)
         known = {index: model.labels.index(label) for index, label in enumerate(of.labels) if label in model.labels}
         rows = [{**row, "category_id": known[c] + 1} for row in rows if (c := row["category_id"] - 1) in known]
         return _evaluated(records, truth, rows, len(model.labels))
@@ -168,10 +168,25 @@ def evaluate_versions(
     return Versions(metrics, others, differences, problems)
 
 
-def _kept_predictions(
+def kept_predictions(
     path: Path, model: ModelRef, records: Sequence[ImageRecord], device: str, zoo_root: Path | None
 ) -> list[dict[str, Any]]:
-    """COCO results of a detector on these images, from its file as far as that has them; the file has them all then."""
+    """COCO results of a detector on these images, from its file as far as that has them; the file has them all then.
+
+    Args:
+        path: The ``.npz`` file, which need not exist.
+        model: The detector.
+        records: Images; nothing is looked at where the file has all of them.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        zoo_root: Folder of the zoo; None for the packaged one.
+
+    Returns:
+        Rows of COCO results, image by image in the order of ``records``.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or belongs to something else.
+        ImageError: An image cannot be read.
+    """
     kept = read_predictions(path, model.labels)
     new = [record for record in records if record.image_id not in kept]
     if new:
@@ -216,8 +231,8 @@ def _predict(
     predictions: list[dict[str, Any]] = []
     size = images_at_once(loaded, batch_size_for(loaded, batch_size))
     for start in range(0, len(records), size):
-        batch, samples = predict_batch(loaded, records[start : start + size])
-        for record, sample in zip(batch, samples, strict=True):
+        batch = records[start : start + size]
+        for record, sample in zip(batch, predict_batch(loaded, batch), strict=True):
             predictions += _predictions(record.image_id, sample.pred_instances)
         if on_progress is not None:
             on_progress(Progress("evaluate", start + len(batch), len(records)))

@@ -184,27 +184,23 @@ def predict_packed(loaded: LoadedDetector, packed: Sequence[Packed], amp: bool =
     return samples
 
 
-def predict_batch(
-    loaded: LoadedDetector, records: Sequence[ImageRecord], on_error: OnError | None = None
-) -> tuple[list[ImageRecord], list[Any]]:
+def predict_batch(loaded: LoadedDetector, records: Sequence[ImageRecord]) -> list[Any]:
     """Read and predict a batch of images in full precision.
 
     Args:
         loaded: Detector in evaluation mode.
         records: Images; only id and path are used.
-        on_error: Called with id and error for an image that cannot be read, which is then left out.
 
     Returns:
-        The images that could be read, in order, and mmdet's data samples for them, boxes in pixels of the
-        original image. Both are empty when none could be read.
+        mmdet's data samples of the images, in order, boxes in pixels of the original image.
 
     Raises:
-        ImageError: An image cannot be read and there is no ``on_error``.
+        ImageError: An image cannot be read.
     """
-    kept, packed = readable([(record, _read(loaded.pipeline, record, loaded.tile)) for record in records], on_error)
+    _, packed = readable([(record, _read(loaded.pipeline, record, loaded.tile)) for record in records])
     if loaded.tile is None:
-        return kept, predict_packed(loaded, packed) if packed else []
-    return kept, [_predict_views(loaded, views) for views in packed]
+        return predict_packed(loaded, packed) if packed else []
+    return [_predict_views(loaded, views) for views in packed]
 
 
 def _predict_views(loaded: LoadedDetector, views: Views) -> Any:

@@ -244,9 +244,9 @@ class Dashboard:
         self.runtime, self.actions, self.tokens = runtime, actions, FormTokens()
 
 
-def install(app: Flask, runtime: Runtime, actions: Actions | None = None) -> None:
+def install(app: Flask, runtime: Runtime) -> None:
     """Serve the dashboard from ``app``."""
-    app.extensions[EXTENSION] = Dashboard(runtime, actions or Actions(runtime))
+    app.extensions[EXTENSION] = Dashboard(runtime, Actions(runtime))
     app.register_blueprint(ui)
 
 
