@@ -23,15 +23,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for(condition, what="the condition holds", timeout_s=START_S):
-    """Until ``condition()`` holds; exceptions it raises count as not yet."""
+def wait_for(condition, what="the condition holds", timeout_s=START_S, every_s=0.05):
+    """Until ``condition()`` holds; exceptions it raises count as not yet, and the last is told if it never does."""
     end = time.monotonic() + timeout_s
     while True:
-        with contextlib.suppress(Exception):
+        error = None
+        try:
             if condition():
                 return
-        assert time.monotonic() < end, f"waited {timeout_s:.0f} s in vain: {what}"
-        time.sleep(0.05)
+        except Exception as raised:  # noqa: BLE001
+            error = raised
+        if time.monotonic() >= end:
+            raise AssertionError(f"waited {timeout_s:.0f} s in vain: {what}") from error
+        time.sleep(every_s)
 
 
 @contextlib.contextmanager

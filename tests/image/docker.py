@@ -125,7 +125,9 @@ class Engine:
 
     def __init__(self, packages, folder):
         self.packages, self.folder = packages, folder
-        self.environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/docker.sock",
+        # Compose takes a variable of its own environment before that of .env: the tests' own settings stay outside.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PPAL_", "COMPOSE_"))}
+        self.environment = {**inherited, "DOCKER_HOST": f"unix://{folder}/docker.sock",
                             "PATH": f"{packages}/usr/bin:{packages}/usr/sbin:{os.environ['PATH']}"}  # fmt: skip
 
     def start(self):

@@ -74,6 +74,10 @@ class Project:
     def ppal(self, *words):
         return self("exec", "-T", "ppal", "ppal", *words)
 
+    def versions(self, project):
+        """A project's versions, the oldest first."""
+        return json.loads(self.ppal("versions", str(project), "--json"))
+
     def state(self, service):
         """What Docker knows of a service's container."""
         return json.loads(self.engine("inspect", self("ps", "-a", "-q", service) or self("ps", "-q", service)))[0][
@@ -116,7 +120,7 @@ def project(engine, tmp_path, told):
 def test_connect_label_train_and_come_back(project, tmp_path, told):
     def timed(what, condition, seconds):
         started = time.monotonic()
-        wait_for(condition, what, seconds)
+        wait_for(condition, what, seconds, every_s=2)
         told(f"{what}: {time.monotonic() - started:.0f} s")
 
     def up(*services):
