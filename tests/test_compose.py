@@ -155,6 +155,10 @@ def test_toolkit_torch_and_gpus_of_the_image_fit_together():
         builds = set(re.findall(r"/whl/cu(\d+)", text))
         assert {version.replace(".", "") for version in toolkits} == builds <= {"126", "130", "132"}, name
     assert "nvidia/cuda:12.6.3-devel" in TEXT and "nvidia/cuda:12.6.3-base" in TEXT
+    told = (ROOT / "docs/gpu.md").read_text()
+    for name, argument in SERVICES["ppal-gpu"]["build"]["args"].items():
+        for variable in re.findall(r"\$\{(\w+)", argument):
+            assert f"`{variable}`" in told, f"how to choose {name} with Compose"
 
 
 def test_torch_knows_the_architectures(monkeypatch):
