@@ -1,24 +1,20 @@
-"""Label Studio's JSON export as a data set, and what people did to the pre-annotations they were shown."""
+"""Label Studio's JSON export as a data set."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from statistics import median, quantiles
 from typing import Any, Protocol
 
 from ppal_backend.datasets.categories import CategoryMap
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
-from ppal_backend.datasets.consensus import Vote, annotator_of, consensus_of, disagreement_of, latest_by_person
+from ppal_backend.datasets.consensus import Vote, consensus_of, disagreement_of, latest_by_person
 from ppal_backend.datasets.images import ImageInfo
 
 REGION_TYPE = "rectanglelabels"
-ACTIONS = ("kept", "moved", "relabelled", "removed", "added")
-_FRAME = ("x", "y", "width", "height", "rotation")
-_SAME_PCT = 0.01  # the editor writes an untouched box back with other last digits
 MIN_BOX_PX = 1.0
 HullOf = Callable[[Mapping[str, Any], int, int], tuple[float, float, float, float] | None]
 """Corners in pixels of the box around a region of another shape, of an image of some width and height."""
@@ -322,121 +318,3 @@ def _clip(hull: tuple[float, float, float, float], width: int, height: int) -> t
     if x2 - x1 < MIN_BOX_PX or y2 - y1 < MIN_BOX_PX:
         return None
     return x1, y1, x2 - x1, y2 - y1
-
-
-def agreement_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str, dict[str, int]]:
-    """Count by model version what became of its boxes.
-
-    Label Studio keeps with each annotation the prediction of the project's version at the time of submission, and its
-    editor leaves a predicted box its id. So a box of the prediction is ``kept`` (same place and label), ``moved``,
-    ``relabelled`` (wherever it lies) or ``removed``; one that only the annotation has is ``added``.
-
-    Args:
-        tasks: Tasks as exported, read once. Of each the annotation counts that training uses; those made without a
-            prediction are left out.
-        from_name: Name of the RectangleLabels control; other regions do not count.
-
-    Returns:
-        By model version the number of ``tasks`` and of boxes under each of :data:`ACTIONS`; no tasks give ``{}``.
-    """
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for version, shown, submitted in shown_and_submitted(tasks, from_name):
-        count = counts[version]
-        count["tasks"] += 1
-        count.update(action_of(region, submitted.get(name)) for name, region in shown.items())
-        count["added"] += sum(region not in shown for region in submitted)
-    return {version: {name: count[name] for name in ("tasks", *ACTIONS)} for version, count in counts.items()}
-
-
-def shown_and_submitted(
-    tasks: Iterable[Mapping[str, Any]], from_name: str
-) -> Iterator[tuple[str, dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]]:
-    """Model version, boxes of the prediction and boxes of the annotation that was made from it, both by region id.
-
-    Args:
-        tasks: Tasks as exported, read once. Of each the annotation counts that training uses; those made without a
-            prediction are left out.
-        from_name: Name of the RectangleLabels control.
-    """
-    for task in tasks:
-        annotation = choose_annotation(task)
-        prediction = annotation.get("prediction") if annotation is not None else None
-        version = prediction.get("model_version") if isinstance(prediction, Mapping) else None
-        if annotation is not None and isinstance(prediction, Mapping) and version:
-            shown, submitted = (_boxes(of.get("result"), from_name) for of in (prediction, annotation))
-            yield str(version), shown, submitted
-
-
-def _boxes(result: Any, from_name: str) -> dict[str, Mapping[str, Any]]:
-    """The boxes of a control by region id; a region without an id can be nobody's copy."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for number, region in enumerate(result if isinstance(result, list) else ()):
-        mine = isinstance(region, Mapping) and region.get("type") == REGION_TYPE
-        if mine and region.get("from_name") == from_name and isinstance(region.get("value"), Mapping):
-            found[str(region.get("id") or f"{id(result)}-{number}")] = region
-    return found
-
-
-def action_of(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> str:
-    """What became of a proposed box: one of :data:`ACTIONS`. Both are regions of the same id."""
-    if submitted is None:
-        return "removed"
-    before, after = shown["value"], submitted["value"]
-    if before.get(REGION_TYPE) != after.get(REGION_TYPE):
-        return "relabelled"
-    apart = (abs(float(before.get(key) or 0) - float(after.get(key) or 0)) for key in _FRAME)
-    return "kept" if all(distance <= _SAME_PCT for distance in apart) else "moved"
-
-
-FAR_OUT_IQR = 3.0
-"""Lead times this many interquartile ranges above the upper quartile are left out: somebody went for lunch."""
-
-
-def labeling_times(
-    tasks: Iterable[Mapping[str, Any]], from_name: str, by_annotator: bool = False
-) -> dict[str, dict[str, float]]:
-    """Seconds that people took for an image, with boxes proposed to them and without.
-
-    Args:
-        tasks: Tasks as exported, read once. Of each the annotation counts that training uses, if Label Studio measured
-            its time (``lead_time``).
-        from_name: Name of the RectangleLabels control; a prediction without a box of it proposes nothing.
-        by_annotator: Whether to tell it of each annotator too.
-
-    Returns:
-        By ``with`` and ``without``, and with ``by_annotator`` by ``with ID`` and ``without ID`` too: ``images``,
-        their ``median_s``, and how many images were left ``out`` because their time is far out. Groups without an
-        image are missing.
-    """
-    seconds: defaultdict[str, list[float]] = defaultdict(list)
-    for task in tasks:
-        annotation = choose_annotation(task)
-        lead_time = annotation.get("lead_time") if annotation is not None else None
-        if (
-            annotation is None
-            or isinstance(lead_time, bool)
-            or not isinstance(lead_time, int | float)
-            or not 0 < lead_time < math.inf
-        ):
-            continue
-        prediction = annotation.get("prediction")
-        proposed = isinstance(prediction, Mapping) and bool(_boxes(prediction.get("result"), from_name))
-        group = "with" if proposed else "without"
-        seconds[group].append(float(lead_time))
-        who = annotator_of(annotation)
-        if by_annotator and who is not None:
-            seconds[f"{group} {who}"].append(float(lead_time))
-    return {group: _typical(found) for group, found in sorted(seconds.items())}
-
-
-def annotators_of(tasks: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Label Studio's id of the user who made the annotation that training uses, by task id, where it is told."""
-    chosen = ((int(task["id"]), choose_annotation(task)) for task in tasks)
-    found = ((task_id, annotator_of(annotation)) for task_id, annotation in chosen if annotation is not None)
-    return {task_id: who for task_id, who in found if isinstance(who, int)}
-
-
-def _typical(seconds: list[float]) -> dict[str, float]:
-    low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    kept = [s for s in seconds if s <= high + FAR_OUT_IQR * (high - low)]
-    return {"images": len(kept), "median_s": round(median(kept), 1), "out": len(seconds) - len(kept)}

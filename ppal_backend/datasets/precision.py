@@ -11,9 +11,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ppal_backend.datasets.label_studio_json import action_of, shown_and_submitted
+from ppal_backend.datasets.corrections import Correction
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ENOUGH_BOXES, ENOUGH_IMAGES = 100, 20
@@ -22,13 +21,12 @@ _Z = 1.959964  # 95 % of a normal distribution
 SUMS = ("boxes", "kept", "images", "kept_kept", "kept_boxes", "boxes_boxes", "whole", "untouched")
 
 
-def precision_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str, dict[str, dict[str, int]]]:
+def precision_of(corrections: Iterable[Correction]) -> dict[str, dict[str, dict[str, int]]]:
     """Sums over images for each version and threshold, for JSON.
 
     Args:
-        tasks: Tasks as exported, read once. Of each the annotation counts that training uses; those made without a
-            prediction are left out, and so must be those that people did not look at box by box.
-        from_name: Name of the RectangleLabels control.
+        corrections: Those made without a prediction are left out, and so must be those of annotations that people did
+            not look at box by box.
 
     Returns:
         By version and threshold (as text): ``boxes`` of at least that confidence, those that were ``kept``, ``images``
@@ -38,13 +36,13 @@ def precision_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> dict[str
     sums: defaultdict[str, dict[str, dict[str, int]]] = defaultdict(
         lambda: {f"{t:g}": dict.fromkeys(SUMS, 0) for t in THRESHOLDS}
     )
-    for version, shown, submitted in shown_and_submitted(tasks, from_name):
-        if not shown or any(_score(region) is None for region in shown.values()):
+    for correction in corrections:
+        scored = [(score, action == "kept") for action, score in correction.boxes if score is not None]
+        if correction.version is None or not scored or len(scored) < len(correction.boxes):
             continue
-        scored = [(_score(region) or 0.0, action_of(region, submitted.get(i)) == "kept") for i, region in shown.items()]
-        same = all(is_kept for _, is_kept in scored) and not set(submitted) - set(shown)
+        same = all(is_kept for _, is_kept in scored) and not correction.added
         for threshold in THRESHOLDS:
-            _count(sums[version][f"{threshold:g}"], scored, threshold, same)
+            _count(sums[correction.version][f"{threshold:g}"], scored, threshold, same)
     return dict(sums)
 
 
@@ -58,11 +56,6 @@ def _count(row: dict[str, int], scored: list[tuple[float, bool]], threshold: flo
         SUMS, (boxes, kept, 1, kept * kept, kept * boxes, boxes * boxes, whole, whole and same), strict=True
     ):
         row[name] += int(value)
-
-
-def _score(region: Mapping[str, Any]) -> float | None:
-    score = region.get("score")
-    return float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.datasets.consensus import annotator_of
+from ppal_backend.datasets.corrections import agreement_of, corrections_of, labeling_times
 from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import (
     SHAPES,
     ConversionReport,
-    agreement_of,
     annotations_to_coco,
-    annotators_of,
     choose_annotation,
-    labeling_times,
     people_of,
 )
 from ppal_backend.datasets.precision import precision_of
@@ -112,7 +111,7 @@ class LabelStudioSource:
     def prepare(self, folder: Path, on_progress: OnProgress) -> PreparedData:
         """Fetch and verify the images of the snapshot, convert its annotations."""
         schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), self._from_name)
-        annotated = self._annotated_urls(folder, schema)
+        annotated, annotators = self._annotated(folder, schema)
         unlabelled = [row for row in _read_pool(folder / "pool.jsonl") if row[0] not in annotated]
         pool = [(i, url) for i, url, _ in unlabelled]
         wanted = [*annotated.items(), *pool]
@@ -127,9 +126,7 @@ class LabelStudioSource:
             on_progress(Progress("dataset", done, len(wanted), "images"))
         labelled, report = annotations_to_coco(read_export(folder / "annotated.json"), schema, found, self._hull_of)
         approved = frozenset(self._approved())
-        agreement = agreement_of(_looked_at(folder, approved), schema.from_name)
-        precision = precision_of(_looked_at(folder, approved), schema.from_name)
-        times = labeling_times(_looked_at(folder, approved), schema.from_name, self._times_by_annotator)
+        corrections = corrections_of(_looked_at(folder, approved), schema.from_name)
         people = people_of(_looked_at(folder, approved), schema, found, self._hull_of)
         entries = [_entry(found[i]) for i, _ in pool if i in found]
         return PreparedData(
@@ -138,9 +135,9 @@ class LabelStudioSource:
             labels=schema.labels,
             report={
                 "conversion": report.as_dict(),
-                "agreement": agreement,
-                "precision": precision,
-                "times": times,
+                "agreement": agreement_of(corrections),
+                "precision": precision_of(corrections),
+                "times": labeling_times(corrections, self._times_by_annotator),
                 "people": people,
                 "image_problems": list(unusable.values())[:MAX_REPORTED_PROBLEMS],
             },
@@ -149,13 +146,22 @@ class LabelStudioSource:
                 "images": images_problem(len(wanted), unusable, annotated),
                 "annotations": annotations_problem(report),
             },
-            annotators=annotators_of(read_export(folder / "annotated.json")),
+            annotators=annotators,
             data={i: data for i, _, data in unlabelled},
         )
 
-    def _annotated_urls(self, folder: Path, schema: LabelSchema) -> dict[int, str | None]:
-        tasks = read_export(folder / "annotated.json")
-        return {int(t["id"]): schema.image_url(t["data"]) for t in tasks if choose_annotation(t) is not None}
+    def _annotated(self, folder: Path, schema: LabelSchema) -> tuple[dict[int, str | None], dict[int, int]]:
+        """By annotated task the address of its image, and who made the annotation that training uses, where known."""
+        urls: dict[int, str | None] = {}
+        annotators: dict[int, int] = {}
+        for task in read_export(folder / "annotated.json"):
+            annotation = choose_annotation(task)
+            if annotation is not None:
+                task_id, who = int(task["id"]), annotator_of(annotation)
+                urls[task_id] = schema.image_url(task["data"])
+                if isinstance(who, int):
+                    annotators[task_id] = who
+        return urls, annotators
 
     def _fetch(self, wanted: Sequence[tuple[int, str | None]]) -> Iterator[tuple[int, ImageInfo | str]]:
         """Images in the order asked for; in place of an image that cannot be used, the reason."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.datasets.label_studio_json import agreement_of, labeling_times
+from ppal_backend.datasets.corrections import agreement_of, corrections_of, labeling_times
 
 V1, V2 = "ppal-r1-aaa", "ppal-r2-bbb"
 
@@ -18,14 +18,14 @@ def task(shown, submitted, version=V1, **annotation):
 
 
 def counts(*tasks):
-    found = agreement_of(iter(tasks), "label")
+    found = agreement_of(corrections_of(iter(tasks), "label"))
     return {version: tuple(count.values()) for version, count in found.items()}
 
 
 def test_every_box_is_counted_once_by_what_became_of_it():
     shown = [box("a"), box("b"), box("c"), box("d", label="dog")]
     submitted = [box("a"), box("b", x=12.0), box("c", label="dog", x=50.0), box("new")]
-    found = agreement_of([task(shown, submitted)], "label")
+    found = agreement_of(corrections_of([task(shown, submitted)], "label"))
     wanted = {"tasks": 1, "kept": 1, "moved": 1, "relabelled": 1, "removed": 1, "added": 1}
     assert found == {V1: wanted}
 
@@ -77,7 +77,7 @@ def took(seconds, shown=(), who=1, **annotation):
 def test_seconds_are_medians_with_and_without_proposed_boxes():
     tasks = [took(s, [box("a")]) for s in (4.0, 6.0, 100.0)] + [took(s) for s in (10, 30)]
     tasks.append(took(8.0, [box("a", control="other")]))
-    assert labeling_times(tasks, "label") == {
+    assert labeling_times(corrections_of(tasks, "label")) == {
         "with": {"images": 3, "median_s": 6.0, "out": 0},
         "without": {"images": 3, "median_s": 10, "out": 0},
     }
@@ -85,23 +85,23 @@ def test_seconds_are_medians_with_and_without_proposed_boxes():
 
 def test_a_lunch_break_does_not_count():
     tasks = [took(s) for s in (9, 10, 11, 12, 13, 3600)]
-    assert labeling_times(tasks, "label") == {"without": {"images": 5, "median_s": 11, "out": 1}}
+    assert labeling_times(corrections_of(tasks, "label")) == {"without": {"images": 5, "median_s": 11, "out": 1}}
 
 
 @pytest.mark.parametrize("seconds", [None, 0, -3, float("nan"), float("inf"), "12", True])
 def test_a_time_that_was_not_measured_does_not_count(seconds):
-    assert labeling_times([took(seconds), task([], [])], "label") == {}
+    assert labeling_times(corrections_of([took(seconds), task([], [])], "label")) == {}
 
 
 def test_annotators_are_told_apart_only_when_asked_for():
     tasks = [took(4.0), took(8.0, who=2), took(2.0, [box("a")], who=2)]
-    assert sorted(labeling_times(tasks, "label")) == ["with", "without"]
-    found = labeling_times(tasks, "label", by_annotator=True)
+    assert sorted(labeling_times(corrections_of(tasks, "label"))) == ["with", "without"]
+    found = labeling_times(corrections_of(tasks, "label"), by_annotator=True)
     assert {group: row["median_s"] for group, row in found.items()} == {
         "with": 2.0, "with 2": 2.0, "without": 6.0, "without 1": 4.0, "without 2": 8.0,
     }  # fmt: skip
 
 
 def test_an_annotator_may_be_a_bare_number():
-    found = labeling_times([task([], [], lead_time=3.0, completed_by=5)], "label", by_annotator=True)
+    found = labeling_times(corrections_of([task([], [], lead_time=3.0, completed_by=5)], "label"), by_annotator=True)
     assert "without 5" in found

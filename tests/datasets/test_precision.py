@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ppal_backend.datasets.corrections import corrections_of
 from ppal_backend.datasets.precision import ENOUGH_BOXES, ENOUGH_IMAGES, THRESHOLDS, measured, precision_of
 
 
@@ -18,7 +19,7 @@ def task(shown, submitted, version="v1", **annotation):
 
 
 def at(tasks, threshold):
-    (row,) = [p for p in measured(precision_of(tasks, "label")) if p.threshold == threshold]
+    (row,) = [p for p in measured(precision_of(corrections_of(tasks, "label"))) if p.threshold == threshold]
     return row
 
 
@@ -26,7 +27,7 @@ def test_boxes_count_from_their_confidence_on_and_only_untouched_ones_are_kept()
     shown = [region(1, 0.95), region(2, 0.85), region(3, 0.85), region(4, 0.65), region(5, 0.3)]
     submitted = [region(1), region(2, x=12.0), region(3, label="dog"), region(4)]  # the fifth is removed
     tasks = [task(shown, submitted), task([region(1, 0.99)], [region(1)])]
-    found = {p.threshold: (p.boxes, p.kept, p.images) for p in measured(precision_of(tasks, "label"))}
+    found = {p.threshold: (p.boxes, p.kept, p.images) for p in measured(precision_of(corrections_of(tasks, "label")))}
     assert found == {0.5: (5, 3, 2), 0.6: (5, 3, 2), 0.7: (4, 2, 2), 0.8: (4, 2, 2), 0.9: (2, 2, 2), 0.95: (2, 2, 2)}
 
 
@@ -53,7 +54,10 @@ def test_what_nobody_was_shown_or_submitted_does_not_count():
         task([], [region(1)]),
         task([region(1, 0.9)], [region(1)], version=None),
     ]
-    assert all(p.boxes == 0 and p.share is None and p.interval is None for p in measured(precision_of(tasks, "label")))
+    assert all(
+        p.boxes == 0 and p.share is None and p.interval is None
+        for p in measured(precision_of(corrections_of(tasks, "label")))
+    )
     assert at(tasks, 0.8).missing_boxes == ENOUGH_BOXES and at(tasks, 0.8).missing_images == ENOUGH_IMAGES
 
 
@@ -64,7 +68,7 @@ def test_versions_are_added_up_and_it_says_what_is_missing():
     row = at([*many, many[0]], 0.8)
     assert row.is_measured and row.share == 1.0 and 0.8 < row.interval[0] < row.interval[1] == 1.0
     assert not at([*many, many[0]], 0.9).is_measured
-    assert set(precision_of(many, "label")) == {"v0", "v1"}
+    assert set(precision_of(corrections_of(many, "label"))) == {"v0", "v1"}
 
 
 def test_boxes_of_one_image_that_fall_together_widen_the_interval():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppal_backend.datasets.label_studio_json import agreement_of
+from ppal_backend.datasets.corrections import agreement_of, corrections_of
 from ppal_backend.demo.annotator import corrected, overlap
 
 
@@ -46,7 +46,7 @@ def test_good_boxes_stay_others_are_moved_relabelled_removed_or_added():
     assert result[0]["score"] == 0.9, "the editor keeps it"
     task = {"annotations": [{"id": 1, "result": result, "prediction": {"model_version": "v", "result": shown}}]}
     counts = {"tasks": 1, "kept": 1, "moved": 1, "relabelled": 1, "removed": 1, "added": 1}
-    assert agreement_of([task], "label") == {"v": counts}
+    assert agreement_of(corrections_of([task], "label")) == {"v": counts}
 
 
 def test_each_object_has_one_box_and_the_nearest_one_at_that():

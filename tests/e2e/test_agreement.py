@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppal_backend.datasets.label_studio_json import agreement_of
+from ppal_backend.datasets.corrections import agreement_of, corrections_of
 from ppal_backend.label_studio.client import read_export
 from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.rounds.ports import QueueEntry
@@ -31,5 +31,5 @@ def test_the_export_tells_what_became_of_the_boxes_of_each_version(label_studio,
     for task, result in ((first, [kept, moved, drawn]), (second, shown), (third, [])):
         project.session.post(f"/api/tasks/{task}/annotations", json={"result": result})
     path = project.client.download_export(project.id, tmp_path / "export.json")
-    counts = agreement_of(read_export(path), "label")
+    counts = agreement_of(corrections_of(read_export(path), "label"))
     assert counts == {version: {"tasks": 3, "kept": 4, "moved": 1, "relabelled": 0, "removed": 1, "added": 1}}
