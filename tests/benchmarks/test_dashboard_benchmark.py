@@ -24,15 +24,29 @@ def client(tmp_path):
 
 
 def test_every_page_shows_what_was_built(client):
-    texts = {page: client.get(f"/ui/{page}").text for page in pages_of(SMALL)}
-    assert texts["projects/1/queue"].count('class="pick"') == 12
-    assert "96" in texts["projects/1/queue"] and "Map of the pool" in texts["projects/1/queue"]
-    assert texts["projects/1/learning"].count("round 4: mAP") == 2
-    assert "The dashed curve is a power law" in texts["projects/1/learning"]
-    points = json.loads(texts["projects/1/rounds/4/map"])
+    texts = {page: client.get(f"/{page}").text for page in pages_of(SMALL)}
+    assert texts["ui/projects/1/queue"].count('class="pick"') == 12
+    assert "96" in texts["ui/projects/1/queue"] and "Map of the pool" in texts["ui/projects/1/queue"]
+    assert texts["ui/projects/1/learning"].count("round 4: mAP") == 2
+    assert "The dashed curve is a power law" in texts["ui/projects/1/learning"]
+    points = json.loads(texts["ui/projects/1/rounds/4/map"])
     assert len(points["ids"]) == 96 + 9 and points["kinds"].count("l") == 9 and points["kinds"].count("s") > 0
-    assert "120 of them" not in texts["projects/1/quality"] and "Another label?" in texts["projects/1/quality"]
-    assert "class-19" in texts["projects/1/classes"]
+    assert "120 of them" not in texts["ui/projects/1/quality"] and "Another label?" in texts["ui/projects/1/quality"]
+    assert "class-19" in texts["ui/projects/1/classes"]
+    assert texts["ui/projects/1/approve?at=0.5"].count("<article") == 12
+    assert 'ppal_new_annotations{project="1"} 5.0' in texts["metrics"]
+
+
+def test_the_map_of_a_large_pool_is_sampled_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr("ppal_backend.rounds.pool_map.pool_to_draw.__defaults__", (50,))
+    settings = load_settings(MODEL_DIR=tmp_path, LABEL_STUDIO_API_KEY="x" * 40, min_free_gib=0)
+    store = open_store(settings)
+    build(settings, store, SMALL)
+    client = create_app(settings, store).test_client()
+    assert "Of 96 images of the pool 50 are drawn" in client.get("/ui/projects/1/queue").text
+    points = client.get("/ui/projects/1/rounds/4/map").json
+    assert len(points["ids"]) == 50 + 9 and len(points["classes"]) == len(points["ids"])
+    store.close()
 
 
 def test_it_times_every_page_without_torch():
