@@ -44,6 +44,7 @@ from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import Lease, ModelVersion, SeenAnnotation, Store, open_store
 
 CLASSES, BOXES, SHARD = 20, 100, 256
+MOST_EVALUATED = 1_000
 BOX = (100.0, 100.0, 200.0, 200.0)
 LABELS = tuple(f"class-{i}" for i in range(CLASSES))
 CONFIG = (
@@ -249,9 +250,11 @@ def _review(pool: Sequence[int], size: Size) -> dict[str, Any]:
 
 
 def _evaluation(folder: Path, cache: Path, size: Size) -> None:
-    """An evaluation set of a twentieth of the tasks, and a hundred predictions on each of its images."""
+    """An evaluation set and a hundred predictions on each of its images; by default it has 120 at most."""
     rng = np.random.default_rng(0)
-    images = [CocoImage(i, str(cache / f"{i}.png"), 640, 480) for i in range(1, size.tasks // 20 + 1)]
+    images = [
+        CocoImage(i, str(cache / f"{i}.png"), 640, 480) for i in range(1, min(size.tasks // 20, MOST_EVALUATED) + 1)
+    ]
     rows: list[CocoAnnotation] = []
     found: dict[int, list[dict[str, Any]]] = {}
     for image in images:
@@ -319,7 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{report.tasks} tasks, {report.rounds} rounds, {report.start_mib:.0f} MiB before the first page, load average "
         f"{report.load_average}; torch {'was' if report.torch_loaded else 'was not'} loaded"
     )
-    table = Table(Column("page", no_wrap=True), "first, ms", "of it CPU", "again, ms", "of it CPU", "KiB", "peak MiB", title=title)
+    table = Table(
+        Column("page", no_wrap=True), "first, ms", "of it CPU", "again, ms", "of it CPU", "KiB", "peak MiB", title=title
+    )
     for p in report.pages:
         figures = (p.cold_ms, p.cold_cpu_ms, p.warm_ms, p.warm_cpu_ms, p.kib, p.peak_mib)
         table.add_row(f"/{p.page}", *(f"{v:,.0f}" for v in figures))

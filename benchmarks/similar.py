@@ -1,6 +1,6 @@
 """How long it takes to find the images of a pool that hold the most similar objects.
 
-    python -m benchmarks.similar --json
+    python -m benchmarks.similar [--json] [--quick] [--images 200000]
 
 writes the detections of 20,000 images as a round leaves them (30 boxes an image, ten of them sure enough to be shown,
 embeddings of 256 numbers in half precision: 0.4 GB) into a temporary folder and looks for images like one image, like
@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="How long it takes to find similar images.")
     parser.add_argument("--json", action="store_true", help="JSON instead of text")
     parser.add_argument("--quick", action="store_true", help="a pool of 1,000 images")
+    parser.add_argument("--images", type=int, default=IMAGES, help="20 KB of disk each")
     options = parser.parse_args(arguments)
-    images = 1000 if options.quick else IMAGES
+    images = 1000 if options.quick else options.images
     with tempfile.TemporaryDirectory() as folder:
         write_pool(Path(folder), images)
         found = times(Path(folder))

@@ -18,13 +18,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ppal_backend.datasets.precision import Precision, measured
 from ppal_backend.errors import StateError
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import parse_label_config
-from ppal_backend.rounds.detections_store import StoredDetections, least_sure
+from ppal_backend.rounds.detections_store import boxes_of_images, least_sure
 from ppal_backend.rounds.evaluation_set import EVALUATION
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
@@ -115,10 +117,12 @@ def offer(settings: Settings, store: Store, project_id: int, precision: Precisio
         *(i for i, side in store.sides.of_project(project_id).items() if side == EVALUATION),
         *store.approvals.annotations(project_id),
     }
-    sure = least_sure(folder / "detections", options.score_threshold)
-    queue = set(query["queue"])
-    found = {i: s for i, s in sure.items() if s >= precision.threshold and i in queue and i not in kept_from}
-    return Offer(version, precision, dict(sorted(found.items(), key=lambda row: (-row[1], row[0]))))
+    ids, least = least_sure(folder / "detections", options.score_threshold)
+    left = np.setdiff1d(np.array(query["queue"], np.int64), np.fromiter(kept_from, np.int64, len(kept_from)))
+    offered = (least >= precision.threshold) & np.isin(ids, left)
+    ids, least = ids[offered], least[offered]
+    order = np.lexsort((ids, -least))
+    return Offer(version, precision, dict(zip(ids[order].tolist(), least[order].tolist(), strict=True)))
 
 
 def regions_of(
@@ -135,14 +139,16 @@ def regions_of(
         raise StateError(f"the files of {version.version}'s round are not on this machine any more; run a ranking")
     options = settings.project_options(project.options)
     schema = parse_label_config(project.label_config, options.from_name)
-    sizes = {e["image_id"]: (e["width"], e["height"]) for e in read_json(folder / "dataset" / "pool.json")}
-    stored = StoredDetections(folder / "detections", task_ids, embeddings=False)
+    found = boxes_of_images(folder / "detections", task_ids)
+    sizes = {task_id: one.image_size for task_id, one in found.items()}
+    if None in sizes.values():  # this round did not note them with its boxes
+        sizes |= {e["image_id"]: (e["width"], e["height"]) for e in read_json(folder / "dataset" / "pool.json")}
     made = {}
     for task_id in task_ids:
-        found = stored.boxes_of(task_id)
-        if found is None or task_id not in sizes:
+        size = sizes.get(task_id)
+        if task_id not in found or size is None:
             continue
-        regions = detections_to_result(schema, version.labels, found, *sizes[task_id], options.score_threshold)
+        regions = detections_to_result(schema, version.labels, found[task_id], *size, options.score_threshold)
         if regions and all(region["score"] >= least for region in regions):
             made[task_id] = regions
     return made

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -281,8 +281,8 @@ class _Shard:
                 if info.compress_type == zipfile.ZIP_STORED
             }
         self._headers: dict[str, tuple[int, np.dtype, tuple[int, ...], int]] = {}
-        self.image_ids, self._counts = self.array("image_ids"), self.array("counts")
-        self.ends = np.cumsum(self._counts)
+        self.image_ids, self.counts = self.array("image_ids"), self.array("counts")
+        self.ends = np.cumsum(self.counts)
 
     @property
     def names(self) -> Collection[str]:
@@ -332,14 +332,22 @@ class _Shard:
                 self._headers[name] = file.tell(), dtype, shape, math.prod(shape[1:])
         return self._headers[name]
 
+    def reduced(self, by: np.ufunc, values: np.ndarray) -> np.ndarray:
+        """A number for each image from those of its boxes, for instance their minimum; infinite without boxes."""
+        result = np.full(len(self.counts), np.inf)
+        there = self.counts > 0
+        if there.any():
+            result[there] = by.reduceat(values, (self.ends - self.counts)[there])
+        return result
+
     def rows_of(self, images: Iterable[int]) -> np.ndarray:
         """Numbers of the boxes of some images."""
-        parts = [np.arange(self.ends[i] - self._counts[i], self.ends[i]) for i in images]
+        parts = [np.arange(self.ends[i] - self.counts[i], self.ends[i]) for i in images]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def image(self, row: int, embeddings: bool, only_boxes: bool = False) -> Detections:
         """One image, for which the file is opened once: opening takes longer than reading."""
-        start, stop = int(self.ends[row] - self._counts[row]), int(self.ends[row])
+        start, stop = int(self.ends[row] - self.counts[row]), int(self.ends[row])
         with_embeddings = embeddings and not only_boxes
         names = [n for n in (*_ROWS, *_OPTIONAL) if n in self.names and (n in _BOXES or not only_boxes)]
         names = [n for n in names if n != "embeddings" or with_embeddings]
@@ -366,12 +374,12 @@ class _Shard:
 
     def of_one_kind(self, images: list[int]) -> list[list[int]]:
         """The images in parts whose boxes are all of softmax detectors or all not: together, else each alone."""
-        flags = self.array("softmax")[images][self._counts[images] > 0]
+        flags = self.array("softmax")[images][self.counts[images] > 0]
         return [images] if not len(flags) or bool((flags == flags[0]).all()) else [[image] for image in images]
 
     def batch(self, images: list[int]) -> ImageBatch:
         """Images of one kind together, without embeddings; probabilities only where utilities need them."""
-        softmax = self.array("softmax")[images] & (self._counts[images] > 0)
+        softmax = self.array("softmax")[images] & (self.counts[images] > 0)
         given = [n for n in ("boxes_xyxy", "scores", "class_indices", "pre_nms_counts") if n in self.names]
         if softmax.any() and "class_probs" in self.names:
             given.append("class_probs")
@@ -385,7 +393,7 @@ class _Shard:
             **values,
         )
         sizes = self.array("image_sizes")[images] if "image_sizes" in self.names else None
-        return ImageBatch(self.image_ids[images], self._counts[images], joined, sizes)
+        return ImageBatch(self.image_ids[images], self.counts[images], joined, sizes)
 
 
 def _stamps_of_intact(path: Path) -> dict[int, int]:
@@ -436,8 +444,57 @@ class Box:
     score: float
 
 
-def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box, ...]]:
-    """Boxes by image id; rows as in the image's ``Detections``.
+class _Index:
+    """Which shard, and which row of it, holds an image's last detections: some 30 bytes an image.
+
+    Args:
+        shards: In the order they were written.
+    """
+
+    def __init__(self, shards: Sequence[_Shard]) -> None:
+        self.shards = shards
+        sizes = [len(shard.image_ids) for shard in shards]
+        ids = np.concatenate([np.zeros(0, np.int64), *(shard.image_ids for shard in shards)])
+        self._ids, back = np.unique(ids[::-1], return_index=True)  # of an image that is there twice the last one counts
+        last = len(ids) - 1 - back
+        is_last = np.zeros(len(ids), bool)
+        is_last[last] = True
+        starts = np.cumsum([0, *sizes])
+        self._shard = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[last]
+        self._row = (last - starts[self._shard]).astype(np.int32)
+        self._all = [np.flatnonzero(part) for part in np.split(is_last, starts[1:-1])] if sizes else []
+
+    def find(self, image_ids: Collection[int] | None = None) -> Iterator[tuple[_Shard, np.ndarray]]:
+        """Shards with the rows of the images that are there, ascending; of all images for None."""
+        if image_ids is None:
+            yield from zip(self.shards, self._all, strict=True)
+            return
+        wanted = np.unique(np.fromiter(image_ids, np.int64, len(image_ids)))
+        places = np.searchsorted(self._ids, wanted).clip(max=max(0, len(self._ids) - 1))
+        places = places[self._ids[places] == wanted] if len(self._ids) else places[:0]
+        numbers, rows = self._shard[places], self._row[places]
+        order = np.lexsort((rows, numbers))
+        found, firsts = np.unique(numbers[order], return_index=True)
+        for number, part in zip(
+            found.tolist(), np.split(rows[order], firsts[1:]), strict=False
+        ):  # none: one empty part
+            yield self.shards[number], part
+
+
+def _index_of(folder: Path) -> _Index:
+    """Where each image of a folder lies, remembered as long as its shards are the same."""
+    paths = shards_of(folder)
+    stats = [path.stat() for path in paths]
+    return _indexed(tuple(paths), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@lru_cache(maxsize=4)
+def _indexed(paths: tuple[Path, ...], _changed: tuple[tuple[int, int], ...]) -> _Index:
+    return _Index([_Shard(path) for path in paths])
+
+
+def boxes_of_images(folder: Path, image_ids: Collection[int]) -> dict[int, Detections]:
+    """Boxes, scores and classes of some images (embeddings have width 0), read from where they lie.
 
     Args:
         folder: Where :class:`DetectionsWriter` left its shards.
@@ -446,68 +503,60 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     Returns:
         One entry for every image that the folder holds; empty without a folder.
     """
-    wanted = set(image_ids)
-    found: dict[int, tuple[Box, ...]] = {}
-    for path in shards_of(folder):
-        if wanted <= found.keys():
-            break
-        with np.load(path, allow_pickle=False) as data:  # an array is read when it is asked for, not before
-            ids, ends = data["image_ids"], np.cumsum(data["counts"])
-            rows = [row for row, image_id in enumerate(ids.tolist()) if image_id in wanted]
-            if not rows:
-                continue
-            boxes, classes, scores = data["boxes_xyxy"], data["class_indices"], data["scores"]
-            for row in rows:
-                part = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
-                found[int(ids[row])] = tuple(
-                    Box((x1, y1, x2, y2), class_index, score)
-                    for (x1, y1, x2, y2), class_index, score in zip(
-                        boxes[part].tolist(), classes[part].tolist(), scores[part].tolist(), strict=True
-                    )
-                )
-    return found
+    return {
+        int(shard.image_ids[row]): shard.image(row, embeddings=False, only_boxes=True)
+        for shard, rows in _index_of(folder).find(image_ids)
+        for row in rows.tolist()
+    }
 
 
-def least_sure(folder: Path, least_score: float) -> dict[int, float]:
-    """The lowest score among the boxes of at least ``least_score``, of every image that has one, by image id.
+def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box, ...]]:
+    """The same as tuples of boxes; rows as in the image's ``Detections``."""
+    return {
+        image_id: tuple(
+            Box((x1, y1, x2, y2), class_index, score)
+            for (x1, y1, x2, y2), class_index, score in zip(
+                found.boxes_xyxy.tolist(), found.class_indices.tolist(), found.scores.tolist(), strict=True
+            )
+        )
+        for image_id, found in boxes_of_images(folder, image_ids).items()
+    }
+
+
+def least_sure(folder: Path, least_score: float) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest score among the boxes of at least ``least_score``, of every image that has one.
 
     Args:
         folder: Where :class:`DetectionsWriter` left its shards.
         least_score: In [0, 1].
+
+    Returns:
+        ``[n]`` image ids and ``[n]`` scores.
     """
-    found: dict[int, float] = {}
-    for path in shards_of(folder):
-        shard = _Shard(path)
-        counts, scores = shard.array("counts"), shard.array("scores")
-        owners = np.repeat(np.arange(len(counts)), counts)
-        shown = scores >= least_score
-        least = np.full(len(counts), np.inf)
-        np.minimum.at(least, owners[shown], scores[shown])
-        for image_id, score in zip(shard.image_ids.tolist(), least.tolist(), strict=True):
-            found.pop(image_id, None)  # of an image that was looked at once more the last time counts
-            if score < math.inf:
-                found[image_id] = score
-    return found
+    ids, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for shard, rows in _index_of(folder).find():
+        found = shard.array("scores")
+        least = shard.reduced(np.minimum, np.where(found >= least_score, found, np.inf))[rows]
+        ids.append(shard.image_ids[rows[least < np.inf]])
+        scores.append(least[least < np.inf])
+    return np.concatenate(ids), np.concatenate(scores)
 
 
-def surest_classes(folder: Path) -> dict[int, tuple[int, float]]:
+def surest_classes(folder: Path, image_ids: Collection[int] | None = None) -> dict[int, tuple[int, float]]:
     """Class and score of the surest box of every image that has one, by image id.
 
     Args:
         folder: Where :class:`DetectionsWriter` left its shards.
+        image_ids: Images to look at; None for all.
     """
     found: dict[int, tuple[int, float]] = {}
-    for path in shards_of(folder):
-        shard = _Shard(path)
-        counts = shard.array("counts")
-        images = np.flatnonzero(counts)
-        if not len(images):
-            continue
+    for shard, rows in _index_of(folder).find(image_ids):
+        rows = rows[shard.counts[rows] > 0]
         scores, classes = shard.array("scores"), shard.array("class_indices")
-        owner = np.repeat(np.arange(len(counts)), counts)
-        last = np.cumsum(counts)[images] - 1
-        best = np.lexsort((scores, owner))[last]  # within an image the highest score comes last
-        ids = shard.image_ids[images].tolist()
+        highest = shard.reduced(np.maximum, scores)
+        hits = np.flatnonzero(scores == np.repeat(highest, shard.counts))  # each image's own highest, with ties
+        best = hits[np.searchsorted(hits, shard.ends[rows] - shard.counts[rows])]
+        ids = shard.image_ids[rows].tolist()
         found.update(zip(ids, zip(classes[best].tolist(), scores[best].tolist(), strict=True), strict=True))
     return found
 
@@ -543,25 +592,16 @@ def objects_by_shard(
         least_score: In [0, 1].
         image_ids: Images to take; None for all.
     """
-    wanted = None if image_ids is None else np.fromiter(image_ids, np.int64, len(image_ids))
-    seen = np.zeros(0, np.int64)
-    for path in reversed(shards_of(folder)):  # of an image that is there twice the last one counts
-        shard = _Shard(path)
-        ids = np.asarray(shard.image_ids, np.int64)
-        taken = ~np.isin(ids, seen)
-        if wanted is not None:
-            taken &= np.isin(ids, wanted)
-        seen = np.concatenate([seen, ids])
-        if not taken.any():
+    for shard, taken in reversed(list(_index_of(folder).find(image_ids))):
+        if not len(taken):
             continue
-        counts = shard.array("counts")
-        scores = shard.array("scores")
-        owners = np.repeat(np.arange(len(ids)), counts)
-        rows = np.flatnonzero((scores >= least_score) & (scores > 0) & taken[owners])
-        place = np.cumsum(taken) - 1
-        starts = shard.ends - counts
+        scores, owners = shard.array("scores"), np.repeat(np.arange(len(shard.counts)), shard.counts)
+        place = np.full(len(shard.counts), -1)
+        place[taken] = np.arange(len(taken))
+        rows = np.flatnonzero((scores >= least_score) & (scores > 0) & (place[owners] >= 0))
+        starts = shard.ends - shard.counts
         yield ShardObjects(
-            image_ids=ids[taken],
+            image_ids=np.asarray(shard.image_ids, np.int64)[taken],
             owners=place[owners[rows]],
             rows=rows - starts[owners[rows]],
             classes=shard.array("class_indices")[rows],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ppal_backend.errors import StateError
@@ -61,8 +61,7 @@ class Query:
     """How the query set holds its quotas, and how far it is from the one without (``rounds.run``)."""
 
 
-@dataclass(frozen=True)
-class PoolImage:
+class PoolImage(NamedTuple):
     """An image of the pool: where its file lies, and its size in pixels."""
 
     path: str
