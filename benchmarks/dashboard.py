@@ -299,8 +299,9 @@ def _timed(client: FlaskClient, page: str) -> PageTime:
         started = time.perf_counter()
         client.get(f"/{page}")
         warm.append(time.perf_counter() - started)
-    seconds = (cold, cpu, statistics.median(warm), (time.process_time() - used) / WARM_CALLS)
-    return PageTime(page, *(round(s * 1000, 1) for s in seconds), round(len(answer.data) / 1024, 1), _peak_mib())
+    warm_cpu = (time.process_time() - used) / WARM_CALLS
+    cold, cpu, again, again_cpu = (round(s * 1000, 1) for s in (cold, cpu, statistics.median(warm), warm_cpu))
+    return PageTime(page, cold, cpu, again, again_cpu, round(len(answer.data) / 1024, 1), _peak_mib())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
