@@ -180,7 +180,7 @@ class PeakObserver:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
         self._step = step
 
-    def noticed(self, topic: str, problem: str) -> None:
+    def report_problem(self, topic: str, problem: str) -> None:
         """Nobody to tell."""
 
     def fence(self) -> None:

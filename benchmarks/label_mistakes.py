@@ -201,7 +201,7 @@ def project(seen: Seen, images: int, rng: np.random.Generator, work: Path) -> di
     measured = coco_metrics(
         _records(planted.data.subset(measuring), seen.labels, work), rows, seen.labels, True
     ).measured
-    ap = measured.classes if measured is not None and measured.is_told else {}
+    ap = measured.classes if measured is not None and measured.is_reportable else {}
     truth = truth_by_image(planted.data, seen.labels)
     pairs = {i: compared(truth[i], predicted[i]) for i in reviewed}
     sure = sure_from(pairs.values(), len(seen.labels))

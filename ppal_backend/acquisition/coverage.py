@@ -59,7 +59,7 @@ class CoverageSelector:
         covering = _Covering(comparison, weights.to(comparison.distances.device), costs)
         spent, picks = 0, []
         while spent < budget.limit:
-            covering.leave_out_dearer(budget.limit - spent)
+            covering.limit_cost(budget.limit - spent)
             pick = covering.best()
             if pick is None:
                 break
@@ -102,7 +102,7 @@ class _Covering:
         self._left = torch.ones(count, dtype=torch.bool, device=weights.device)
         self._bounds = torch.full((count,), torch.inf, dtype=torch.float64, device=weights.device)
 
-    def leave_out_dearer(self, cost: float) -> None:
+    def limit_cost(self, cost: float) -> None:
         """Choose none that costs more."""
         self._left &= self._costs <= cost
 

@@ -243,7 +243,7 @@ def frequency_weights(context: QueryContext) -> torch.Tensor:
     return 1.0 - counts / counts.sum().clamp(min=1.0)
 
 
-def lacking_weights(base: ClassWeights) -> ClassWeights:
+def rarity_weights(base: ClassWeights) -> ClassWeights:
     """Multiply class weights by sqrt((mean n + 1) / (n_c + 1)), n_c the labelled boxes of c, where these are known."""
 
     def weights(context: QueryContext) -> torch.Tensor | None:

@@ -28,7 +28,7 @@ from ppal_backend.acquisition.dcus import (
     balanced_weights,
     difficulty_weights,
     frequency_weights,
-    lacking_weights,
+    rarity_weights,
 )
 from ppal_backend.acquisition.selection import Compare, DiverseSelector, RandomSelector, Selector, TopSelector
 from ppal_backend.acquisition.staged import Needs, Options, QueryStrategy, StagedStrategy
@@ -87,7 +87,7 @@ def _greedy(compare: Callable[[Options], Compare]) -> Stage2:
 
 def _gain(o: Options) -> GainScorer:
     """Expected gain for its cost, of classes by difficulty and by what they lack."""
-    return GainScorer(o.uncertainty, o.boxes, lacking_weights(_eq_4(o)), o.price)
+    return GainScorer(o.uncertainty, o.boxes, rarity_weights(_eq_4(o)), o.price)
 
 
 def _random(o: Options) -> Scorer:

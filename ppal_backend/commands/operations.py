@@ -185,7 +185,7 @@ def pause(project: Project, as_json: AsJson = False) -> None:
 
     with opened(as_json, project) as (_, store):
         changed = control.pause(store, project)
-        _tell(project, True, changed, f"project {project} is {'now' if changed else 'already'} paused", as_json)
+        _report(project, True, changed, f"project {project} is {'now' if changed else 'already'} paused", as_json)
 
 
 def resume(project: Project, as_json: AsJson = False) -> None:
@@ -197,14 +197,14 @@ def resume(project: Project, as_json: AsJson = False) -> None:
 
     with opened(as_json, project) as (_, store):
         changed = control.resume(store, project)
-        _tell(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
+        _report(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
 
 
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _tell(project: int, paused: bool, changed: bool, text: str, as_json: bool) -> None:
+def _report(project: int, paused: bool, changed: bool, text: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "paused": paused, "changed": changed})
         return

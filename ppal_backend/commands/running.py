@@ -14,7 +14,6 @@ import typer
 
 from ppal_backend.commands.shared import (
     AsJson,
-    aside,
     console,
     errors_in_one_line,
     need_checkout,
@@ -23,6 +22,7 @@ from ppal_backend.commands.shared import (
     progress_bar,
     settings_and_logging,
     show_finding,
+    stderr,
 )
 from ppal_backend.doctor import from_problem
 from ppal_backend.errors import DetectorError, SettingsError, StateError, StoreUnavailable
@@ -65,15 +65,15 @@ def up(
             from ppal_backend.rig.full import run_full
 
             settings_and_logging()
-            run_full(folder, aside)
+            run_full(folder, stderr)
         else:
             from ppal_backend.launcher import up as run_up
 
-            _tell_where(_starting("up"))
+            _print_addresses(_starting("up"))
             run_up()
 
 
-def _tell_where(settings: Settings) -> None:
+def _print_addresses(settings: Settings) -> None:
     """Where people go now: dashboard and connect address, whether the token is taken, and what comes next."""
     here = f"http://localhost:{settings.port}"
     lines = [
@@ -81,7 +81,7 @@ def _tell_where(settings: Settings) -> None:
         f"address to connect in Label Studio (Settings > Model): {settings.public_url or here}",
     ]
     for line in lines:
-        aside.print(line, highlight=False, soft_wrap=True, markup=False)
+        stderr.print(line, highlight=False, soft_wrap=True, markup=False)
     threading.Thread(target=_check_token, args=(settings,), daemon=True).start()  # a start waits for nobody
 
 
@@ -100,12 +100,12 @@ def _check_token(settings: Settings) -> None:
     except LabelStudioError as error:
         found = [from_problem("token", str(error))]
     for finding in found:
-        show_finding(finding, aside)
+        show_finding(finding, stderr)
     if any(finding.state == "failed" for finding in found):
         after = "next: correct that; the backend starts all the same, and ppal doctor tells more"
     else:
         after = "next: connect a project, on the dashboard or by ppal connect; then Label All Tasks in Label Studio"
-    aside.print(after, highlight=False, soft_wrap=True, markup=False)
+    stderr.print(after, highlight=False, soft_wrap=True, markup=False)
 
 
 def serve() -> None:
@@ -212,7 +212,7 @@ def demo(
 
         configure_logging("WARNING")
         options = DemoOptions(out=out, stay=not exit_, coco=coco, images_dir=images)
-        run_demo(options, aside if as_json else console, _evaluate)
+        run_demo(options, stderr if as_json else console, _evaluate)
         if as_json:
             print_json(read_json(out / "summary.json"))
 

@@ -28,7 +28,7 @@ from ppal_backend.store import Store, find_store, hint_of_another
 from ppal_backend.structures.round import OnProgress, Progress
 
 console = Console()
-aside = Console(stderr=True)
+stderr = Console(stderr=True)
 
 FAILED, STOPPED = 1, 130
 EXIT_CODES = {
@@ -60,7 +60,7 @@ def errors_in_one_line(as_json: bool = False) -> Iterator[None]:
         if as_json:
             print_json({"error": told, "kind": type(error).__name__})
         else:
-            aside.print(f"[bold red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
+            stderr.print(f"[bold red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
         raise typer.Exit(STOPPED if isinstance(error, RoundCancelled) else FAILED) from None
 
 
@@ -121,7 +121,7 @@ def state_of(settings: Settings, project: int | None = None) -> Iterator[Store]:
     with closing(find_store(settings, project)) as store:
         hint = hint_of_another(settings, store)
         if hint:
-            aside.print(f"[yellow]note:[/] {escape(hint)}", highlight=False, soft_wrap=True)
+            stderr.print(f"[yellow]note:[/] {escape(hint)}", highlight=False, soft_wrap=True)
         yield store
 
 
@@ -152,7 +152,7 @@ def show_finding(finding: Finding, where: Console = console) -> None:
 def waiting(what: str) -> Iterator[None]:
     """Say what is being done and for how long, where nothing tells how much is left."""
     columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
-    with progress.Progress(*columns, console=aside, transient=True) as bars:
+    with progress.Progress(*columns, console=stderr, transient=True) as bars:
         bars.add_task(what, total=None)
         yield
 
@@ -166,7 +166,7 @@ def progress_bar(what: str) -> Iterator[OnProgress]:
         progress.TaskProgressColumn(),
         progress.TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with progress.Progress(*columns, console=aside, transient=True) as bars:
+    with progress.Progress(*columns, console=stderr, transient=True) as bars:
         bar = bars.add_task(what, total=None)
         step = ""
 

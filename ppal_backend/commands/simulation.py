@@ -9,11 +9,11 @@ import typer
 
 from ppal_backend.commands.shared import (
     AsJson,
-    aside,
     console,
     errors_in_one_line,
     print_json,
     progress_bar,
+    stderr,
     waiting,
 )
 from ppal_backend.errors import SettingsError
@@ -76,7 +76,7 @@ def simulate(
             tuple(device or ("auto",)),
             keep,
         )
-        path = run(options, aside if as_json else console)
+        path = run(options, stderr if as_json else console)
         if as_json:
             print_json({"report": str(path), "summary": read_json(path.with_name(SUMMARY))})
             return

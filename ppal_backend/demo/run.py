@@ -85,14 +85,14 @@ def run_demo(options: DemoOptions, console: Console, evaluate: Evaluate) -> None
     (out / "summary.json").unlink(missing_ok=True)
     truth, test = _data(options, out, console)
     template = load_settings().cache_dir / "label-studio"
-    with _told(console, "starting Label Studio") as told:
+    with _reported_step(console, "starting Label Studio") as show:
         server = LabelStudioServer(
-            options.label_studio, out / "label-studio", template_cache=template, on_wait=lambda s: told(f"{s:.0f} s")
+            options.label_studio, out / "label-studio", template_cache=template, on_wait=lambda s: show(f"{s:.0f} s")
         )
         server.start()
     backend = Backend(out / "backend", server.url, server.token, _environment(options))
     try:
-        with _told(console, "starting the backend"):
+        with _reported_step(console, "starting the backend"):
             backend.start()
         report, project_id = _label_and_train(
             options, server, backend, truth, _tester(test, evaluate, console), console
@@ -108,7 +108,7 @@ def run_demo(options: DemoOptions, console: Console, evaluate: Evaluate) -> None
         if options.stay:
             _stay(console, server, backend, project_id)
     finally:
-        with _told(console, "stopping"):
+        with _reported_step(console, "stopping"):
             backend.stop()
             server.stop()
 
@@ -133,8 +133,8 @@ def _data(options: DemoOptions, out: Path, console: Console) -> tuple[GroundTrut
         testing = min(options.test_images, count // 5, count - needed)
     else:
         count, testing = options.images + options.test_images, options.test_images
-        with _told(console, "generating images") as told:
-            path = generate(out / "data", count, options.seed, on_progress=lambda done, n: told(f"{done} of {n}"))
+        with _reported_step(console, "generating images") as show:
+            path = generate(out / "data", count, options.seed, on_progress=lambda done, n: show(f"{done} of {n}"))
         truth = read_user_coco(path)
     if count < needed:
         raise DatasetError(f"expected at least {needed} images for the demo, got {count}; add some")
@@ -152,7 +152,7 @@ def _tester(test: Path | None, evaluate: Evaluate, console: Console) -> Callable
         if test is None:
             return None
         stored = folder.read("train/model.json")
-        with _told(console, "looking at the test images, which nobody labels"):
+        with _reported_step(console, "looking at the test images, which nobody labels"):
             checkpoint = Path(folder.checkpoint(stored["checkpoint"]))
             return evaluate(stored["detector"], checkpoint, tuple(stored["labels"]), test)
 
@@ -167,19 +167,21 @@ def _label_and_train(
     tested: Callable[[RoundFolder], float | None],
     console: Console,
 ) -> tuple[_Report, int]:
-    with _told(console, "creating the project and uploading images") as told:
+    with _reported_step(console, "creating the project and uploading images") as show:
         project_id = server.create_project("PPAL demo", label_config_of(truth.labels))
         paths = list(truth.paths().values())
-        tasks = server.import_images(project_id, paths, on_progress=lambda done, n: told(f"{done} of {n}"))
+        tasks = server.import_images(project_id, paths, on_progress=lambda done, n: show(f"{done} of {n}"))
     by_path = truth.truths_by_path()
     annotator = ScriptedAnnotator(server.url, server.token, project_id, {t: by_path[p] for t, p in tasks.items()})
-    with _told(console, "connecting the backend; before the first model the order is random"):
+    with _reported_step(console, "connecting the backend; before the first model the order is random"):
         backend.connect(server.session, project_id)
         backend.wait_for_round(project_id, 1, ROUND_TIMEOUT_S)
     report = _Report()
     for number in range(2, options.rounds + 2):
-        with _told(console, f"the scripted annotator labels {options.budget} tasks in Label Studio's order") as told:
-            served = annotator.label(options.budget, lambda _task, done: told(f"{done} of {options.budget}"))
+        with _reported_step(
+            console, f"the scripted annotator labels {options.budget} tasks in Label Studio's order"
+        ) as show:
+            served = annotator.label(options.budget, lambda _task, done: show(f"{done} of {options.budget}"))
         if number > 2:
             report.queue_served = served
         record = _watch_round(console, backend, project_id, number)
@@ -302,7 +304,7 @@ def _settings(backend: Backend) -> Settings:
 
 
 @contextmanager
-def _told(console: Console, what: str) -> Iterator[Any]:
+def _reported_step(console: Console, what: str) -> Iterator[Any]:
     """Say what is being done, how far it is, and how long it took."""
     started = time.perf_counter()
     with console.status(what) as status:

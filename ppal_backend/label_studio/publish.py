@@ -388,7 +388,7 @@ class _Publish:
             if stored == self.expected:
                 return version
             self._abandon(version)
-            gone = self._gone_since()
+            gone = self._deleted_task_ids()
             if last or not (gone or isinstance(problem, LabelStudioUnavailable)):
                 raise self._failure(version, stored, problem)
             self.gone += gone
@@ -445,7 +445,7 @@ class _Publish:
                 return count
             self.client.transport.sleep(_POLL_S)
 
-    def _gone_since(self) -> list[int]:
+    def _deleted_task_ids(self) -> list[int]:
         present = set(self.client.task_ids(self.project_id)) | set(self.gone)
         return [task_id for task_id in self.ranking.task_ids if task_id not in present]
 

@@ -54,7 +54,7 @@ def take_snapshot(
     with atomic_file(folder / "label_config.xml", "w") as file:
         file.write(config)
     most = MOST_CHANGED * int(project.get("task_number") or 0)
-    note = None if earlier is None else _go_on(client, project_id, folder, schema, earlier, config, most)
+    note = None if earlier is None else _update_earlier(client, project_id, folder, schema, earlier, config, most)
     if note is None:
         note = _read_whole(client, project_id, folder, schema)
     write_json(folder / SNAPSHOT, note["told"])
@@ -78,7 +78,7 @@ def _read_whole(client: LabelStudioClient, project_id: int, folder: Path, schema
     return {"annotation_ids": ids, "told": {"until": until, "taken_over": None}}
 
 
-def _go_on(
+def _update_earlier(
     client: LabelStudioClient,
     project_id: int,
     folder: Path,

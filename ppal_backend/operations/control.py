@@ -40,7 +40,7 @@ def cancel(store: Store, project_id: int) -> list[RoundRecord]:
     for record in rounds:
         store.rounds.ask_cancel(record.id)
         if record.kind == "train":
-            store.ledger.put_off(project_id, record.number)
+            store.ledger.postpone(project_id, record.number)
     return [store.rounds.get(record.id) for record in rounds]
 
 

@@ -69,10 +69,10 @@ def order_of_looking(
         "near": _nearest(ids, labelled, last.detections),
         "random": [ids[k] for k in np.random.default_rng([seed, 41]).permutation(len(ids))],
     }
-    return [by_id[i] for i in _take_turns({name: iter(found) for name, found in sources.items()}, len(ids))]
+    return [by_id[i] for i in _round_robin({name: iter(found) for name, found in sources.items()}, len(ids))]
 
 
-def _take_turns(sources: Mapping[str, Iterator[int]], count: int) -> list[int]:
+def _round_robin(sources: Mapping[str, Iterator[int]], count: int) -> list[int]:
     taken: dict[int, None] = {}
     while len(taken) < count:
         for name in TURN:

@@ -122,7 +122,7 @@ class Rounds:
         if copy is not None and first_attempt:
             copy.forget()
         elif copy is not None:
-            fetched = copy.take_up(folder)
+            fetched = copy.synchronise(folder)
             if "dataset" in fetched and not folder.is_done("infer") and not _has_images(folder):
                 folder.undo(["dataset"])
         return folder
@@ -347,7 +347,7 @@ class RoundMirror:
             log.warning("%s/%s is of an earlier installation and deleted", self._bucket.name, self._prefix)
             self._bucket.delete(sorted(names, key=lambda name: "/steps/" not in name))
 
-    def take_up(self, folder: RoundFolder) -> list[str]:
+    def synchronise(self, folder: RoundFolder) -> list[str]:
         """Bring folder and copy to the same state, before a round is taken up again. The copy decides: it is what all
         machines go by. Steps that only this machine has are copied now; a damaged copy is given up with the steps
         after it, and they are done again.

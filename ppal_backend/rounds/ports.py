@@ -183,7 +183,7 @@ class Observer(Protocol):
     def progress(self, progress: Any) -> None:
         """A step came further."""
 
-    def noticed(self, topic: str, problem: str) -> None:
+    def report_problem(self, topic: str, problem: str) -> None:
         """What people have to be told about their project, by topic; an empty text takes it back."""
 
     def should_stop(self) -> bool:

@@ -79,7 +79,7 @@ def _measured_before(folder: Path) -> Mapping[str, float]:
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read (%s); an earlier measurement is used", path, error)
             continue
-        if measured is not None and measured.is_told:
+        if measured is not None and measured.is_reportable:
             return measured.classes
     return {}
 

@@ -142,7 +142,7 @@ class _Run:
     def step_dataset(self) -> dict[str, Any]:
         data = self.ports.source.prepare(self.folder / "export", self.ports.observer.progress)
         for topic, problem in {FIRST_BOXES: "", **data.problems}.items():
-            self.ports.observer.noticed(topic, problem)
+            self.ports.observer.report_problem(topic, problem)
         split = self._split(data)
         held_out, kept = split[EVALUATION], split[TRAINING]
         if self.spec.train_on_everything:
@@ -218,7 +218,7 @@ class _Run:
                     f"then run ppal round {self.spec.project_id} --rank"
                 )
                 log.warning("%s", problem)
-        self.ports.observer.noticed(FIRST_BOXES, problem)
+        self.ports.observer.report_problem(FIRST_BOXES, problem)
         self.folder.write("adopt/model.json", None if model is None else asdict(model))
         return {"known": known if model is not None else {}, "problem": problem}
 
@@ -238,7 +238,7 @@ class _Run:
         )
         self.folder.write("train/model.json", asdict(trained.model))
         unmatched = _without_positives(trained.model, train)
-        observer.noticed("classes", _unmatched_problem(unmatched))
+        observer.report_problem("classes", _unmatched_problem(unmatched))
         return {**trained.facts, **({"without_positives": unmatched} if unmatched else {})}
 
     def _too_few(self, images: int, boxes: int) -> str:
@@ -436,8 +436,8 @@ class _Run:
                 "queue": list(queue),
             },
         )
-        self._settle_pins()
-        self.ports.observer.noticed(QUOTAS, _quota_problem(report))
+        self._drop_done_pins()
+        self.ports.observer.report_problem(QUOTAS, _quota_problem(report))
         self._draw_map(image_ids)
         return {"query_set": len(image_ids), "to_evaluate": len(reserve), "queue": len(queue)}
 
@@ -485,7 +485,7 @@ class _Run:
             frozenset(i for i in ids if quota.holds(seen.get(i, ()), data.get(i, {}))) for quota in self.steering.quotas
         ]
 
-    def _settle_pins(self) -> None:
+    def _drop_done_pins(self) -> None:
         """Forget pins of tasks that are labelled by now, and those of tasks that are gone, which people are told."""
         there = {*(e.image_id for e in self.pool), *self.folder.read("dataset/unreadable.json")}
         over = [i for i in (*self.steering.first, *self.steering.last) if i not in there]
@@ -494,7 +494,7 @@ class _Run:
         if over:
             self.ports.observer.fence()
             self.ports.steering.drop(over)
-        self.ports.observer.noticed(PINS, _gone_problem(gone))
+        self.ports.observer.report_problem(PINS, _dropped_pins_problem(gone))
 
     @cached_property
     def steering(self) -> Steering:
@@ -728,7 +728,7 @@ def _quota_problem(report: Sequence[Mapping[str, Any]]) -> str:
     return f"the query set misses {count(len(short), 'quota')} ({' | '.join(short)}); lower it, or take it back"
 
 
-def _gone_problem(task_ids: Sequence[int]) -> str:
+def _dropped_pins_problem(task_ids: Sequence[int]) -> str:
     """One sentence about pins that were dropped, "" when none was."""
     if not task_ids:
         return ""

@@ -81,7 +81,7 @@ def install(app: Flask, settings: Settings) -> None:
         app.before_request(guard.check)
 
 
-def may_tell_of(project_id: int) -> bool:
+def may_send_events_of(project_id: int) -> bool:
     """Whether this request may bring an event of a project: with a webhook's token only of the token's own."""
     return not has_request_context() or g.get("webhook_project") in (None, project_id)
 

@@ -245,7 +245,7 @@ class PPALModel(_Base):
         with log_context(project=event.project_id):
             if self._number not in (None, event.project_id):
                 raise RequestError("the event is about another project than this model")
-            if not auth.may_tell_of(event.project_id):
+            if not auth.may_send_events_of(event.project_id):
                 raise RequestError("this webhook's token belongs to another project")
             projects = self.runtime.store.projects
             projects.need(event.project_id)

@@ -139,7 +139,7 @@ class _StateCollector(Collector):
             new.add_metric([name], self._store.ledger.new_count(project.id))
             version = self._store.versions.active(project.id)
             measured = Quality.of(version.metrics).measured if version is not None else None
-            if measured is not None and measured.map is not None and measured.is_told:
+            if measured is not None and measured.map is not None and measured.is_reportable:
                 quality.add_metric([name], measured.map)
             for step, seconds in self._last_steps(project.id).items():
                 steps.add_metric([name, step], seconds)

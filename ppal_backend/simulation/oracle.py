@@ -134,7 +134,7 @@ class Reporter:
         self._path, self._where, self._stop = path, dict(where), stop
         self._step, self._last = "", 0.0
 
-    def noticed(self, topic: str, problem: str) -> None:
+    def report_problem(self, topic: str, problem: str) -> None:
         """Nobody to tell."""
 
     def fence(self) -> None:

@@ -143,7 +143,7 @@ class _Silent:
     def __init__(self, on_progress: OnProgress | None) -> None:
         self._on_progress = on_progress
 
-    def noticed(self, topic: str, problem: str) -> None:
+    def report_problem(self, topic: str, problem: str) -> None:
         """Nobody to tell."""
 
     def fence(self) -> None:

@@ -140,7 +140,7 @@ class AnnotationLedger:
                     .values(round_number=round_number)
                 )
 
-    def put_off(self, project_id: int, round_number: int) -> None:
+    def postpone(self, project_id: int, round_number: int) -> None:
         """Somebody cancelled this round: the annotations that asked for it do not ask again. Every round's export
         holds all annotations, so the next training uses them all the same."""
         with self._database.transaction() as session:

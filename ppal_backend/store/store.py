@@ -124,7 +124,7 @@ def find_store(settings: Settings, project: int | None = None) -> Store:
         return open_store(settings, create=False)
     except NoState as error:
         whom = "no project is connected" if project is None else f"project {project} is not connected"
-        raise StateError(f"{whom}: {error}{_why_there(settings)}; {_advice(running_elsewhere(settings))}") from None
+        raise StateError(f"{whom}: {error}{_folder_note(settings)}; {_advice(running_elsewhere(settings))}") from None
 
 
 def hint_of_another(settings: Settings, store: Store) -> str:
@@ -133,10 +133,10 @@ def hint_of_another(settings: Settings, store: Store) -> str:
     alive = age_s is not None and age_s < ALIVE_WITHIN_S
     elsewhere = [] if alive else running_elsewhere(settings)
     place = settings.model_dir.resolve()
-    return f"looked in {place}{_why_there(settings)}; {_advice(elsewhere)}" if elsewhere else ""
+    return f"looked in {place}{_folder_note(settings)}; {_advice(elsewhere)}" if elsewhere else ""
 
 
-def _why_there(settings: Settings) -> str:
+def _folder_note(settings: Settings) -> str:
     given = {"model_dir", "database_url"} & settings.model_fields_set
     return "" if given else " (MODEL_DIR is not set, so ppal-data in the working directory)"
 

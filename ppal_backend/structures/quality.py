@@ -44,7 +44,7 @@ class Measured:
         return cls(**{**value, "interval": _pair(value["interval"])})
 
     @property
-    def is_told(self) -> bool:
+    def is_reportable(self) -> bool:
         """Whether there is enough to tell a figure at all."""
         return self.map is not None and self.interval is not None
 
@@ -119,7 +119,7 @@ class Quality:
     @property
     def figure(self) -> str:
         """mAP for a table; empty where it cannot be told."""
-        return map_text(self.measured.map) if self.measured is not None and self.measured.is_told else ""
+        return map_text(self.measured.map) if self.measured is not None and self.measured.is_reportable else ""
 
     @property
     def comparison(self) -> Difference | None:
@@ -136,7 +136,7 @@ class Quality:
         images = self.measured.images
         if images < FEWEST_IMAGES:
             return f"Measured on {count(images, 'image')}: too few to tell{self._to_come}."
-        if not self.measured.is_told:
+        if not self.measured.is_reportable:
             return f"Measured on {count(images, 'image')}, but no class has {FEWEST_BOXES} boxes there{self._to_come}."
         of = len(self.measured.classes) + len(self.measured.too_few)
         classes = f" and {len(self.measured.classes)} of {of} classes" if self.measured.too_few else ""

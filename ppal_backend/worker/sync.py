@@ -296,7 +296,7 @@ class Synchroniser:
         return bool(known_or_none(self._settings, project).plain != last.metrics["known"])
 
 
-class LabelStudioLook:
+class LabelStudioProbe:
     """Looks at the one Label Studio of the settings now and then, so that pages need not ask it: whether it answers and
     takes the token, and which projects it has. The note ``label_studio`` holds ``problem`` (a sentence, "" = none),
     ``failed`` (as of a poll) and ``projects`` (their ``id``, ``title`` and ``tasks``).
@@ -311,15 +311,15 @@ class LabelStudioLook:
         self._next = 0.0
         self._thread: threading.Thread | None = None
 
-    def look_in_background(self) -> None:
+    def probe_in_background(self) -> None:
         """Begin a look when one is due and none is under way."""
         if time.monotonic() < self._next or (self._thread and self._thread.is_alive()):
             return
         self._next = time.monotonic() + self._settings.poll_interval_s
-        self._thread = threading.Thread(target=self.look, name="label-studio", daemon=True)
+        self._thread = threading.Thread(target=self.probe, name="label-studio", daemon=True)
         self._thread.start()
 
-    def look(self) -> None:
+    def probe(self) -> None:
         """Ask, and keep the note. Without an address in the settings only connected projects tell where it is."""
         if not self._settings.label_studio_url:
             return

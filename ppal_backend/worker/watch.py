@@ -68,7 +68,7 @@ class Watch:
             return  # nothing was learned from them: they still count towards the next training
         ledger.used_by(project_id, self._round.number, annotation_ids)
 
-    def noticed(self, topic: str, problem: str) -> None:
+    def report_problem(self, topic: str, problem: str) -> None:
         self._store.projects.set_problem(self._round.project_id, topic, problem)
 
     def fence(self) -> None:

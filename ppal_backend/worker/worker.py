@@ -13,7 +13,7 @@ from ppal_backend.settings import Settings
 from ppal_backend.store import Heartbeat, Store, open_store
 from ppal_backend.worker.queue import JobQueue, open_queue
 from ppal_backend.worker.supervisor import ROUND_MODULE, Supervisor
-from ppal_backend.worker.sync import LabelStudioLook, RemoteProjects, Synchroniser
+from ppal_backend.worker.sync import LabelStudioProbe, RemoteProjects, Synchroniser
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run_worker(
 
     jobs = open_queue(settings, lambda project_id: synchronise(project_id), on_round)
     synchronise = Synchroniser(store, settings, RemoteProjects(settings, store), jobs.run_round)
-    label_studio = LabelStudioLook(settings, store)
+    label_studio = LabelStudioProbe(settings, store)
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:
         consumer.start()
@@ -67,7 +67,7 @@ def run_worker(
         while not stop.wait(TICK_S):
             heartbeat.beat()
             _tick(store, jobs, synchronise)
-            label_studio.look_in_background()
+            label_studio.probe_in_background()
             if time.monotonic() >= forget_next:
                 forget_next = time.monotonic() + (0.0 if _forget_events(settings, store) else FORGET_EVERY_S)
     finally:

@@ -12,7 +12,7 @@ from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Heartbeat, Lease, Store
 from ppal_backend.store.tables import now
 from ppal_backend.worker import sync
-from ppal_backend.worker.sync import LabelStudioLook, Synchroniser
+from ppal_backend.worker.sync import LabelStudioProbe, Synchroniser
 from tests.doctor.conftest import CONFIG
 from tests.label_studio.fake import FakeLabelStudio
 
@@ -180,7 +180,7 @@ def test_the_worker_looks_at_label_studio_without_any_project(world, monkeypatch
     server.project["title"] = "Fish & chips"
     server.others = [{"id": 2, "title": "Birds", "task_number": 7}]
     monkeypatch.setattr(sync, "open_client", lambda *args, **options: server.client(tries=1))
-    LabelStudioLook(world.settings, world.store).look()
+    LabelStudioProbe(world.settings, world.store).probe()
     note, _ = world.store.notes.get("label_studio")
     assert [(p["id"], p["title"]) for p in note["projects"]] == [(1, "Fish & chips"), (2, "Birds")]
     assert health(world.settings, world.store) == []
@@ -189,7 +189,7 @@ def test_the_worker_looks_at_label_studio_without_any_project(world, monkeypatch
         raise LabelStudioAuthError("the token was refused; make a new one")
 
     monkeypatch.setattr(sync, "open_client", refused)
-    LabelStudioLook(world.settings, world.store).look()
+    LabelStudioProbe(world.settings, world.store).probe()
     (finding,) = health(world.settings, world.store)
     assert finding.title == "Label Studio refuses the token" and finding.advice == "make a new one"
     kept, _ = world.store.notes.get("label_studio")
@@ -198,7 +198,7 @@ def test_the_worker_looks_at_label_studio_without_any_project(world, monkeypatch
 
 def test_nothing_is_looked_at_without_an_address(world, monkeypatch):
     monkeypatch.setattr(sync, "open_client", None)
-    LabelStudioLook(world.settings.model_copy(update={"label_studio_url": ""}), world.store).look()
+    LabelStudioProbe(world.settings.model_copy(update={"label_studio_url": ""}), world.store).probe()
     assert world.store.notes.get("label_studio") == ({}, None)
 
 

@@ -79,9 +79,9 @@ class Rig:
         self.wait(note.exists, f"round of project {project_id} comes to {place}")
         return int(note.read_text())
 
-    def wait_done(self, round_id, state="done"):
+    def wait_done(self, round_id, state="done", timeout_s=120):
         """Wait for the end of a round; its record."""
-        self.wait(lambda: self.store.rounds.get(round_id).finished_at is not None, "the round ends")
+        self.wait(lambda: self.store.rounds.get(round_id).finished_at is not None, "the round ends", timeout_s)
         record = self.store.rounds.get(round_id)
         assert record.state == state, f"{record.state}: {record.error}\n{self.log()}"
         return record

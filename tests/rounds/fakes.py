@@ -119,7 +119,7 @@ class FakeWorld:
         self.published.append((model, queue))
         return "ppal-r1-x"
 
-    def noticed(self, topic, problem):
+    def report_problem(self, topic, problem):
         self.problems[topic] = problem
 
     def fence(self):

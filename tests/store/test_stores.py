@@ -191,7 +191,7 @@ def test_exported_annotations_no_longer_count_even_if_no_event_came(store, proje
 
 def test_annotations_of_a_cancelled_round_do_not_ask_again(store, project):
     store.ledger.see(project, [SeenAnnotation(i, i) for i in (1, 2, 3)])
-    store.ledger.put_off(project, 4)
+    store.ledger.postpone(project, 4)
     assert store.ledger.new_count(project) == 0
     store.ledger.see(project, [SeenAnnotation(4, 4)])
     assert store.ledger.new_count(project) == 1

@@ -51,7 +51,7 @@ def with_image_cache(
     scale = plain[2].get("scale")
     if set(plain[2]) != {"type", "scale", "keep_ratio"} or not plain[2]["keep_ratio"] or scale is None:
         return plain
-    if not any(_is_worth_it(record.width, record.height, scale) for record in records):
+    if not any(_is_worth_caching(record.width, record.height, scale) for record in records):
         return plain
     reader = {**plain[0], "type": "LoadResizedImage", "scale": tuple(scale), "folder": str(folder)}
     return [reader, *plain[1:]]
@@ -63,7 +63,7 @@ def _with_cached_source(step: dict[str, Any], records: Sequence[ImageRecord], fo
     return step
 
 
-def _is_worth_it(width: int, height: int, scale: Sequence[int]) -> bool:
+def _is_worth_caching(width: int, height: int, scale: Sequence[int]) -> bool:
     """Whether decoding takes longer than reading the copy, which is not compressed."""
     return width * height >= max(_FEWEST_PIXELS, _LEAST_SHARE * scale[0] * scale[1])
 
@@ -85,7 +85,7 @@ class LoadResizedImage(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Read one image."""
         width, height = results["width"], results["height"]
-        if not _is_worth_it(width, height, self._scale):
+        if not _is_worth_caching(width, height, self._scale):
             return super().transform(results)
         copy = _copy_of(results, self._folder, ".bmp")
         if copy.is_file():

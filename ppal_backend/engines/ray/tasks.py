@@ -132,7 +132,7 @@ class ShardRun:
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
-                self._lose(process, shard, error)
+                self._drop_worker(process, shard, error)
                 continue
             self._idle.append(process)
             if shard is None:
@@ -141,7 +141,7 @@ class ShardRun:
                 self._done[shard] = value
         self._complain(bool(ready))
 
-    def _lose(self, process: Any, shard: int | None, error: Exception) -> None:
+    def _drop_worker(self, process: Any, shard: int | None, error: Exception) -> None:
         """A process is gone: its shard is to be done by another."""
         reason = str(error).splitlines()[0]
         self._crew.discard(process)

@@ -89,9 +89,9 @@ def curve_of(rounds: Sequence[RoundRecord]) -> Curve:
         if last is not None:
             on_same = own.measured if own.image_set == last.image_set else last.earlier.get(record.number)
             on_same = last.measured if record.number == newest else on_same
-        if on_same is not None and on_same.is_told:
+        if on_same is not None and on_same.is_reportable:
             points.append(_point(record, on_same))
-        elif own.measured is not None and own.measured.is_told:
+        elif own.measured is not None and own.measured.is_reportable:
             others.append(_point(record, own.measured))
         elif own.other_map is not None:
             images = int(record.metrics.get("images") or 0)
@@ -361,7 +361,7 @@ def classes_page(project: Project) -> dict[str, Any]:
         for step, fact in (("dataset", "labelled_per_class"), ("candidates", "class_weights"))
     )
     measured = Quality.of(version.metrics).measured
-    told = measured.classes if measured is not None and measured.is_told else {}
+    told = measured.classes if measured is not None and measured.is_reportable else {}
     rows = class_rows(version.labels, version.difficulty, told, boxes, weights)
     return {
         "version": version,
