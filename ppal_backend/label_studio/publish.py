@@ -46,8 +46,12 @@ PREFIX = "ppal-"
 MAX_BODY_BYTES = 200 * 1024 * 1024
 EMPTY = "-empty"
 """End of the name of a version that ranks nothing: Label Studio holds no prediction of it."""
-READABLE_POSITIONS = 998
-"""Tasks whose score reads as their position in the queue."""
+SCORE_STEP = 1e-10
+"""From one place of the queue to the next."""
+LARGEST_SCORE = 4e-5
+"""Label Studio shows a prediction's score as a percentage with two decimals: up to here it reads 0.00%."""
+END_OF_QUEUE = 4.9e-5
+"""Score of what was not ranked: it comes after all that was, and reads 0.00% too."""
 BUDGETS = 4
 """Query sets that the published front of a queue holds at least."""
 _POLL_S = 2.0
@@ -56,7 +60,7 @@ TAB_TITLE = "PPAL queue"
 DEFAULT_TAB_TITLE = "Default"
 _TABS_ROUTE = "/api/dm/views/"
 _COLUMNS_ROUTE = "/api/dm/columns"
-QUEUE_COLUMNS = ("id", "predictions_score", "predictions_model_versions")
+QUEUE_COLUMNS = ("id", "predictions_model_versions")
 """Columns of the queue's tab beside those of the tasks' own data."""
 _UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
 QUEUE_TAB = {
@@ -246,17 +250,16 @@ def delete_version(client: LabelStudioClient, project_id: int, version: str) -> 
 
 
 def queue_scores(count: int) -> list[float]:
-    """Return the scores of ``count`` ranked tasks: rising, in (0, 1), also after a round trip through JSON.
+    """Return the scores of ``count`` ranked tasks: rising, above 0, also after a round trip through JSON.
 
-    Label Studio takes scores up to 1 only and shows three decimals. So the first task has 0.001, the second 0.002, and
-    so on up to 0.998; all later ones share what is left below 1, and are shown as 0.999 or 1.
+    A place must not read as a confidence, and Label Studio shows every score as a percentage. So all are so small that
+    each task says the same, 0.00%; the place is the score in steps of 1e-10 (of less in a queue of over 400,000 tasks).
 
     Raises:
         PublishError: Two ranks share a score (more tasks than floating point tells apart).
     """
-    scores = [position / 1000 for position in range(1, min(count, READABLE_POSITIONS) + 1)]
-    rest = count - len(scores)
-    scores += [(READABLE_POSITIONS + 1 + place / rest) / 1000 for place in range(rest)]
+    steps_in_one = max(round(1 / SCORE_STEP), count / LARGEST_SCORE)
+    scores = [position / steps_in_one for position in range(1, count + 1)]
     sent = json.loads(json.dumps(scores))
     if any(low >= high for low, high in pairwise(sent)):
         raise PublishError(f"expected {count} distinct ranks, got two of the same score; rank fewer tasks")

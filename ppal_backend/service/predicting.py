@@ -1,7 +1,7 @@
 """Tasks to pre-annotations while somebody waits: one entry per task, in order, within a deadline.
 
-A live prediction gets the score 1.0. Label Studio serves the task with the lowest score first and published
-ranks lie in [0, 1), so a task that was imported after the last round comes after all ranked ones, and a live
+A live prediction gets the score ``END_OF_QUEUE``. Label Studio serves the task with the lowest score first and published
+places lie below it, so a task that was imported after the last round comes after all ranked ones, and a live
 answer for a ranked task never moves it: among predictions of one version the lowest score counts.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import ImageError, LabelStudioError, PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
+from ppal_backend.label_studio.publish import END_OF_QUEUE
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.payloads import is_id
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNTRAINED = "ppal-untrained"
-END_OF_QUEUE = 1.0
 CHUNK = 8
 REASONS_LOGGED = 5
 

@@ -97,6 +97,13 @@ class Pages:
         cells = "rows => rows.map(row => [...row.querySelectorAll('.lsf-table__cell')].map(cell => cell.innerText))"
         return columns, [[text for text in row if text] for row in rows.evaluate_all(cells)]
 
+    def predictions_of(self, project_id, task_id):
+        """Open a task from the list; what the screen says of each annotation and prediction of it."""
+        self._open(f"/projects/{project_id}/data?task={task_id}")
+        self.page.locator(".lsf-annotation-button__info", has_text="%").first.wait_for()
+        buttons = self.page.locator(".lsf-annotation-button").all_inner_texts()
+        return [" ".join(text.split()) for text in buttons]
+
     def label_all_tasks(self, project_id):
         """Press Label All Tasks; the task that Label Studio serves."""
         self._open(f"/projects/{project_id}/data")

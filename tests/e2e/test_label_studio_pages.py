@@ -112,17 +112,22 @@ def test_start_training_is_accepted_and_brings_a_version(trained, guarded, pages
     assert listed.index(trained.version()) < listed.index("ppal-r1-"), "the newest version stands first"
 
 
-def test_the_tab_lists_the_queue_by_position(trained, pages):
+def test_the_tab_lists_the_queue_in_order(trained, pages):
     columns, rows = pages.tab(trained.id, TAB_TITLE)
     pages.picture("queue")
-    assert columns == [
-        "tasks:id", "tasks:predictions_score", "tasks:predictions_model_versions", "tasks:data.image"
-    ]  # fmt: skip
+    assert columns == ["tasks:id", "tasks:predictions_model_versions", "tasks:data.image"]
     order = [str(row["task"]) for row in trained.queue()]
-    shown = [cells[:2] for cells in rows]
-    assert len(shown) > 5
-    assert shown == [[task, f"{place / 1000:.3f}"] for place, task in enumerate(order[: len(shown)], 1)]
-    assert all(trained.version() in cells[2] for cells in rows)
+    shown = [cells[0] for cells in rows]
+    assert len(shown) > 5 and shown == order[: len(shown)]
+    assert all(trained.version() in cells[1] for cells in rows)
+
+
+def test_the_place_in_the_queue_never_reads_as_a_confidence(trained, pages):
+    queue = trained.queue()
+    for row in (queue[0], queue[len(queue) // 2], queue[-1]):
+        said = pages.predictions_of(trained.id, row["task"])
+        assert [text for text in said if trained.version() in text and text.endswith("· 0.00%")], said
+        assert not [text for text in said if "%" in text.replace("0.00%", "")]
 
 
 def test_label_all_tasks_serves_the_queue_with_its_boxes(trained, guarded, pages):

@@ -32,12 +32,12 @@ def wait_for_version(label_studio, backend, project_id, prefix):
 
 
 def assert_whole_queue(label_studio, project_id, version, labelled):
-    """Every unlabelled task has exactly one prediction of the version, its position as the score: 0.001, 0.002, …"""
+    """Every unlabelled task has exactly one prediction of the version, its place as the score: 1e-10, 2e-10, …"""
     stored = predictions_of(label_studio, project_id, version)
     per_task = Counter(p["task"] for p in stored)
     assert set(per_task.values()) == {1}, "a task has more than one prediction of the version"
     assert len(per_task) == IMAGES - labelled
-    assert [p["score"] for p in stored] == [position / 1000 for position in range(1, len(stored) + 1)]
+    assert [p["score"] for p in stored] == [position / 1e10 for position in range(1, len(stored) + 1)]
     return stored
 
 

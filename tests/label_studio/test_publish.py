@@ -10,6 +10,7 @@ import pytest
 
 from ppal_backend.errors import LabelStudioUnavailable, PublishError
 from ppal_backend.label_studio.publish import (
+    END_OF_QUEUE,
     LabelStudioPublisher,
     QueueItem,
     delete_version,
@@ -55,7 +56,7 @@ def test_published_order_is_the_served_order():
     assert fake.project["sampling"] == "Uncertainty sampling"
     assert result.created == 5
     assert result.version.startswith("ppal-r1-")
-    assert [p["score"] for p in fake.predictions] == [0.001, 0.002, 0.003, 0.004, 0.005]
+    assert [p["score"] for p in fake.predictions] == [1e-10, 2e-10, 3e-10, 4e-10, 5e-10]
     assert [s["state"] for s in states] == ["importing", "imported", "activating", "done"]
     assert fake.paths("POST") == ["/api/projects/1/import/predictions"]
     assert fake.paths("PATCH") == ["/api/projects/1/"]
@@ -338,12 +339,15 @@ def test_scores_rise_strictly_for_huge_pools():
     assert queue_scores(0) == []
 
 
-@pytest.mark.parametrize("count", [1, 24, 998, 999, 5000])
-def test_a_score_reads_as_the_position(count):
-    """Label Studio shows three decimals: 0.042 is the 42nd task."""
-    shown = [f"{score:.3f}" for score in queue_scores(count)]
-    assert shown[:998] == [f"{position / 1000:.3f}" for position in range(1, min(count, 998) + 1)]
-    assert set(shown[998:]) <= {"0.999", "1.000"} and max(queue_scores(count)) < 1.0
+@pytest.mark.parametrize("count", [1, 24, 5000, 400_000, 600_000])
+def test_no_place_in_the_queue_reads_as_a_confidence(count):
+    """Label Studio shows a prediction's score as a percentage with two decimals, and beside a task nothing else."""
+    scores = queue_scores(count)
+    assert {f"{100 * score:.2f}%" for score in scores} == {"0.00%"}
+    assert f"{100 * END_OF_QUEUE:.2f}%" == "0.00%" and scores[-1] < END_OF_QUEUE
+    assert scores[0] > 0.0 and all(a < b for a, b in pairwise(json.loads(json.dumps(scores))))
+    if count <= 400_000:
+        assert [round(score * 1e10) for score in scores] == list(range(1, count + 1)), "the place can be worked out"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ COLUMNS = [
 ]
 BESIDE_A_TASK = ["tasks:data.source", "tasks:id", "tasks:completed_at", "tasks:predictions_score",
                  "tasks:predictions_model_versions", "tasks:draft_exists"]  # fmt: skip
-IN_QUEUE = ["tasks:completed_at", "tasks:total_annotations", "tasks:draft_exists"]
+IN_QUEUE = ["tasks:completed_at", "tasks:total_annotations", "tasks:predictions_score", "tasks:draft_exists"]
 IN_FIRST = ["tasks:predictions_score", "tasks:predictions_model_versions", "tasks:draft_exists"]
 MADE = QUEUE_TAB | {"hiddenColumns": {"explore": IN_QUEUE, "labeling": BESIDE_A_TASK}}
 

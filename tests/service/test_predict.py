@@ -9,7 +9,7 @@ from ppal_backend.errors import CheckpointError, ImageError, LabelStudioUnavaila
 from ppal_backend.service.runtime import EXTENSION
 from tests.service.conftest import OTHER_CONFIG, activate, annotation_payload, predict_payload, setup_payload, task
 
-EMPTY = {"result": [], "score": 1.0, "model_version": "ppal-7-r1"}
+EMPTY = {"result": [], "score": 4.9e-5, "model_version": "ppal-7-r1"}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def post(client, *tasks, **changes):
 
 def test_boxes_in_percent_with_their_own_score(client, trained):
     (entry,) = post(client, task(5))["results"]
-    assert (entry["score"], entry["model_version"]) == (1.0, "ppal-7-r1")
+    assert (entry["score"], entry["model_version"]) == (4.9e-5, "ppal-7-r1")
     (region,) = entry["result"]
     assert (region["from_name"], region["to_name"], region["type"]) == ("label", "image", "rectanglelabels")
     value = region["value"]
@@ -64,7 +64,7 @@ def test_no_model_yet(client, connected, predictor, images, caplog):
     caplog.set_level("INFO")
     answer = post(client, task(5), task(6))
     assert answer["model_version"] == "ppal-untrained"
-    assert answer["results"] == [{"result": [], "score": 1.0, "model_version": "ppal-untrained"}] * 2
+    assert answer["results"] == [{"result": [], "score": 4.9e-5, "model_version": "ppal-untrained"}] * 2
     assert (predictor.calls, images.asked) == ([], [])
     assert "no model is trained yet" in caplog.text
 
@@ -78,7 +78,7 @@ def test_a_random_order_without_a_model_carries_the_queues_version(client, conne
 
 def test_an_unknown_project(client, predictor, caplog):
     answer = post(client, task(5), project="99.1")
-    assert answer["results"] == [{"result": [], "score": 1.0, "model_version": "ppal-untrained"}]
+    assert answer["results"] == [{"result": [], "score": 4.9e-5, "model_version": "ppal-untrained"}]
     assert "not connected" in caplog.text
 
 
