@@ -76,7 +76,7 @@ class ProjectDefaults(BaseModel):
     )
     budget: Budget = 50
     strategy: str = Field("auto", max_length=64)
-    delta: float = Field(8.0, gt=1.0, le=100.0, description="candidate pool = delta x budget images")
+    delta: float = Field(8.0, gt=1.0, le=100.0, description="images that the next ones are chosen from: delta x budget")
     score_threshold: ScoreThreshold = 0.3
     holdout_fraction: float = Field(
         0.2, ge=0.0, le=0.5, description="share of all tasks, drawn at random, that measure the detector"

@@ -40,7 +40,7 @@ def status(
     from ppal_backend.doctor.health import health
     from ppal_backend.operations.detectors import in_force
     from ppal_backend.operations.known_labels import lines_for
-    from ppal_backend.structures.round import describe_slicing
+    from ppal_backend.structures.round import KIND_NAMES, describe_slicing
 
     with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
@@ -77,7 +77,12 @@ def status(
             for r in store.rounds.of_project(p.id):
                 state = "waiting" if r.is_waiting else r.state
                 table.add_row(
-                    str(r.number), r.kind, state, r.step, Quality.of(r.metrics).figure, escape(r.error or r.reason)
+                    str(r.number),
+                    KIND_NAMES[r.kind],
+                    state,
+                    r.step,
+                    Quality.of(r.metrics).figure,
+                    escape(r.error or r.reason),
                 )
             console.print(table)
             if p.id in detectors:
@@ -109,12 +114,14 @@ def start_round(
 
     Example: ppal round 1 --rank
     """
+    from ppal_backend.structures.round import KIND_NAMES
+
     with opened(as_json, project) as (_, store):
         record = store.rounds.request(project, "rank" if rank_only else "train", "asked for by ppal round")
         if as_json:
             print_json({"project": project, "round": record.number, "kind": record.kind, "state": record.state})
             return
-        console.print(f"round {record.number} ({record.kind}) of project {project} is {record.state}")
+        console.print(f"round {record.number} ({KIND_NAMES[record.kind]}) of project {project} is {record.state}")
 
 
 def pin(

@@ -35,7 +35,9 @@ def simulate(
     budget: Annotated[str | None, typer.Option(help="images labelled a round: 38 or 2.5%")] = None,
     rounds: Annotated[int | None, typer.Option(help="queries, after the start")] = None,
     seeds: Annotated[str | None, typer.Option(help="how many, or a list: 3 or 0,1,2")] = None,
-    delta: Annotated[float | None, typer.Option(help="candidate pool = delta x budget")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="images that the next ones are chosen from: delta x budget")
+    ] = None,
     max_iterations: Annotated[int | None, typer.Option(help="cap on the training")] = None,
     slices: Annotated[str | None, typer.Option(help="tiles for small objects: off, auto or their side in px")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,

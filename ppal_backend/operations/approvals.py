@@ -136,7 +136,9 @@ def regions_of(
     project = store.projects.get(project_id)
     folder = Rounds(settings).show(project.key, project_id, version.round_number)
     if not (folder / "dataset" / "pool.json").is_file():
-        raise StateError(f"the files of {version.version}'s round are not on this machine any more; run a ranking")
+        raise StateError(
+            f"the files of {version.version}'s round are not on this machine any more; run ppal round --rank"
+        )
     options = settings.project_options(project.options)
     schema = parse_label_config(project.label_config, options.from_name)
     found = boxes_of_images(folder / "detections", task_ids)

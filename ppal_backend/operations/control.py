@@ -136,7 +136,7 @@ def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, 
     folder = RoundFolder(path)
     queue = read_queue(folder)
     if not queue:
-        raise StateError(f"version {version.version} ranked no task, so there is no queue to go back to")
+        raise StateError(f"version {version.version} put no task in order, so there is no queue to go back to")
     spec = RoundSpec.from_dict(folder.read("spec.json"))
     model = None
     if version.checkpoint:

@@ -175,6 +175,11 @@ def map_with_interval(measured: Measured) -> str:
     return f"{map_text(measured.map)} ({map_text(low)} to {map_text(high)})"
 
 
+def percent(share: float) -> str:
+    """A share in [0, 1], in whole percent."""
+    return f"{100 * share:.0f} %"
+
+
 def count(number: int, thing: str, things: str = "") -> str:
     """A number of things, in the singular for one."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"

@@ -17,6 +17,9 @@ RIVAL_NAMES = ("learnloss", "mdn", "mial")
 """Strategies that change the detector they choose with, which a project's rounds never do: in simulations only."""
 
 
+KIND_NAMES = {"train": "training", "rank": "ordering"}
+"""What people read of a round's kind."""
+
 AS_IS = "as_is.pth"
 """File name of a checkpoint that holds the zoo's detector as published, told in a project's labels."""
 

@@ -22,11 +22,11 @@ from ppal_backend.service.dashboard.forecast import (
 from ppal_backend.service.dashboard.project import Project, Query
 from ppal_backend.service.dashboard.quality import agreement_rows
 from ppal_backend.store import RoundRecord
-from ppal_backend.structures.quality import FEWEST_IMAGES, Measured, Quality, count, map_text, signed
+from ppal_backend.structures.quality import FEWEST_IMAGES, Measured, Quality, count, map_text, percent, signed
 from ppal_backend.structures.round import describe_slicing
 
 CURVE_STEPS = 40
-MEASURED = "95% interval of what was measured"
+MEASURED = "95 % interval of what was measured"
 
 WORTHWHILE = LEAST_SCATTER  # what two trainings on the same data differ by is no gain
 UNCERTAINTY_FLOOR = 0.2
@@ -217,14 +217,16 @@ def _judge_plateau(gain: Range | None, budget: int) -> Advice:
 
 def _judge_uncertainty(uncertainty: tuple[float, float] | None) -> Advice:
     if uncertainty is None or uncertainty[0] <= 0:
-        return Advice("Uncertainty left", "open", "Two rounds that ranked the pool with a model are needed to compare.")
+        return Advice(
+            "Uncertainty left", "open", "Two rounds that looked at the pool with a model are needed to compare."
+        )
     share = uncertainty[1] / uncertainty[0]
     told = (
-        f"What the model finds most worth labeling is {share:.0%} as uncertain as in the first round "
+        f"What the model finds most worth labeling is {percent(share)} as uncertain as in the first round "
         f"({uncertainty[1]:.2f} after {uncertainty[0]:.2f})"
     )
     if share < UNCERTAINTY_FLOOR:
-        return Advice("Uncertainty left", "stop", f"{told}: below {UNCERTAINTY_FLOOR:.0%}, little is left to ask.")
+        return Advice("Uncertainty left", "stop", f"{told}: below {percent(UNCERTAINTY_FLOOR)}, little is left to ask.")
     return Advice("Uncertainty left", "go on", f"{told}.")
 
 
@@ -341,7 +343,7 @@ def before_labels(project: Project) -> Chart | None:
     if not shown:
         return None
     marks = [
-        Mark(images[r.version], share, f"{r.version}: {share:.0%} of boxes right as shown, on {r.tasks} images")
+        Mark(images[r.version], share, f"{r.version}: {percent(share)} of boxes right as shown, on {r.tasks} images")
         for r in shown
         if (share := r.saved) is not None
     ]
@@ -400,7 +402,7 @@ def _map_chart(curve: Curve, forecast: Forecast | None, budget: int) -> Chart:
     line = [Mark(n, max(0.0, forecast.at(n).middle), "") for n in at]
     ahead = [(n, forecast.at(n).widened()) for n in at if n >= last.images]
     rows = [(n, max(0.0, r.low), r.high) for n, r in ahead]
-    bands = [Band(rows, f"{COVERED:.0%} of forecasts hold"), *measured]
+    bands = [Band(rows, f"{percent(COVERED)} of forecasts hold"), *measured]
     return chart(
         "mAP by labelled images", summary + ", with forecast", "labelled images", "mAP",
         [Series(line, "forecast"), *series], bands,

@@ -85,7 +85,7 @@ def shown_value(value: object, settings: Settings) -> str:
         return f"{HIDDEN} (set)" if value.get_secret_value() else "not set"
     if value is None or value == "":
         return "not set"
-    return without_secrets(str(value), settings)
+    return without_secrets(str(value).lower() if isinstance(value, bool) else str(value), settings)
 
 
 def without_secrets(text: str, settings: Settings) -> str:
@@ -115,14 +115,14 @@ def in_force(options: ProjectOptions, facts: Mapping[str, Any]) -> list[str]:
         wanted = options.delta * options.budget
         if candidates < min(wanted, pool) - 0.5:
             said.append(
-                f"delta {options.delta:g} x budget {options.budget} would be {wanted:.0f} candidates; in round "
+                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in round "
                 f"{facts['round']} it was {candidates} of the pool's {pool} images: images that measure the detector "
                 "take their part of the budget, and of a small pool only a part is looked at closely"
             )
         elif candidates >= pool > 0 and wanted > pool:
             said.append(
-                f"delta {options.delta:g} x budget {options.budget} would be {wanted:.0f} candidates; in round "
-                f"{facts['round']} all {pool} images of the pool were candidates"
+                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in round "
+                f"{facts['round']} it was the whole pool of {pool}"
             )
     return said
 

@@ -13,6 +13,7 @@ from ppal_backend.errors import StateError
 from ppal_backend.rounds.detections_store import Box, read_boxes, surest_classes
 from ppal_backend.service.dashboard.drawing import LabelPlace, colours_of, place_labels
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
+from ppal_backend.structures.quality import percent
 
 PAGE = 12
 ALIKE = 2.0  # CCMS similarity of an image with itself
@@ -219,7 +220,7 @@ def _unlike(query: Query, why: Mapping[str, Any]) -> str:
         return ""
     is_before = nearest in query.image_ids
     which = f"task {nearest}" if nearest >= 0 else "a labelled image"
-    alike = "" if similarity is None else f", {similarity / ALIKE:.0%} alike".replace("%", " %")
+    alike = "" if similarity is None else f", {percent(similarity / ALIKE)} alike"
     what = "what comes before it" if is_before else "what is labelled"
     if similarity is not None and similarity / ALIKE >= AS_GOOD_AS_THERE:
         return f"Adds to {what} (nearest: {which}{alike})."

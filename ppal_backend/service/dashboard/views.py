@@ -48,7 +48,7 @@ from ppal_backend.service.payloads import LARGEST_PROJECT_ID
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion
-from ppal_backend.structures.quality import Quality, map_text, signed
+from ppal_backend.structures.quality import Quality, count, map_text, percent, signed
 
 if TYPE_CHECKING:
     from ppal_backend.label_studio.client import LabelStudioClient
@@ -505,7 +505,6 @@ def with_policy(response: Response) -> Response:
     return response
 
 
-@ui.app_template_filter("ppal_time")
 def as_time(value: datetime | None) -> str:
     """A stored time, which is UTC."""
     return f"{value:%Y-%m-%d %H:%M} UTC" if value is not None else ""
@@ -543,6 +542,18 @@ def as_seconds(value: float) -> str:
 def as_map(value: float | None) -> str:
     """An mAP or AP."""
     return map_text(value)
+
+
+@ui.app_template_filter("ppal_percent")
+def as_percent(share: float) -> str:
+    """A share in [0, 1]; the sign never stands on the next line."""
+    return percent(share).replace(" ", "\u00a0")
+
+
+@ui.app_template_filter("ppal_count")
+def as_count(number: int, thing: str, things: str = "") -> str:
+    """A number of things, in the singular for one."""
+    return count(number, thing, things)
 
 
 @ui.app_template_filter("ppal_gain")

@@ -101,6 +101,32 @@ def test_every_page_fits_and_can_be_read_by_everybody(open_page, axe, path, widt
     assert len(found["passes"]) > 15, "axe has looked at the page"
 
 
+TABLES = """() => [...document.querySelectorAll(".scroll")].map(box => {
+    const rows = [...box.querySelectorAll("tr")].map(row => row.clientHeight), hint = box.previousElementSibling;
+    return {
+        name: box.getAttribute("aria-label"), goesOn: box.scrollWidth > box.clientWidth + 1, highest: Math.max(...rows),
+        said: hint.matches(".scroll-hint") && hint.offsetHeight > 0,
+    };
+})"""
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_tables_that_go_on_say_so_and_their_rows_stay_low_on_a_phone(open_page, path):
+    page = open_page(path, 390)
+    page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
+    page.evaluate("hints()")
+    for table in page.evaluate(TABLES):
+        assert table["said"] == table["goesOn"], table
+        assert table["highest"] <= 190, table
+
+
+@pytest.mark.parametrize(
+    ("path", "part"), [("approve", "Quality"), ("similar?task=1022", "Queue"), ("errors", "Model errors")]
+)
+def test_every_page_of_a_project_says_which_part_it_belongs_to(open_page, path, part):
+    assert open_page(f"projects/1/{path}").locator("header nav a[aria-current]").all_inner_texts() == [part]
+
+
 @pytest.mark.parametrize("path", ["projects/1/queue", "projects/1/quality"])
 def test_images_are_shown(open_page, path):
     page = open_page(path)

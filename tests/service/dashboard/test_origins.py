@@ -64,8 +64,12 @@ def test_what_the_file_sets_is_told_as_such(settings, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("candidates", "pool", "said"),
     [
-        (48, 78, "would be 400 candidates; in round 5 it was 48 of the pool's 78 images: images that measure"),
-        (78, 78, "would be 400 candidates; in round 5 all 78 images of the pool were candidates"),
+        (
+            48,
+            78,
+            "would be 400 images to choose from; in round 5 it was 48 of the pool's 78 images: images that measure",
+        ),
+        (78, 78, "delta 8 × budget 50 would be 400 images to choose from; in round 5 it was the whole pool of 78"),
         (400, 9000, None),
         (None, 78, None),
         (0, 0, None),

@@ -124,7 +124,7 @@ def test_an_map_is_one_kind_of_number_on_every_page(client):
     """From 0 to 1 with three decimals: the page said 0.125 here and 15.5 there."""
     for page in PAGES:
         text = text_of(client.get(f"/ui/{page}"))
-        text = re.sub(r"(80% of forecasts|95 ?% )", "", text)  # levels of intervals, in titles and a table's head
+        text = re.sub(r"(80 % of forecasts|95 ?% )", "", text)  # levels of intervals, in titles and a table's head
         figures = re.findall(r"\bmAP (?:is expected at |of )?([+−]?\d[\d.]*\d)( ?%)?", text)
         assert [f for f in figures if not re.fullmatch(r"[+−]?[01]\.\d{3}", f[0]) or f[1]] == [], page
         assert "mAP points" not in text, page
@@ -332,7 +332,7 @@ def test_how_versions_did_before_the_labels_is_a_curve_of_its_own(place):
     place.train()
     answer = place.app().test_client().get("/ui/projects/1/learning")
     text = text_of(answer)
-    assert f"{names[0]}: 60% of boxes right as shown, on 12 images" in text
+    assert f"{names[0]}: 60 % of boxes right as shown, on 12 images" in text
     assert f"{names[1]}: " not in text and "ppal-older" not in text, "nine images tell nothing"
     assert "Right before they were labelled: hard images" in text and "this is no measure of the detector" in text
 

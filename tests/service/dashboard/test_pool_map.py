@@ -77,7 +77,9 @@ def test_the_page_tells_what_near_means_and_what_is_drawn(client, trained):
     page, text = answer.text, text_of(answer)
     across, up = stored["explained"]
     shares = f"hold {across + up:.0%} of how the images differ ({across:.0%} across, {up:.0%} up)"
-    assert "principal components" in page and shares.replace("%", " %") in page and shares not in text, "in a tooltip"
+    assert "principal components" in page and shares.replace("%", "\u00a0%") in page and shares not in text, (
+        "in a tooltip"
+    )
     query = RoundFolder(trained.folder(5)).read("query_set.json")
     candidates = len(set(query["candidate_ids"]) - set(query["image_ids"]))
     assert f"next to label 5 also worth it {candidates} the rest {25 - candidates} labelled before 50" in text

@@ -87,8 +87,8 @@ def test_the_page_shows_swapped_labels_with_image_boxes_and_link(reviewed):
 
 def test_the_page_tells_what_was_saved(reviewed):
     text = text_of(reviewed.app().test_client().get("/ui/projects/1/quality"))
-    assert "38 % of all boxes needed no hand" in text.replace("38%", "38 %") and "3 of the 6 proposed ones" in text
-    assert "ppal-r1-x 2 3 1 1 1 2 38%" in text and "ppal-r0-y" not in text, "it proposed nothing"
+    assert "38 % of all boxes needed no hand" in text and "3 of the 6 proposed ones" in text
+    assert "ppal-r1-x 2 3 1 1 1 2 38 %" in text and "ppal-r0-y" not in text, "it proposed nothing"
 
 
 def test_images_of_pruned_rounds_are_not_asked_for(reviewed):
@@ -117,9 +117,9 @@ def test_the_page_shows_what_the_training_learned_from_and_what_not(reviewed):
         "6 rotated boxes: the upright box around each is learned",
         "7 boxes were cut at the border",
         "3 tasks were skipped",
-        "4 annotated tasks are left out: their images cannot be used",
+        "4 annotated tasks are left out: the image cannot be used",
         "8 boxes are left out: less than a pixel",
-        "9 regions are left out: they have no usable numbers",
+        "9 regions are left out: no usable numbers",
         "5 boxes are left out: the labeling config has no label",
         "10 regions are left out: polygonlabels",
     ):
@@ -148,10 +148,10 @@ def test_the_page_tells_where_people_differ(reviewed):
     page = reviewed.app().test_client().get("/ui/projects/1/quality")
     text = text_of(page)
     assert "3 tasks have annotations of several people" in text
-    assert "person 1 and person 2 3 6 2 2 60%" in text and "<dog> 6 2 2 60%" in text.replace("&lt;", "<").replace(
+    assert "person 1 and person 2 3 6 2 2 60 %" in text and "<dog> 6 2 2 60 %" in text.replace("&lt;", "<").replace(
         "&gt;", ">"
     )
-    assert "http://ls.test:8080/projects/1/data?task=4" in page.text and "(25%)" in text
+    assert "http://ls.test:8080/projects/1/data?task=4" in page.text and "(25 %)" in text
     assert "<dog>" not in page.text, "labels are text"
 
 

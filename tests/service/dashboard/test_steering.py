@@ -36,12 +36,12 @@ def test_label_next_on_a_card_puts_the_task_in_front_and_can_be_taken_back(place
     answer = press(client, do="first", task=task_id, page=1)
     page = " ".join(answer.text.split())
     assert answer.status_code == 200 and "Kept. The queue comes in its new order" in page
-    assert "1 pinned, 0 quotas" in page and "with the next ranking" in page and "round 2, which is asked for" in page
+    assert "1 pinned, 0 quotas" in page and "with the next order" in page and "round 2, which is asked for" in page
     assert place.jobs.synced == [1] and ">label next<" in card(page, task_id)
     place.run()
     page = page_of(client)
     assert "Pinned: somebody wants it labelled next." in card(page, task_id)
-    assert '<span class="place">1</span>' in card(page, task_id) and "with the next ranking" not in page
+    assert '<span class="place">1</span>' in card(page, task_id) and "with the next order" not in page
     press(client, do="unpin", task=task_id)
     assert place.store.steering.of_project(1).first == ()
 
