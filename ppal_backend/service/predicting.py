@@ -1,7 +1,7 @@
 """Tasks to pre-annotations while somebody waits: one entry per task, in order, within a deadline.
 
-A live prediction gets the score ``END_OF_QUEUE``. Label Studio serves the task with the lowest score first and published
-places lie below it, so a task that was imported after the last round comes after all ranked ones, and a live
+A live prediction gets the score ``END_OF_QUEUE``. Label Studio serves the task with the lowest score first and
+published places lie below it, so a task that was imported after the last round comes after all ranked ones, and a live
 answer for a ranked task never moves it: among predictions of one version the lowest score counts.
 """
 

@@ -115,14 +115,14 @@ def in_force(options: ProjectOptions, facts: Mapping[str, Any]) -> list[str]:
         wanted = options.delta * options.budget
         if candidates < min(wanted, pool) - 0.5:
             said.append(
-                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in round "
-                f"{facts['round']} it was {candidates} of the pool's {pool} images: images that measure the detector "
-                "take their part of the budget, and of a small pool only a part is looked at closely"
+                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in "
+                f"round {facts['round']} it was {candidates} of the pool's {pool} images: images that measure the "
+                "detector take their part of the budget, and of a small pool only a part is looked at closely"
             )
         elif candidates >= pool > 0 and wanted > pool:
             said.append(
-                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in round "
-                f"{facts['round']} it was the whole pool of {pool}"
+                f"delta {options.delta:g} × budget {options.budget} would be {wanted:.0f} images to choose from; in "
+                f"round {facts['round']} it was the whole pool of {pool}"
             )
     return said
 
