@@ -113,7 +113,7 @@ def offer(settings: Settings, store: Store, project_id: int, precision: Precisio
     kept_from = {
         *query.get("reserve", ()),
         *query.get("to_evaluate", ()),
-        *(i for i in store.ledger.usable(project_id).values() if i is not None),
+        *store.ledger.labelled_tasks(project_id),
         *(i for i, side in store.sides.of_project(project_id).items() if side == EVALUATION),
         *store.approvals.annotations(project_id),
     }

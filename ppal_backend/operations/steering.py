@@ -38,7 +38,7 @@ def pin(store: Store, project_id: int, task_ids: Sequence[int], place: Place) ->
     ids = list(dict.fromkeys(task_ids))
     if not ids or not all(0 < i <= LARGEST_TASK_ID for i in ids):
         raise StateError(f"expected ids of tasks, whole numbers from 1 on, got {ids[:5]}; see them in Label Studio")
-    usable = set(store.ledger.usable(project_id).values())
+    usable = store.ledger.labelled_tasks(project_id)
     labelled = [task_id for task_id in ids if task_id in usable]
     if labelled:
         named = ", ".join(map(str, labelled[:5]))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ppal_backend.errors import StateError
-from ppal_backend.files import read_json
+from ppal_backend.files import collector_paused, read_json
 from ppal_backend.logs import Redacting
 from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
@@ -155,7 +155,8 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
 
 @lru_cache(maxsize=3)
 def _pool(path: Path, _changed: int, _size: int) -> dict[int, PoolImage]:
-    return {int(e["image_id"]): PoolImage(e["path"], e["width"], e["height"]) for e in _read(path)}
+    with collector_paused():
+        return {int(e["image_id"]): PoolImage(e["path"], e["width"], e["height"]) for e in _read(path)}
 
 
 @lru_cache(maxsize=3)
