@@ -63,8 +63,14 @@ class AnnotationLedger:
 
     def labelled_tasks(self, project_id: int) -> set[int]:
         """Tasks with a usable annotation, as far as they are known."""
-        query = select(AnnotationRow.task_id).distinct().where(
-            AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True), AnnotationRow.task_id.is_not(None)
+        query = (
+            select(AnnotationRow.task_id)
+            .distinct()
+            .where(
+                AnnotationRow.project_id == project_id,
+                AnnotationRow.usable.is_(True),
+                AnnotationRow.task_id.is_not(None),
+            )
         )
         with self._database.reading() as session:
             return {task_id for task_id in session.scalars(query) if task_id is not None}
