@@ -110,6 +110,12 @@ def test_images_have_a_version_and_the_docs_say_how_to_pin_their_content():
         assert image in docs, f"how to get its digest: {image}"
 
 
+def test_the_words_for_pip_name_the_tested_versions():
+    (words,) = re.findall(r"## From the wheel.*?```bash(.*?)```", (ROOT / "docs/deploy/README.md").read_text(), re.S)
+    named = set(re.findall(r"[\w-]+==[\d.]+", words))
+    assert len(named) >= 5 and named <= {pin.split("+")[0] for pin in audit.pinned("backend")}
+
+
 class OSV(BaseHTTPRequestHandler):
     """OSV's service, by what it knows: names of packages with a hole in them; ``silent`` answers with 503."""
 
