@@ -38,8 +38,7 @@ def status(
     Example: ppal status 1 --json
     """
     from ppal_backend.doctor.health import health
-    from ppal_backend.operations.detectors import in_force
-    from ppal_backend.operations.known_labels import lines_for
+    from ppal_backend.operations.detectors import in_force, known_label_lines
     from ppal_backend.structures.round import KIND_NAMES, describe_slicing
 
     with opened(as_json, project) as (settings, store):
@@ -61,7 +60,7 @@ def status(
                         "problems": p.problems,
                         "health": [asdict(finding) for finding in found[p.id]],
                         "new_annotations": store.ledger.new_count(p.id),
-                        "known_labels": lines_for(settings, store, p),
+                        "known_labels": known_label_lines(settings, store, p),
                         "rounds": [asdict(r) for r in store.rounds.of_project(p.id)],
                         "versions": [asdict(v) for v in store.versions.of_project(p.id)],
                     }
@@ -96,7 +95,7 @@ def status(
             slicing = describe_slicing(trained[-1].metrics) if trained else ""
             if slicing:
                 console.print(escape(slicing), highlight=False, soft_wrap=True)
-            for line in lines_for(settings, store, p):
+            for line in known_label_lines(settings, store, p):
                 console.print(escape(line), highlight=False, soft_wrap=True)
             for finding in found[p.id]:
                 if finding not in shared:

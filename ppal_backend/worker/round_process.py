@@ -32,8 +32,7 @@ from ppal_backend.label_studio.publish import LabelStudioPublisher
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache, open_client
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
-from ppal_backend.operations.detectors import detector_for_round
-from ppal_backend.operations.known_labels import known_or_none
+from ppal_backend.operations.detectors import detector_for_round, known_or_none
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
 from ppal_backend.rounds.ports import EarlierModels, Observer, Ports

@@ -23,7 +23,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
-from ppal_backend.operations.known_labels import known_or_none
+from ppal_backend.operations.detectors import known_or_none
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import LABEL_STUDIO_NOTE, EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store, now

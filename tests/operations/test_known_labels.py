@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ppal_backend.cli import app as cli
-from ppal_backend.operations.known_labels import known_labels, lines_for
+from ppal_backend.operations.detectors import known_label_lines, known_labels
 from ppal_backend.service.app import create_app
 from ppal_backend.store import ModelVersion
 from ppal_backend.structures.round import DetectorChoice
@@ -24,7 +24,7 @@ def connect(place, config=CONFIG, **options):
 
 
 def lines(place, config=CONFIG, **options):
-    return lines_for(place.settings, place.store, connect(place, config, **options))
+    return known_label_lines(place.settings, place.store, connect(place, config, **options))
 
 
 def test_what_is_known_from_where(place):
@@ -53,9 +53,9 @@ def test_why_there_are_no_boxes(place, options, said):
 
 def test_before_the_detector_is_chosen_the_first_in_the_order_speaks(place):
     record = connect(place, detector="auto")
-    assert lines_for(place.settings, place.store, record)[0] == "the detector knows labels before any training"
+    assert known_label_lines(place.settings, place.store, record)[0] == "the detector knows labels before any training"
     place.store.projects.set_choice(1, DetectorChoice("retinanet_tiny", "trial", "nothing else can be had", "cpu"))
-    told = lines_for(place.settings, place.store, place.store.projects.get(1))
+    told = known_label_lines(place.settings, place.store, place.store.projects.get(1))
     assert told == ["no boxes before the first training: the weights that retinanet_tiny starts from name no classes"]
 
 
@@ -71,7 +71,7 @@ def test_nothing_is_told_where_the_configuration_cannot_be_read_or_after_a_train
     for number, checkpoint in ((0, "projects/1/rounds/0/adopt/as_is.pth"), (1, "projects/1/rounds/1/train/final.pth")):
         version = ModelVersion(1, f"ppal-r{number}-x", number, "yolox_nano", checkpoint, ("cat", "dog"), None, {})
         place.store.versions.activate(version)
-        assert bool(lines_for(place.settings, place.store, record)) == (number == 0)
+        assert bool(known_label_lines(place.settings, place.store, record)) == (number == 0)
 
 
 def test_status_and_page_tell(place, monkeypatch):

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from ppal_backend.errors import PPALError
-from ppal_backend.operations.known_labels import lines_for
+from ppal_backend.operations.detectors import known_label_lines
 from ppal_backend.rounds.folder import OUTPUTS
 from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
@@ -269,7 +269,7 @@ def now_page(project: Project) -> dict[str, Any]:
         "waiting": project.opened[1:],
         "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
         "missing": max(0, project.options.budget - project.new_annotations),
-        "known": lines_for(project.runtime.settings, project.runtime.store, project.record),
+        "known": known_label_lines(project.runtime.settings, project.runtime.store, project.record),
     }
 
 
