@@ -24,7 +24,7 @@ from ppal_backend.commands.shared import (
     waiting,
 )
 from ppal_backend.errors import SettingsError
-from ppal_backend.structures.quality import Quality
+from ppal_backend.structures.quality import Quality, count
 
 Project = Annotated[int, typer.Argument(help="Label Studio project id")]
 
@@ -71,7 +71,7 @@ def status(
         shared = health(settings, store)
         for p in projects:
             title = f"project {p.id}{f' ({escape(p.title)})' if p.title else ''}: "
-            title += _plural(store.ledger.new_count(p.id), "new annotation")
+            title += count(store.ledger.new_count(p.id), "new annotation")
             table = folding_table("round", "kind", "state", "step", "mAP", "why", title=title, typed=("round", "mAP"))
             for r in store.rounds.of_project(p.id):
                 state = "waiting" if r.is_waiting else r.state
@@ -206,10 +206,6 @@ def resume(project: Project, as_json: AsJson = False) -> None:
         _report(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
 
 
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _report(project: int, paused: bool, changed: bool, text: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "paused": paused, "changed": changed})
@@ -312,11 +308,11 @@ def backup(
     with opened(as_json) as (settings, store):
         with progress_bar("backup") as told:
             manifest = back_up(settings, store, file, told)
-        count, size, whole = len(manifest["sha256"]), file.stat().st_size, manifest["database"] is not None
+        files, size, whole = len(manifest["sha256"]), file.stat().st_size, manifest["database"] is not None
         if as_json:
-            print_json({"file": str(file), "files": count, "bytes": size, "with_database": whole})
+            print_json({"file": str(file), "files": files, "bytes": size, "with_database": whole})
             return
-        console.print(f"{file}: {count} files, {size / 2**20:.1f} MiB", soft_wrap=True)
+        console.print(f"{file}: {files} files, {size / 2**20:.1f} MiB", soft_wrap=True)
         if not whole:
             console.print("the state database is no SQLite: back it up with pg_dump as well", highlight=False)
 
@@ -336,12 +332,12 @@ def restore(
         settings = settings_and_logging()
         with progress_bar("restore") as told:
             manifest = run(settings, file, force, told)
-        count, whole = len(manifest["sha256"]), manifest["database"] is not None
+        files, whole = len(manifest["sha256"]), manifest["database"] is not None
         if as_json:
             made = manifest["created_at"]
-            print_json({"file": str(file), "files": count, "created_at": made, "with_database": whole})
+            print_json({"file": str(file), "files": files, "created_at": made, "with_database": whole})
             return
-        console.print(f"restored {count} files of {manifest['created_at']}", highlight=False)
+        console.print(f"restored {files} files of {manifest['created_at']}", highlight=False)
         if not whole:
             console.print("the state database was not in it: restore it with pg_restore or psql", highlight=False)
 
@@ -371,7 +367,7 @@ def second_opinion(
             return
         what = "taken out of the queue" if take_back else "served to whoever has not annotated them, in front"
         listed = f": {', '.join(map(str, found))}" if found else ""
-        console.print(f"{_plural(len(found), 'task')} {what}{listed}", highlight=False, soft_wrap=True)
+        console.print(f"{count(len(found), 'task')} {what}{listed}", highlight=False, soft_wrap=True)
 
 
 COMMANDS = (status, pin, cancel, pause, resume, versions, rollback, prune, backup, restore, second_opinion)

@@ -16,6 +16,7 @@ from ppal_backend.operations.detectors import TOPIC, in_force
 from ppal_backend.service import readiness
 from ppal_backend.settings import Settings
 from ppal_backend.store import LABEL_STUDIO_NOTE, ProjectRecord, RoundRecord, Store, now
+from ppal_backend.structures.quality import count
 
 _TITLES = {
     "worker": "No worker runs",
@@ -84,7 +85,7 @@ def _installation(settings: Settings, store: Store, project: ProjectRecord | Non
         yield _label_studio(str(note["problem"]), str(note.get("failed")), None)
     parked = store.events.counts().get("parked", 0)
     if parked:
-        events = f"{parked} event{'' if parked == 1 else 's'} could not be used and {_was(parked)} put by"
+        events = f"{count(parked, 'event')} could not be used and {_was(parked)} put by"
         yield _titled(warning("events", events, "the worker's log has the reasons"))
 
 
@@ -160,8 +161,8 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -31,6 +31,7 @@ from ppal_backend.rounds.evaluation_set import EVALUATION
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, SeenAnnotation, Store
+from ppal_backend.structures.quality import count
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Approved:
     def text(self) -> str:
         """In a sentence."""
         others = "".join(f"; {number} left: {why}" for why, number in self.left.items())
-        return f"{_tasks(len(self.tasks))} approved as batch {self.batch_id}{others}."
+        return f"{count(len(self.tasks), 'task')} approved as batch {self.batch_id}{others}."
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Undone:
     def text(self) -> str:
         """In a sentence."""
         stay = f"; {self.changed} stay, people have changed them" if self.changed else ""
-        return f"{self.deleted} approved annotation{'' if self.deleted == 1 else 's'} deleted{stay}."
+        return f"{count(self.deleted, 'approved annotation')} deleted{stay}."
 
 
 def precision_at(facts: Mapping[str, Any], threshold: float) -> Precision:
@@ -291,7 +292,3 @@ def _digest(regions: Sequence[Mapping[str, Any]]) -> str:
         frame = [round(float(value.get(key) or 0), 2) for key in ("x", "y", "width", "height", "rotation")]
         rows.append(f"{region.get('from_name')} {value.get('rectanglelabels')} {frame}")
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]
-
-
-def _tasks(count: int) -> str:
-    return f"{count} task{'' if count == 1 else 's'}"

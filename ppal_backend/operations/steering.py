@@ -15,6 +15,7 @@ from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.settings import Settings
 from ppal_backend.store import Store
 from ppal_backend.store.steering import Place
+from ppal_backend.structures.quality import count, listed
 from ppal_backend.structures.steering import Quota, Steering
 
 LARGEST_TASK_ID = 2**63 - 1
@@ -58,7 +59,7 @@ def unpin(store: Store, project_id: int, task_ids: Sequence[int]) -> Steered:
     removed = store.steering.unpin(project_id, task_ids)
     if not removed:
         return Steered("None of these tasks is pinned.", None)
-    return _asked(store, project_id, f"{removed} pin{'' if removed == 1 else 's'} taken back")
+    return _asked(store, project_id, f"{count(removed, 'pin')} taken back")
 
 
 def add_quota(settings: Settings, store: Store, project_id: int, text: str) -> Steered:
@@ -76,8 +77,9 @@ def add_quota(settings: Settings, store: Store, project_id: int, text: str) -> S
         options = settings.project_options(project.options)
         labels = parse_label_config(project.label_config, options.from_name).labels
         if quota.value not in labels:
-            some = ", ".join(labels[:8]) + (" …" if len(labels) > 8 else "")
-            raise StateError(f"expected a label of the project ({some}), got {quota.value[:80]!r}; correct the quota")
+            raise StateError(
+                f"expected a label of the project ({listed(labels, 8)}), got {quota.value[:80]!r}; correct the quota"
+            )
     store.steering.add_quota(project_id, quota)
     return _asked(store, project_id, f"kept: {quota.text}")
 
@@ -115,5 +117,4 @@ def _asked(store: Store, project_id: int, what: str) -> Steered:
 
 
 def _tasks(ids: Sequence[int]) -> str:
-    named = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
-    return f"task{'' if len(ids) == 1 else 's'} {named}"
+    return f"task{'' if len(ids) == 1 else 's'} {listed(ids)}"

@@ -31,7 +31,7 @@ from ppal_backend.rounds.ports import PoolEntry, Ports, PreparedData, TrainingFi
 from ppal_backend.rounds.reuse import FINGERPRINTS, fingerprint_of, stamp_of, take_over
 from ppal_backend.rounds.review import QUALITY, review_of
 from ppal_backend.structures.detections import Detections
-from ppal_backend.structures.quality import Quality, count
+from ppal_backend.structures.quality import Quality, count, listed
 from ppal_backend.structures.query import CandidatePool, QueryContext, QuerySet
 from ppal_backend.structures.round import ModelRef, RoundSpec
 from ppal_backend.structures.steering import Steering
@@ -732,8 +732,8 @@ def _dropped_pins_problem(task_ids: Sequence[int]) -> str:
     """One sentence about pins that were dropped, "" when none was."""
     if not task_ids:
         return ""
-    named = ", ".join(map(str, task_ids[:5])) + (" …" if len(task_ids) > 5 else "")
-    return f"{count(len(task_ids), 'pin')} dropped: no task to label is {named} any more; pin others where they matter"
+    pins, tasks = count(len(task_ids), "pin"), listed(task_ids)
+    return f"{pins} dropped: no task to label is {tasks} any more; pin others where they matter"
 
 
 def _is_worse(metrics: Mapping[str, Any]) -> bool:

@@ -8,11 +8,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -22,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from ppal_backend.errors import NoState, SettingsError, StateError, StoreUnavailable
 from ppal_backend.store.tables import now
 
-__all__ = ["Database", "IntegrityError"]
+__all__ = ["Database", "IntegrityError", "repeat_on_conflict"]
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,24 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def repeat_on_conflict(transaction: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Do a transaction once more where another process has inserted one of its rows at the same moment: now the row is
+    found. The arguments are read twice then."""
+
+    @wraps(transaction)
+    def once_or_twice(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        try:
+            return transaction(*args, **kwargs)
+        except IntegrityError:
+            return transaction(*args, **kwargs)
+
+    return once_or_twice
 
 
 def _use_write_ahead_log(cursor: Any) -> None:

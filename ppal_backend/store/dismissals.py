@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import delete, select
 
 from ppal_backend.errors import StateError
-from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.database import Database, repeat_on_conflict
 from ppal_backend.store.tables import DismissalRow, ProjectRow
 
 
@@ -24,18 +24,13 @@ class DismissalStore:
         with self._database.reading() as session:
             return dict(session.execute(query).tuples().all())
 
+    @repeat_on_conflict
     def add(self, project_id: int, task_id: int, boxes: str) -> None:
         """Dismiss the doubts about a task.
 
         Raises:
             StateError: The project is not connected.
         """
-        try:
-            self._add(project_id, task_id, boxes)
-        except IntegrityError:  # somebody dismissed it at the same moment
-            self._add(project_id, task_id, boxes)
-
-    def _add(self, project_id: int, task_id: int, boxes: str) -> None:
         with self._database.transaction() as session:
             if session.get(ProjectRow, project_id) is None:
                 raise StateError(f"project {project_id} is not connected to this backend")

@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.database import Database, repeat_on_conflict
 from ppal_backend.store.tables import AnnotationRow, ProjectRow
 
 
@@ -91,13 +91,10 @@ class AnnotationLedger:
             if item.task_id is None and earlier is not None:  # a deletion does not tell the task
                 item = replace(item, task_id=earlier.task_id)
             seen[item.annotation_id] = item
-        if not seen:
-            return
-        try:
-            self._see(project_id, seen)
-        except IntegrityError:  # another worker saw one of them first: now they are all known
+        if seen:
             self._see(project_id, seen)
 
+    @repeat_on_conflict
     def _see(self, project_id: int, seen: Mapping[int, SeenAnnotation]) -> None:
         changed = False
         with self._database.transaction() as session:
@@ -129,12 +126,9 @@ class AnnotationLedger:
 
     def used_by(self, project_id: int, round_number: int, annotation_ids: Iterable[int]) -> None:
         """Note that a round exported these annotations: they no longer count as new."""
-        ids = list(annotation_ids)
-        try:
-            self._use(project_id, round_number, ids)
-        except IntegrityError:  # a worker saw one of them first: now they are all known
-            self._use(project_id, round_number, ids)
+        self._use(project_id, round_number, list(annotation_ids))
 
+    @repeat_on_conflict
     def _use(self, project_id: int, round_number: int, ids: list[int]) -> None:
         with self._database.transaction() as session:
             for chunk in _chunks(ids, 500):

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from ppal_backend.errors import StateError
-from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.database import Database, IntegrityError, repeat_on_conflict
 from ppal_backend.store.tables import ProjectRow, RoundRow, now
 from ppal_backend.store.workers import Lease
 
@@ -59,6 +59,7 @@ class RoundStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @repeat_on_conflict
     def request(self, project_id: int, kind: str, reason: str, as_is: bool = False) -> RoundRecord:
         """Ask for a round. While one is pending, requests join it (a ``train`` request turns a pending
         ``rank`` into ``train``).
@@ -74,12 +75,6 @@ class RoundStore:
         """
         if kind not in KINDS:
             raise ValueError(f"expected kind to be one of {KINDS}, got {kind!r}")
-        try:
-            return self._request(project_id, kind, reason, as_is)
-        except IntegrityError:  # two processes asked at once: join the one that was first
-            return self._request(project_id, kind, reason, as_is)
-
-    def _request(self, project_id: int, kind: str, reason: str, as_is: bool) -> RoundRecord:
         with self._database.transaction() as session:
             project = session.get(ProjectRow, project_id, with_for_update=True)
             if project is None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy import func, select
 
-from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.database import Database, repeat_on_conflict
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.tables import RoundRow, TaskSideRow
 
@@ -25,14 +25,9 @@ class SideStore:
         with self._database.reading() as session:
             return dict(session.execute(query).tuples().all())
 
+    @repeat_on_conflict
     def add(self, project_id: int, round_number: int, sides: Mapping[int, str]) -> None:
         """Keep the sides of tasks that have none yet; those of others stay as they are."""
-        try:
-            self._add(project_id, round_number, sides)
-        except IntegrityError:  # another process gave one of them its side first: that one counts
-            self._add(project_id, round_number, sides)
-
-    def _add(self, project_id: int, round_number: int, sides: Mapping[int, str]) -> None:
         ids = sorted(sides)
         with self._database.transaction() as session:
             for start in range(0, len(ids), _AT_ONCE):

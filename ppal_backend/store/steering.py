@@ -8,7 +8,7 @@ from typing import Literal
 from sqlalchemy import delete, func, select
 
 from ppal_backend.errors import StateError
-from ppal_backend.store.database import Database, IntegrityError
+from ppal_backend.store.database import Database, repeat_on_conflict
 from ppal_backend.store.tables import PinRow, ProjectRow, QuotaRow
 from ppal_backend.structures.steering import Quota, Steering
 
@@ -34,22 +34,17 @@ class SteeringStore:
                 tuple(_quota(row) for row in session.scalars(quotas)),
             )
 
+    @repeat_on_conflict
     def pin(self, project_id: int, task_ids: Sequence[int], place: Place) -> None:
         """Put tasks in front, behind those that are there already, or at the end; one that was pinned moves.
 
         Raises:
             StateError: The project is not connected, or has too many pins.
         """
-        try:
-            self._pin(project_id, task_ids, place)
-        except IntegrityError:  # somebody pinned one of them at the same moment
-            self._pin(project_id, task_ids, place)
-
-    def _pin(self, project_id: int, task_ids: Sequence[int], place: Place) -> None:
         with self._database.transaction() as session:
             if session.get(ProjectRow, project_id, with_for_update=True) is None:
                 raise StateError(f"project {project_id} is not connected to this backend")
-            self._unpin(project_id, task_ids)
+            self.unpin(project_id, task_ids)
             mine = PinRow.project_id == project_id
             highest, count = session.execute(select(func.max(PinRow.number), func.count()).where(mine)).one()
             if count + len(task_ids) > MOST_PINS:
@@ -63,9 +58,6 @@ class SteeringStore:
 
     def unpin(self, project_id: int, task_ids: Collection[int]) -> int:
         """Take pins back; how many there were."""
-        return self._unpin(project_id, task_ids)
-
-    def _unpin(self, project_id: int, task_ids: Collection[int]) -> int:
         ids, removed = list(task_ids), 0
         with self._database.transaction() as session:
             for start in range(0, len(ids), 500):

@@ -5,7 +5,7 @@ mAP is a number from 0 to 1 with three decimals everywhere, never a percentage: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,6 +183,11 @@ def percent(share: float) -> str:
 def count(number: int, thing: str, things: str = "") -> str:
     """A number of things, in the singular for one."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"
+
+
+def listed(values: Sequence[object], most: int = 5) -> str:
+    """The first few of some values, with an ellipsis for the others."""
+    return ", ".join(map(str, values[:most])) + (" …" if len(values) > most else "")
 
 
 def _pair(value: Any) -> Interval | None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -258,20 +259,28 @@ def test_whether_the_database_answers_is_asked_without_counting_anything(store, 
     assert [text for text in asked if "events" in text or "count" in text.lower()] == [] and asked
 
 
+def beaten_once(monkeypatch, store, other):
+    """Let another process insert a row of the next transaction at the same moment; what transactions there were."""
+    transaction, tries = store.database.transaction, []
+
+    @contextmanager
+    def contended():
+        tries.append(["beaten", "the other", "again"][len(tries)])
+        if tries == ["beaten"]:
+            other()
+            raise IntegrityError("INSERT", {}, Exception("duplicate key"))
+        with transaction() as session:
+            yield session
+
+    monkeypatch.setattr(store.database, "transaction", contended)
+    return tries
+
+
 def test_an_annotation_that_is_seen_while_a_round_uses_it_breaks_nothing(store, project, monkeypatch):
     """On PostgreSQL a webhook's transaction may insert the row between the round's look and its own insertion."""
-    use, calls = store.ledger._use, []
-
-    def beaten(*arguments):
-        calls.append(arguments)
-        if len(calls) == 1:
-            store.ledger.see(project, [SeenAnnotation(1, 10)])
-            raise IntegrityError("INSERT", {}, Exception("duplicate key"))
-        use(*arguments)
-
-    monkeypatch.setattr(store.ledger, "_use", beaten)
-    store.ledger.used_by(project, 3, [1, 2])
-    assert len(calls) == 2 and store.ledger.new_count(project) == 0
+    tries = beaten_once(monkeypatch, store, lambda: store.ledger.see(project, [SeenAnnotation(1, 10)]))
+    store.ledger.used_by(project, 3, iter([1, 2]))
+    assert tries == ["beaten", "the other", "again"] and store.ledger.new_count(project) == 0
     assert store.ledger.usable(project) == {1: 10, 2: None}
 
 
@@ -288,18 +297,9 @@ def test_a_task_keeps_the_side_it_was_given_first(store, project):
 
 
 def test_two_processes_that_give_sides_at_once_agree_on_the_first(store, project, monkeypatch):
-    add = store.sides._add
-    calls = []
-
-    def beaten(*given):
-        calls.append(given)
-        if len(calls) == 1:
-            add(project, 1, {7: "training"})
-            raise IntegrityError("INSERT", {}, Exception("unique"))
-        add(*given)
-
-    monkeypatch.setattr(store.sides, "_add", beaten)
+    tries = beaten_once(monkeypatch, store, lambda: store.sides.add(project, 1, {7: "training"}))
     store.sides.add(project, 1, {7: "evaluation", 8: "evaluation"})
+    assert tries == ["beaten", "the other", "again"]
     assert store.sides.of_project(project) == {7: "training", 8: "evaluation"}
 
 

@@ -15,7 +15,7 @@ from ppal_backend.service.dashboard.learning import FEW_BOXES, RARE_SHARE
 from ppal_backend.service.dashboard.project import Project, StepMark
 from ppal_backend.store import RoundRecord
 from ppal_backend.store import now as utc_now
-from ppal_backend.structures.quality import Quality
+from ppal_backend.structures.quality import Quality, count
 
 ROUNDS_SHOWN = 12
 
@@ -136,7 +136,7 @@ def quality_in_words(metrics: Mapping[str, Any] | None, budget: int) -> str:
         budget: annotations that start a training.
     """
     if metrics is None or (metrics.get("map") is None and metrics.get("measured") is None):
-        return f"No model yet: the first one trains by itself after {counted(budget, 'annotation')}."
+        return f"No model yet: the first one trains by itself after {count(budget, 'annotation')}."
     quality = Quality.of(metrics)
     return " ".join(part for part in (quality.sentence, quality.comparison_sentence) if part)
 
@@ -168,7 +168,7 @@ def next_in_words(project: Project, state: str, left: float | None, missing: int
         return "Everything is labelled. More tasks get a place in the queue as soon as they are imported."
     if not missing:
         return "A training starts within seconds."
-    return f"The next training starts by itself after {counted(missing, 'more annotation', 'more annotations')}."
+    return f"The next training starts by itself after {count(missing, 'more annotation')}."
 
 
 def class_counts(per_class: Mapping[str, int]) -> list[ClassCount]:
@@ -220,11 +220,6 @@ def summary_of(project: Project, state: str, left: float | None) -> dict[str, An
         "paces": paces(facts.get("times") or {}),
         "as_of": number,
     }
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def span(seconds: float) -> str:

@@ -13,7 +13,7 @@ from ppal_backend.errors import StateError
 from ppal_backend.rounds.detections_store import Box, read_boxes, surest_classes
 from ppal_backend.service.dashboard.drawing import LabelPlace, colours_of, place_labels
 from ppal_backend.service.dashboard.project import PoolImage, Project, Query
-from ppal_backend.structures.quality import percent
+from ppal_backend.structures.quality import count, percent
 
 PAGE = 12
 ALIKE = 2.0  # CCMS similarity of an image with itself
@@ -201,7 +201,7 @@ def reason_of(query: Query, task_id: int, labels: Sequence[str]) -> str:
     parts = [_for_quotas(query, task_id), _unlike(query, why), _unsure(why, labels)]
     others = (why.get("cluster_size") or 1) - 1
     if others:
-        parts.append(f"Stands for {others} similar image{'s' if others > 1 else ''}.")
+        parts.append(f"Stands for {count(others, 'similar image')}.")
     return " ".join(part for part in parts if part) or "The model is unsure of this image as a whole."
 
 

@@ -12,12 +12,12 @@ from ppal_backend.service.dashboard.now import (
     Pace,
     balance_in_words,
     class_counts,
-    counted,
     paces,
     quality_in_words,
 )
 from ppal_backend.service.dashboard.views import EXTENSION, Actions
 from ppal_backend.store import Lease, SeenAnnotation
+from ppal_backend.structures.quality import count
 from tests.doctor.conftest import LabelStudio
 from tests.rounds.fakes import FakeWorld
 from tests.service.dashboard.conftest import PASSWORD, ShownPlace
@@ -104,8 +104,8 @@ def test_paces_of_all_come_before_those_of_each_annotator():
 
 
 def test_plural_forms():
-    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
-    assert counted(2, "more box", "more boxes") == "2 more boxes"
+    assert [count(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert count(2, "more box", "more boxes") == "2 more boxes"
 
 
 class TimedWorld(FakeWorld):
