@@ -14,7 +14,7 @@ import pytest
 from ppal_backend.errors import SettingsError
 from ppal_backend.rig.servers import PostgresServer, RedisServer
 
-START_S = 60.0
+START_S = 180.0
 
 
 def free_port():

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from ppal_backend.worker.queue import JobQueue
+from tests.faults.conftest import WAIT_S
 from tests.servers import new_database, postgresql, redis_server, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.servers]
@@ -57,7 +58,7 @@ def test_many_rounds_on_two_workers_each_run_once(rig):
     for _ in range(2):
         rig.start_worker(parallel=2)
     for project_id, round_id in rounds.items():
-        record = rig.wait_done(round_id, timeout_s=120 * len(rounds))  # they share the machine's cores
+        record = rig.wait_done(round_id, timeout_s=2 * WAIT_S)  # they share the machine's cores
         assert record.attempts == 1
         assert rig.calls(project_id).count("export") == rig.calls(project_id).count("publish") == 1
 
