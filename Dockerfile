@@ -6,6 +6,7 @@
 #     --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cu126 .
 # Toolkit (BASE) and torch (TORCH_INDEX_URL) must be of the same CUDA version; docs/gpu.md has the choices.
 # With Ray in it (PPAL_ENGINE=ray), either of them: --build-arg RAY=1; with S3 (PPAL_ARTIFACTS=s3://…): --build-arg S3=1.
+# With what mm_grounding_dino_t needs to read prompts: --build-arg GROUNDING=1.
 # Where a wheel of mmcv lies ready (a folder or an index): --build-arg PPAL_WHEELS=…; docs/development.md.
 ARG BASE=python:3.11-slim-bookworm
 ARG RUNTIME_BASE=${BASE}
@@ -18,6 +19,7 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PPAL_WHEELS=""
 ARG RAY=0
 ARG S3=0
+ARG GROUNDING=0
 ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PPAL_DEV=0 PPAL_CACHE=/tmp/ppal-cache
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
@@ -26,7 +28,7 @@ RUN apt-get update \
     && { command -v python3 >/dev/null || apt-get install -y --no-install-recommends python3-dev python3-venv; } \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/ppal
-COPY pyproject.toml setup.py LICENSE requirements.txt requirements-ray.txt requirements-s3.txt ./
+COPY pyproject.toml setup.py LICENSE requirements.txt requirements-ray.txt requirements-s3.txt requirements-grounding.txt ./
 COPY scripts/setup.sh scripts/versions.env scripts/
 COPY ppal_backend/__init__.py ppal_backend/__init__.py
 # README's text is left out: it changes often, and the packages would be installed again each time.
@@ -34,6 +36,7 @@ RUN touch README.md \
     && scripts/setup.sh backend \
     && if [ "${RAY}" = 1 ]; then scripts/setup.sh ray; fi \
     && if [ "${S3}" = 1 ]; then scripts/setup.sh s3; fi \
+    && if [ "${GROUNDING}" = 1 ]; then scripts/setup.sh grounding; fi \
     && rm -rf /tmp/ppal-cache build
 
 FROM ${RUNTIME_BASE} AS runtime

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build"
 SETS = {
-    "backend": ("requirements.txt", "requirements-ray.txt", "requirements-s3.txt"),
+    "backend": ("requirements.txt", "requirements-ray.txt", "requirements-s3.txt", "requirements-grounding.txt"),
     "label-studio": ("requirements-label-studio.txt",),
     "tools": ("requirements-dev.txt",),
 }

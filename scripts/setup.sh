@@ -5,6 +5,7 @@
 #   scripts/setup.sh label-studio   .venv-label-studio   Label Studio, whose pins are its own
 #   scripts/setup.sh ray            .venv                Ray as well, for PPAL_ENGINE=ray
 #   scripts/setup.sh s3             .venv                S3 as well, for PPAL_ARTIFACTS=s3://…
+#   scripts/setup.sh grounding      .venv                what detectors need that read prompts, for mm_grounding_dino_t
 #   scripts/setup.sh mmcv           .venv                mmcv alone, where the rest is in place
 #   scripts/setup.sh                backend and label-studio
 #
@@ -157,11 +158,12 @@ case "${1:-all}" in
     mmcv) install_mmcv ;;
     ray) backend; .venv/bin/python -m pip install -q --no-deps -r requirements-ray.txt ;;
     s3) backend; .venv/bin/python -m pip install -q --no-deps -r requirements-s3.txt ;;
+    grounding) backend; .venv/bin/python -m pip install -q --no-deps -r requirements-grounding.txt ;;
     label-studio) label_studio ;;
     all) # Label Studio's packages are fetched while mmcv compiles.
         label_studio & job=$!
         trap 'kill "$job" 2>/dev/null || true' EXIT
         backend
         wait "$job" ;;
-    *) echo "setup: expected 'backend', 'mmcv', 'ray', 's3', 'label-studio' or nothing, got '$1'" >&2; exit 2 ;;
+    *) echo "setup: expected 'backend', 'mmcv', 'ray', 's3', 'grounding', 'label-studio' or nothing, got '$1'" >&2; exit 2 ;;
 esac

@@ -76,7 +76,7 @@ def fetch(
     Example: ppal zoo fetch retinanet_r50_fpn
     """
     from ppal_backend.detector.zoo import find_entry
-    from ppal_backend.detector.zoo.fetch import place_weights, weights_file
+    from ppal_backend.detector.zoo.fetch import place_weights, vocabulary_file, weights_file
 
     with errors_in_one_line(as_json):
         settings = settings_and_logging()
@@ -86,6 +86,8 @@ def fetch(
         else:
             with progress_bar(entry.name) as told:
                 path = weights_file(entry, to, told)
+            if entry.vocabulary is not None:
+                vocabulary_file(entry, to)
         if as_json:
             print_json({"detector": entry.name, "weights": str(path)})
             return

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ppal_backend.detector.open_vocabulary import Prompts, is_open, set_prompts
 from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average
 from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
@@ -27,6 +28,7 @@ def build_config(
     trained_backbone: bool = True,
     workers: int = 0,
     batch_size: int | None = None,
+    prompts: Prompts | None = None,
 ) -> Config:
     """Build the configuration of one detector for one set of classes.
 
@@ -39,6 +41,7 @@ def build_config(
             and frozen statistics would stay random for ever, so they are set free.
         workers: Data loader processes.
         batch_size: Images a step in place of the schedule's; see :func:`with_batch_size`.
+        prompts: What a detector with an open vocabulary looks for, in the order of the classes.
 
     Returns:
         A Config with ``model``, ``train_pipeline`` and ``test_pipeline``, and for a training
@@ -47,7 +50,7 @@ def build_config(
         without objects stay in the data (``filter_empty_gt=False``).
 
     Raises:
-        DetectorError: No classes, repeated classes, or the file has no model or pipeline.
+        DetectorError: No classes, repeated classes, the file has no model or pipeline, or prompts that cannot be read.
     """
     labels = tuple(classes)
     if not labels or len(set(labels)) != len(labels):
@@ -58,19 +61,23 @@ def build_config(
     model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
     if train_images is None:
         model = plain_model(model)
-    set_class_count(model, len(labels))
+    if not is_open(model):  # else no weight depends on the classes
+        set_class_count(model, len(labels))
     strip_pretrained(model)
     if not trained_backbone:
         unfreeze(model)
     recipe = read_recipe(base)
     if not recipe.steps:
         raise DetectorError(f"expected a 'train_pipeline' in {entry.config}, found none; add one")
+    test_steps = _test_pipeline(base, entry)
+    if prompts is not None:
+        set_prompts(model, [recipe.steps, recipe.late_steps or [], test_steps], prompts)
     parts: dict[str, Any] = {
         "default_scope": "mmdet",
         "model": model,
         "classes": labels,
         "train_pipeline": recipe.steps,
-        "test_pipeline": _test_pipeline(base, entry),
+        "test_pipeline": test_steps,
         "filter_cfg": {"filter_empty_gt": False, "min_size": 0},
     }
     if train_images is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,37 @@ from typing import Any
 import torch
 from mmcv.transforms import Compose
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.layers.transformer import dino_layers
+from mmdet.models.layers.transformer.utils import MLP
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import build_pipeline
 from ppal_backend.detector.infer.relabelling import Relabelling
+from ppal_backend.detector.open_vocabulary import ENCODER, Prompts, is_open
 from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.weights import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
+
+
+@functools.cache
+def _dino_as_published() -> None:
+    """Give DINO's decoder the encoding of boxes that its published weights learned with, once a process.
+
+    mmdetection encodes a box by two channels for each of the decoder's. onedl-mmdetection 3.5.1 makes them four: DINO's
+    published weights lack half of the layer that reads them, which would stay random, and Grounding DINO does not run.
+    """
+    decoder = dino_layers.DinoTransformerDecoder
+    encode, prepare = dino_layers.coordinate_to_encoding, decoder._init_layers
+
+    def init_layers(self: Any) -> None:
+        prepare(self)
+        self.ref_point_head = MLP(self.embed_dims * 2, self.embed_dims, self.embed_dims, 2)
+
+    decoder._init_layers = init_layers
+    dino_layers.coordinate_to_encoding = lambda boxes, num_feats=256: encode(boxes, num_feats // 2)
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,11 @@ def build_model(config: Config, rival: str | None = None) -> Any:
     Raises:
         DetectorError: mmdetection rejects the configuration, or the rival does not fit the detector.
     """
+    _dino_as_published()
+    if is_open(config.model) and config.model.language_model.type != ENCODER:
+        raise DetectorError(
+            "expected the vocabulary of a text encoder, got none; give the detector's zoo entry a table 'vocabulary'"
+        )
     changes = None if rival is None else find_rival(rival)
     if changes is not None:
         changes.change(config.model)
@@ -91,7 +118,7 @@ def load_detector(
     entry = find_entry(detector, zoo_root)
     final = load_final(checkpoint, detector, classes)
     rows = final.meta.get("weights_classes")
-    config = build_config(entry, classes if rows is None else rows)
+    config = build_config(entry, classes if rows is None else rows, prompts=Prompts.from_meta(final.meta))
     model = build_model(config, final.meta.get("rival"))
     relabelling = None if rows is None else Relabelling.of(rows, classes, final.meta["known"])
     try:

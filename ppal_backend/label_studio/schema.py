@@ -36,6 +36,8 @@ class LabelSchema:
         predicted_values: Detector class name -> label, from the Labels' ``predicted_values``; of several labels that
             list a name, the first.
         class_names: Label -> the names that its ``predicted_values`` lists, for Labels that have the attribute.
+        prompts: Label -> its attribute ``prompt``, for Labels that have one: what detectors with an open vocabulary
+            look for.
         score_threshold: The control's ``model_score_threshold`` in [0, 1], or None.
         aliases: Displayed value -> label, for Labels that have an alias (older annotations may hold the value).
         label_thresholds: Label -> its own ``model_score_threshold``, where one is set.
@@ -53,6 +55,7 @@ class LabelSchema:
     aliases: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     label_thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
+    prompts: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -139,6 +142,7 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
     predicted: dict[str, str] = {}
     class_names: dict[str, tuple[str, ...]] = {}
     thresholds: dict[str, float] = {}
+    prompts: dict[str, str] = {}
     for element in control.iter():
         value = _get(element, "value")
         if _tag(element) != "label" or not value or value.startswith("$"):
@@ -152,6 +156,8 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
             class_names[label] = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
             for name in class_names[label]:
                 predicted.setdefault(name, label)
+        if prompt := (_get(element, "prompt") or "").strip():
+            prompts[label] = prompt
         own = _threshold(element)
         if own is not None:
             thresholds[label] = own
@@ -165,6 +171,7 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
         aliases=MappingProxyType({value: label for value, label in aliases.items() if value not in labels}),
         label_thresholds=MappingProxyType(thresholds),
         class_names=MappingProxyType(class_names),
+        prompts=MappingProxyType(prompts),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 from ppal_backend.detector.zoo import AUTO, find_entry, load_zoo
 from ppal_backend.detector.zoo.choice import Reach, auto_order, choose, fetch_advice, weights_problem
 from ppal_backend.detector.zoo.known_classes import KnownClasses, match_classes
+from ppal_backend.detector.zoo.prompts import known_by_prompt, prompts_of
 from ppal_backend.errors import DetectorError, PPALError, StateError, WeightsUnavailable
 from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.settings import ProjectOptions, Settings
@@ -243,11 +244,27 @@ def known_labels(settings: Settings, project: ProjectRecord, detector: str | Non
     options = settings.project_options(project.options)
     schema = parse_label_config(project.label_config, options.from_name)
     name = detector or in_force(settings, project).name or auto_order(settings.model_zoo).cpu[0]
-    weights = find_entry(name, settings.model_zoo).weights
+    entry = find_entry(name, settings.model_zoo)
+    weights = entry.weights
     usable = weights is not None and weights.kind == "detector" and options.init_weights != "random"
     classes = weights.classes if weights is not None and usable else ()
     shown = {label: value for value, label in schema.aliases.items()}
+    if entry.vocabulary is not None and usable:
+        return known_by_prompt(schema.labels, schema.prompts, shown)
     return match_classes(schema.labels, schema.class_names, classes, shown)
+
+
+def check_prompts(settings: Settings, label_config: str, options: ProjectOptions) -> None:
+    """See that a detector that reads prompts, where one is named, has one of its own for every label.
+
+    Raises:
+        LabelConfigError: the labeling config cannot be used.
+        DetectorError: a label's prompt is empty or another label's; or the zoo has no such detector.
+    """
+    if options.detector != AUTO and find_entry(options.detector, settings.model_zoo).vocabulary is not None:
+        schema = parse_label_config(label_config, options.from_name)
+        shown = {label: value for value, label in schema.aliases.items()}
+        prompts_of(schema.labels, known_by_prompt(schema.labels, schema.prompts, shown).plain)
 
 
 def known_or_none(settings: Settings, project: ProjectRecord, detector: str | None = None) -> KnownClasses:

@@ -53,6 +53,7 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
         SettingsError: the API key or Label Studio's address is missing, or an extra parameter is wrong.
         LabelConfigError: the labeling config has no boxes on an image.
         UnknownDetector: the model zoo has no such detector; the text lists those it has.
+        DetectorError: the detector that is named reads prompts, and two labels have the same.
         WeightsUnavailable: the initial weights of the detector that is named cannot be had here.
     """
     projects = runtime.store.projects
@@ -63,6 +64,7 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
     if before != (body.label_config, url, body.extra_params):
         options = checked_options(runtime.settings, body.extra_params)
         schema_of(body.label_config, options.from_name)
+        detectors.check_prompts(runtime.settings, body.label_config, options)
         kept = {name: getattr(options, name) for name in body.extra_params}
         if before is None or before[2] != kept:
             detectors.check_named(runtime.settings, runtime.store, options)

@@ -7,6 +7,7 @@ from typing import Any
 
 import mmdet
 import numpy as np
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
@@ -15,6 +16,7 @@ from mmengine.structures import InstanceData
 
 from ppal_backend.detector.config import set_class_count, strip_pretrained, unfreeze
 from ppal_backend.detector.models import build_model
+from ppal_backend.detector.open_vocabulary import Prompts, set_prompts
 from ppal_backend.detector.runtime import isolated
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
@@ -36,17 +38,23 @@ FILES = {
     "detr": "detr/detr_r50_8xb2-150e_coco.py",
     "deformable_detr": "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
     "dino": "dino/dino-4scale_r50_8xb2-12e_coco.py",
+    "grounding": "mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py",
     "faster_rcnn": "_base_/models/faster-rcnn_r50_fpn.py",
     "faster_rcnn_agnostic": "_base_/models/faster-rcnn_r50_fpn.py",
     "cascade_rcnn": "_base_/models/cascade-rcnn_r50_fpn.py",
 }
 TWO_STAGE = ("faster_rcnn", "faster_rcnn_agnostic", "cascade_rcnn")
-DETR_LIKE = ("detr", "deformable_detr", "dino")
+DETR_LIKE = ("detr", "deformable_detr", "dino", "grounding")
 REFUSED = {
     "paa": "paa/paa_r50_fpn_1x_coco.py",
     "free_anchor": "free_anchor/freeanchor_r50_fpn_1x_coco.py",
     "tood": "tood/tood_r50_fpn_1x_coco.py",
 }
+PROMPTS = ("crab", "small red crab", "boats")
+WORDS = ((1,), (3, 4, 5), (7, 8))  # places of their tokens in "[CLS] crab . small red crab . boat ##s . [SEP]"
+TOKENS = 11
+VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n.\n?\ncrab\nsmall\nred\ngreen\nblue\nsquare\ndisc\nbar\nboat\n##s\n"
+BERT = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 BACKBONE: dict[str, Any] = {
     "type": "ResNet",
     "depth": 18,
@@ -73,6 +81,8 @@ def shrunk(name: str) -> dict[str, Any]:
     model: dict[str, Any] = config.model.to_dict()
     strip_pretrained(model)
     unfreeze(model)
+    if name == "grounding":
+        return shrink_grounding(model)
     set_class_count(model, CLASSES)
     if name == "rtmdet":
         return shrink_rtmdet(model)
@@ -122,12 +132,12 @@ def shrink_yolox(model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def shrink_detr(model: dict[str, Any]) -> dict[str, Any]:
-    """Two encoder and three decoder layers of 32 channels, 30 queries."""
+def shrink_detr(model: dict[str, Any], width: int = 32) -> dict[str, Any]:
+    """Two encoder and three decoder layers, 30 queries."""
 
     def narrow(node: Any) -> None:
         if isinstance(node, dict):
-            for key, value in {"embed_dims": 32, "feedforward_channels": 48, "num_feats": 16}.items():
+            for key, value in {"embed_dims": width, "feedforward_channels": 48, "num_feats": width // 2}.items():
                 if key in node:
                     node[key] = value
             for key in ("dropout", "ffn_drop"):
@@ -138,15 +148,27 @@ def shrink_detr(model: dict[str, Any]) -> dict[str, Any]:
 
     wide = len(model["backbone"]["out_indices"])
     model["backbone"] = {**BACKBONE, "out_indices": (1, 2, 3)[-wide:]}
-    model["neck"].update(in_channels=WIDTHS[-wide:], out_channels=32)
+    model["neck"].update(in_channels=WIDTHS[-wide:], out_channels=width)
     model["num_queries"] = 30
-    model["bbox_head"]["embed_dims"] = 32
+    model["bbox_head"]["embed_dims"] = width
     for part in ("encoder", "decoder", "positional_encoding", "bbox_head"):
         narrow(model[part])
     model["encoder"]["num_layers"], model["decoder"]["num_layers"] = 2, 3
     if "dn_cfg" in model:
         model["dn_cfg"]["group_cfg"]["num_dn_queries"] = 10
     model["test_cfg"] = {"max_per_img": 25}
+    return model
+
+
+def shrink_grounding(model: dict[str, Any], vocabulary: str = VOCABULARY) -> dict[str, Any]:
+    """As DINO, and a text encoder of two layers with a vocabulary of a few words."""
+    pytest.importorskip("transformers", reason="transformers is not installed (requirements-grounding.txt)")
+    shrink_detr(model, 256)  # mmdetection's encoding of places in a text has so many channels
+    model["encoder"]["num_cp"] = 0
+    model["encoder"]["fusion_layer_cfg"]["embed_dim"] = 32
+    model["bbox_head"]["num_classes"] = 256
+    model["language_model"]["bert"] = {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    set_prompts(model, [], Prompts(PROMPTS, vocabulary))
     return model
 
 
@@ -229,6 +251,8 @@ def batch(images: int = 3, seed: int = 0) -> dict[str, Any]:
                 "img_shape": (height, width),
                 "ori_shape": (height * 2, width * 2),
                 "scale_factor": (0.5, 0.5),
+                "text": PROMPTS,  # for the one that reads them
+                "custom_entities": True,
             }
         )
         sample.gt_instances = InstanceData(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ppal_backend.detector.train.training import TrainRequest, evaluate, train
 from ppal_backend.detector.zoo import load_zoo
 from ppal_backend.detector.zoo.check import CheckReport, check
 from ppal_backend.errors import UnknownDetector
+from tests.detector.families import BERT, VOCABULARY
 from tests.detector.shapes import CLASSES as SHAPES
 from tests.detector.shapes import write_set
 
@@ -38,6 +40,8 @@ test_pipeline = [
 RESNET = "dict(depth=18, base_channels=8, stem_channels=8, frozen_stages=-1, norm_eval=False)"
 NARROW = "embed_dims=32"
 FFN = "ffn_cfg=dict(embed_dims=32, feedforward_channels=48)"
+FFN256 = "ffn_cfg=dict(feedforward_channels=48)"
+RESNET18 = 'type="ResNet", depth=18, base_channels=8, stem_channels=8, out_indices=(1, 2, 3)'
 SHRUNK = {
     "rtmdet": (
         "rtmdet_tiny",
@@ -65,7 +69,17 @@ SHRUNK = {
                          positional_encoding=dict(num_feats=16), bbox_head=dict({NARROW}),
                          dn_cfg=dict(group_cfg=dict(num_dn_queries=10)), test_cfg=dict(max_per_img=25))""",
     ),
+    "grounding": (  # mmdetection's encoding of places in a text has 256 channels
+        "mm_grounding_dino_t",
+        f"""model = dict(num_queries=30, backbone=dict(_delete_=True, {RESNET18}), neck=dict(in_channels=[16, 32, 64]),
+                         encoder=dict(num_layers=1, layer_cfg=dict({FFN256}), text_layer_cfg=dict({FFN256}),
+                                      fusion_layer_cfg=dict(embed_dim=32)),
+                         decoder=dict(num_layers=2, layer_cfg=dict({FFN256})), language_model=dict(bert={BERT}),
+                         dn_cfg=dict(group_cfg=dict(num_dn_queries=10)), test_cfg=dict(max_per_img=25))""",
+    ),
 }
+
+READS = ("grounding",)  # families that read prompts
 
 ENTRY = """
 [{name}]
@@ -86,11 +100,19 @@ lr = 0.0001
 def shrunk_zoo(folder: Path, family: str) -> Path:
     """A zoo of one entry: the shrunk detector of a family."""
     name, model = SHRUNK[family]
-    (folder / "zoo.toml").write_text(ENTRY.format(name=family))
+    (folder / "zoo.toml").write_text(ENTRY.format(name=family) + (words(folder, family) if family in READS else ""))
     side = 384 if family == "ddod" else 128  # its deformable convolution needs three cells on the last level
     pipelines = PIPELINES.replace("SIDE", str(side))
     (folder / f"{family}.py").write_text(f"_base_ = [{str(ZOO[name].config)!r}]\n{model}\n{pipelines}")
     return folder
+
+
+def words(folder: Path, name: str) -> str:
+    """A vocabulary of a few words, and the table with which an entry has it; skips where nothing could read it."""
+    pytest.importorskip("transformers", reason="transformers is not installed (requirements-grounding.txt)")
+    (folder / "words.txt").write_text(VOCABULARY)
+    digest = hashlib.sha256(VOCABULARY.encode()).hexdigest()
+    return f'[{name}.vocabulary]\npath = "words.txt"\nsha256 = "{digest}"\nlicence = "MIT"\n'
 
 
 def sound(report: CheckReport) -> None:
@@ -117,14 +139,19 @@ def test_the_tiny_detector_of_a_family_trains_and_runs(name: str) -> None:
 def test_the_shrunk_detector_of_a_family_trains_and_runs(family: str, tmp_path: Path) -> None:
     report = check(family, "cpu", shrunk_zoo(tmp_path, family))
     sound(report)
-    assert (report.embedding_shape[1], report.probability_shape[1]) == (32, 3)
-    assert set(report.detections) == {25 if family == "detr" else 100}
+    assert (report.embedding_shape[1], report.probability_shape[1]) == (256 if family in READS else 32, 3)
+    assert set(report.detections) == {25 if family in ("detr", "grounding") else 100}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in QUICK])
-def test_every_entry_of_the_zoo_trains_and_runs(name: str) -> None:
-    sound(check(name, "cpu"))
+def test_every_entry_of_the_zoo_trains_and_runs(name: str, tmp_path: Path) -> None:
+    root = None
+    if ZOO[name].vocabulary is not None:  # the published one is not here
+        (tmp_path / f"{name}.py").write_text(f"_base_ = [{str(ZOO[name].config)!r}]\n")
+        (tmp_path / "zoo.toml").write_text(ENTRY.format(name=name).replace("128", "1024") + words(tmp_path, name))
+        root = tmp_path
+    sound(check(name, "cpu", root))
 
 
 def test_every_family_of_the_zoo_is_tried_in_the_fast_tests() -> None:

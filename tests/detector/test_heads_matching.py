@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from ppal_backend.detector.heads import Positives, covered_families, detection_head, training_family
-from tests.detector.families import CLASSES, DETR_LIKE, batch, build
+from tests.detector.families import CLASSES, DETR_LIKE, TOKENS, WORDS, batch, build
 from tests.detector.test_heads_training import (
     Row,
     flat,
@@ -41,14 +41,24 @@ def generalised_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return overlap - (hull - union) / hull
 
 
-def class_cost(logits: Sequence[float], label: int, soft: bool) -> float:
-    if soft:
+def class_cost(name: str, logits: Sequence[float], label: int) -> float:
+    if name == "detr":
         return -softmax(logits, label)
-    p = sigmoid(logits[label])
-    return 2.0 * (-math.log(p + 1e-12) * 0.25 * (1 - p) ** 2 + math.log(1 - p + 1e-12) * 0.75 * p**2)
+    p = [sigmoid(value) for value in (logits[:TOKENS] if name == "grounding" else logits)]
+    yes = [-math.log(value + 1e-12) * 0.25 * (1 - value) ** 2 for value in p]
+    no = [-math.log(1 - value + 1e-12) * 0.75 * value**2 for value in p]
+    if name == "grounding":  # every word of the text counts: those of the class, and those that are not
+        return 2.0 * sum(yes[i] if i in WORDS[label] else no[i] for i in range(TOKENS))
+    return 2.0 * (yes[label] - no[label])
 
 
-def detr_reference(outs: Any, samples: Sequence[Any], soft: bool) -> Iterator[Row]:
+def class_probability(name: str, logits: Sequence[float], label: int) -> float:
+    if name == "grounding":
+        return sum(sigmoid(logits[word]) for word in WORDS[label]) / len(WORDS[label])
+    return softmax(logits, label) if name == "detr" else sigmoid(logits[label])
+
+
+def detr_reference(outs: Any, samples: Sequence[Any], name: str) -> Iterator[Row]:
     """The cheapest one-to-one matching of the last decoder layer's queries (the last 30: DINO puts noise first)."""
     scores, boxes = outs[0][-1][:, -30:], outs[1][-1][:, -30:]
     for image, sample in enumerate(samples):
@@ -68,12 +78,12 @@ def detr_reference(outs: Any, samples: Sequence[Any], soft: bool) -> Iterator[Ro
                 ]
                 apart = sum(abs(a - b) for a, b in zip(box, middle, strict=True))
                 pixels = [value * side for value, side in zip(corners(box), size, strict=True)]
-                cost[row, column] = class_cost(logits, label, soft) + 5 * apart - 2 * generalised_iou(pixels, gt)
+                cost[row, column] = class_cost(name, logits, label) + 5 * apart - 2 * generalised_iou(pixels, gt)
         for row, column in zip(*linear_sum_assignment(cost), strict=True):
             logits, box = queries[row]
             label, gt = gts[column]
             pixels = [value * side for value, side in zip(corners(box), size, strict=True)]
-            yield label, softmax(logits, label) if soft else sigmoid(logits[label]), iou(pixels, gt)
+            yield label, class_probability(name, logits, label), iou(pixels, gt)
 
 
 def yolox_reference(head: Any, outs: Any, samples: Sequence[Any]) -> Iterator[Row]:
@@ -134,10 +144,7 @@ def rows(seen: Positives) -> list[tuple[int, float, float]]:
 @pytest.mark.parametrize("name", ["yolox", *DETR_LIKE])
 def test_difficulty_equals_a_matching_done_by_hand(name: str) -> None:
     head, seen, outs, samples = observed(name)
-    if name == "yolox":
-        found = list(yolox_reference(head, outs, samples))
-    else:
-        found = list(detr_reference(outs, samples, soft=name == "detr"))
+    found = yolox_reference(head, outs, samples) if name == "yolox" else detr_reference(outs, samples, name)
     expected = sorted((label, q_of(p, overlap), p) for label, p, overlap in found)
     assert len(seen) == 1
     got = rows(seen[0])
@@ -147,12 +154,13 @@ def test_difficulty_equals_a_matching_done_by_hand(name: str) -> None:
 
 
 def test_every_covered_family_is_among_those_compared() -> None:
-    names = ("retinanet", "atss", "ddod", "fcos", "gfl", "rtmdet", "yolox", "dino", "faster_rcnn")
+    names = ("retinanet", "atss", "ddod", "fcos", "gfl", "rtmdet", "yolox", "dino", "grounding", "faster_rcnn")
     assert [training_family(detection_head(build(name))).name for name in names] == list(covered_families())
 
 
-def test_every_instance_counts_once_in_dino_although_noise_queries_match_too() -> None:
-    _, seen, outs, samples = observed("dino")
+@pytest.mark.parametrize("name", ["dino", "grounding"])
+def test_every_instance_counts_once_in_dino_although_noise_queries_match_too(name: str) -> None:
+    _, seen, outs, samples = observed(name)
     assert outs[0].shape[2] > 30  # denoising queries were there
     assert sorted(seen[0].class_indices.tolist()) == sorted(label for s in samples for label, _ in truths(s))
 

@@ -370,7 +370,9 @@ def test_detaching_leaves_the_head_as_it_was(name: str) -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("name", ["retinanet", "ssd", "fcos", "atss", "gfl", "rtmdet", "yolox", "dino", "faster_rcnn"])
+@pytest.mark.parametrize(
+    "name", ["retinanet", "ssd", "fcos", "atss", "gfl", "rtmdet", "yolox", "dino", "grounding", "faster_rcnn"]
+)
 def test_a_batch_without_instances_reports_none(name: str) -> None:
     model, seen = build(name), list[Positives]()
     head = detection_head(model)

@@ -227,3 +227,11 @@ def test_one_control_on_several_images_is_refused():
 def test_projects_of_other_kinds_are_refused_plainly(config, text):
     with pytest.raises(LabelConfigError, match=text):
         parse_label_config(config)
+
+
+def test_prompts_by_label_for_labels_that_have_one():
+    head = '<View><Image name="i" value="$u"/><RectangleLabels name="l" toName="i">'
+    labels = '<Label value="crab" prompt=" small red crab "/><Label value="Car" alias="c1" prompt="car"/>'
+    labels += '<Label value="x" prompt=""/>'
+    schema = parse_label_config(f"{head}{labels}</RectangleLabels></View>")
+    assert dict(schema.prompts) == {"crab": "small red crab", "c1": "car"}

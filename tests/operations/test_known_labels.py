@@ -51,6 +51,19 @@ def test_why_there_are_no_boxes(place, options, said):
     assert lines(place, **options) == [f"no boxes before the first training: {said}"]
 
 
+def test_prompts_are_known_of_every_label_and_told_in_one_line(place):
+    config = CONFIG.replace('"cat"', '"k9" prompt="small cat"').replace('"dog"', '"Dog" alias="d"')
+    record = connect(place, config, detector="mm_grounding_dino_t")
+    assert known_labels(place.settings, record).plain == {"k9": ["small cat"], "d": ["Dog"]}
+    assert lines(place, config, detector="mm_grounding_dino_t") == [
+        "mm_grounding_dino_t knows labels before any training",
+        "it looks for what the labels say: k9 as `small cat`, d as `Dog`",
+    ]
+    assert not known_labels(
+        place.settings, connect(place, config, detector="mm_grounding_dino_t", init_weights="random")
+    )
+
+
 def test_before_the_detector_is_chosen_the_first_in_the_order_speaks(place):
     record = connect(place, detector="auto")
     assert known_label_lines(place.settings, place.store, record)[0] == "the detector knows labels before any training"

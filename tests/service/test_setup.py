@@ -249,6 +249,20 @@ def test_weights_that_cannot_be_had_are_told_in_the_dialog_and_not_after_the_ima
     assert len(asked) == 1
 
 
+def test_labels_of_one_prompt_are_told_in_the_dialog_of_a_detector_that_reads_prompts(client, store, monkeypatch):
+    monkeypatch.setattr("ppal_backend.operations.detectors.weights_problem", lambda *_: "")
+    labels = '<Label value="crab_1" prompt="crab"/><Label value="Crab"/>'
+    config = f'<View><Image name="i" value="$u"/><RectangleLabels name="l" toName="i">{labels}</RectangleLabels></View>'
+    answer = post(client, schema=config, extra_params={"detector": "mm_grounding_dino_t"})
+    assert answer.status.startswith(
+        "400 expected a prompt of its own for every label, got 'Crab' for 'crab_1' and for "
+    )
+    assert store.projects.all() == []
+    assert post(client, schema=config, extra_params={"detector": "retinanet_tiny"}).status_code == 200
+    other = config.replace('"Crab"', '"Crab" prompt="big crab"')
+    assert post(client, schema=other, extra_params={"detector": "mm_grounding_dino_t"}).status_code == 200
+
+
 def test_weights_are_looked_for_when_a_detector_is_named_and_not_at_every_call(
     client, connected, monkeypatch, tmp_path
 ):

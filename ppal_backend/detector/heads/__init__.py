@@ -33,6 +33,7 @@ def _families() -> tuple[HeadFamily, ...]:
     from ppal_backend.detector.heads.detr import DETRFamily
     from ppal_backend.detector.heads.fcos import FCOSFamily
     from ppal_backend.detector.heads.gfl import GFLFamily
+    from ppal_backend.detector.heads.grounding import GroundingFamily
     from ppal_backend.detector.heads.roi import RoIFamily
     from ppal_backend.detector.heads.rtmdet import RTMDetFamily
     from ppal_backend.detector.heads.yolox import YOLOXFamily
@@ -46,6 +47,7 @@ def _families() -> tuple[HeadFamily, ...]:
         RTMDetFamily(),
         YOLOXFamily(),
         DETRFamily(),
+        GroundingFamily(),
         RoIFamily(),
     )
 

@@ -45,9 +45,26 @@ class DETRFamily:
         """Keep the targets of every decoder layer, and report those of the last one after the loss."""
 
         def report(kept: Kept, cls_scores: Any, *_rest: Any) -> None:
-            sink(_positives(head, *kept[len(cls_scores) - 1]))
+            sink(self.positives(head, *kept[len(cls_scores) - 1]))
 
         return keep_targets_until_after_loss(head, "get_targets", report)
+
+    def positives(self, head: Any, args: tuple[Any, ...], targets: Any) -> Positives:
+        """The matched queries of a decoder layer.
+
+        Args:
+            head: The head.
+            args: What ``get_targets`` was called with: logits, boxes, instances and facts of each image.
+            targets: What it returned.
+        """
+        logits, boxes = torch.cat(args[0]).detach(), torch.cat(args[1]).detach()
+        labels, box_targets = torch.cat(targets[0]), torch.cat(targets[2])
+        matched = (labels >= 0) & (labels < head.num_classes)
+        labels = labels[matched]
+        probabilities = class_probability(logits[matched], labels, head.loss_cls.use_sigmoid)
+        # both are shares of the image's sides: overlap does not depend on the scale of the axes
+        ious = aligned_iou(bbox_cxcywh_to_xyxy(boxes[matched]), bbox_cxcywh_to_xyxy(box_targets[matched]))
+        return Positives(labels, probabilities, ious)
 
     def covers_inference(self, detector: Any) -> bool:
         """Detectors whose head predicts image by image as ``DETRHead`` does."""
@@ -72,10 +89,10 @@ class DETRFamily:
             pending[:] = list(hidden_states[-1])
             return forward(hidden_states, *args, **kwargs)
 
-        def predicting(cls_score: Any, bbox_pred: Any, img_meta: Any, rescale: bool = True) -> Any:
-            queries = pending.pop(0)
-            results = predict(cls_score, bbox_pred, img_meta, rescale)
-            rows, probabilities, scores = _select(head, cls_score)
+        def predicting(cls_score: Any, bbox_pred: Any, *rest: Any) -> Any:
+            queries, (img_meta, rescale) = pending.pop(0), rest[-2:]
+            results = predict(cls_score, bbox_pred, *rest)
+            rows, probabilities, scores = self.select(head, cls_score, rest)
             require_same_selection(head, results.scores, scores)
             boxes = scale_boxes(results.bboxes, img_meta["scale_factor"]) if rescale else results.bboxes.clone()
             values = (boxes, torch.full_like(rows, NO_LEVEL), probabilities[rows], queries[rows])
@@ -85,25 +102,22 @@ class DETRFamily:
 
         return override(head, forward=forwarding, _predict_by_feat_single=predicting)
 
+    def select(
+        self, head: Any, cls_score: torch.Tensor, rest: tuple[Any, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query of each prediction, class probabilities of all queries, and the score of each prediction.
 
-def _positives(head: Any, args: tuple[Any, ...], targets: Any) -> Positives:
-    logits, boxes = torch.cat(args[0]).detach(), torch.cat(args[1]).detach()
-    labels, box_targets = torch.cat(targets[0]), torch.cat(targets[2])
-    matched = (labels >= 0) & (labels < head.num_classes)
-    labels = labels[matched]
-    probabilities = class_probability(logits[matched], labels, head.loss_cls.use_sigmoid)
-    # both are shares of the image's sides: overlap does not depend on the scale of the axes
-    ious = aligned_iou(bbox_cxcywh_to_xyxy(boxes[matched]), bbox_cxcywh_to_xyxy(box_targets[matched]))
-    return Positives(labels, probabilities, ious)
-
-
-def _select(head: Any, cls_score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query of each prediction, probabilities of all queries, and the score of each prediction."""
-    wanted = head.test_cfg.get("max_per_img", len(cls_score))
-    if head.loss_cls.use_sigmoid:
-        probabilities = cls_score.sigmoid()
-        scores, indices = probabilities.view(-1).topk(wanted)
-        return indices // head.num_classes, probabilities, scores
-    probabilities = cls_score.softmax(-1)
-    scores, rows = probabilities[..., :-1].max(-1).values.topk(wanted)
-    return rows, probabilities, scores
+        Args:
+            head: The head.
+            cls_score: Its logits for an image.
+            rest: What its per-image prediction is called with besides logits and boxes.
+        """
+        del rest
+        wanted = head.test_cfg.get("max_per_img", len(cls_score))
+        if head.loss_cls.use_sigmoid:
+            probabilities = cls_score.sigmoid()
+            scores, indices = probabilities.view(-1).topk(wanted)
+            return indices // head.num_classes, probabilities, scores
+        probabilities = cls_score.softmax(-1)
+        scores, rows = probabilities[..., :-1].max(-1).values.topk(wanted)
+        return rows, probabilities, scores

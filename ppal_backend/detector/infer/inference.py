@@ -233,7 +233,8 @@ class PoolInference:
         """Results of a batch. What the images have in common is computed and fetched from the device once."""
         found = [sample.pred_instances for sample in samples]
         counts = [len(item.scores) for item in found]
-        joined = {name: torch.cat([item[name] for item in found]) for name in found[0].keys()}  # noqa: SIM118
+        names = [name for name, value in found[0].items() if isinstance(value, torch.Tensor)]  # others name labels
+        joined = {name: torch.cat([item[name] for item in found]) for name in names}
         padded = tuple(samples[0].batch_input_shape)
         neck = maps.get("neck", maps["backbone"])
         joined["embeddings"] = self._embeddings(joined, counts, neck, (padded[0], padded[1]))

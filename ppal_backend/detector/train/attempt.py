@@ -22,6 +22,7 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.data import ImageRecord, build_pipeline, read_coco, training_stream
 from ppal_backend.detector.infer.evaluation import evaluate_loaded
 from ppal_backend.detector.models import LoadedDetector, build_model
+from ppal_backend.detector.open_vocabulary import Prompts
 from ppal_backend.detector.recipe import device_optimizer
 from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.runtime import deterministic, isolated
@@ -106,6 +107,7 @@ class _Training:
         self._entry = find_entry(self._request.detector, self._request.zoo_root)
         self._records = read_coco(self._request.train_json, self._request.classes)
         self._slicing = choose(self._request.slices, self._records, self._entry.input_size)
+        self._prompts = Prompts.of(self._entry, self._request.classes, self._request.known, self._request.weights_dir)
         self._guard = LossGuard()
         self._rival = None if self._request.rival is None else find_rival(self._request.rival)
         reads = self._request.difficulty and (self._rival is None or self._rival.reads_difficulty)
@@ -159,6 +161,7 @@ class _Training:
             trained_backbone=not starts_random(self._request, self._entry),
             workers=workers,
             batch_size=self._attempt.batch_size,
+            prompts=self._prompts,
         )
         if self._rival is not None and self._rival.learns_from_unlabelled:
             config.unlabelled_pipeline, config.unlabelled_ratio = list(config.train_pipeline), 1
@@ -245,6 +248,7 @@ class _Training:
             "seconds": seconds,
             "seed": self._request.seed,
             **({} if self._rival is None else {"rival": self._rival.name}),
+            **({} if self._prompts is None else self._prompts.meta),
             **({} if best is None else {"best_step": best.step, "best_map": best.map}),
             **self._facts_of_slicing(),
         }

@@ -102,7 +102,7 @@ def half_precision(model: torch.nn.Module, head_family: str, device: torch.devic
     mmcv's operators, which have no bfloat16. DETR's relatives, whose matching compares costs, and detectors with a
     teacher stay in full precision.
     """
-    if device.type not in ("cuda", "cpu") or head_family == "detr" or hasattr(model, "teacher"):
+    if device.type not in ("cuda", "cpu") or head_family in ("detr", "grounding") or hasattr(model, "teacher"):
         return None
     if device.type == "cpu":
         fast = torch.cpu._is_avx512_bf16_supported() and not _has_mmcv_operators(model)

@@ -16,6 +16,7 @@ from mmengine.dataset import pseudo_collate
 from ppal_backend.detector.config import build_config, set_class_count
 from ppal_backend.detector.data import ImageRecord, build_pipeline, data_info, run_pipeline
 from ppal_backend.detector.models import build_model
+from ppal_backend.detector.open_vocabulary import Prompts, is_open
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.detector.train.semi import trained_part
 from ppal_backend.detector.weights import (
@@ -117,7 +118,7 @@ def initialiser(
     def initialise(model: torch.nn.Module) -> None:
         part = trained_part(model)
         fitting = tensors
-        if weights.kind == "detector" and rows and rows != tuple(classes):
+        if weights.kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
             wider = _wider(config, len(classes) + 1)
             fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
         apply_weights(part, fitting, weights.kind, weights.path)
@@ -277,7 +278,7 @@ def save_as_is(
     Args:
         detector: Name in the zoo.
         labels: Labels of the project in the order of the class indices.
-        known: Label -> classes of the weights that it is known from, at least one.
+        known: Label -> classes of the weights that it is known from, at least one; or its prompt.
         path: Where to write; loads like a trained detector's.
         zoo_root: Folder of the zoo; None for the packaged one.
         weights_dir: Folder for downloaded weights; None for the default cache.
@@ -293,14 +294,17 @@ def save_as_is(
     content = load_any(file)
     tensors = state_dict_of(content, file)
     rows = classes_of(content) or (entry.weights.classes if entry.weights is not None else ())
+    prompts = Prompts.of(entry, labels, known, weights_dir)
+    if prompts is not None:
+        rows = tuple(labels)
     unknown = sorted({name for names in known.values() for name in names} - set(rows))
-    if unknown or not known:
+    if prompts is None and (unknown or not known):
         raise CheckpointError(
             f"expected the weights of {detector} in {file} to know {', '.join(unknown) or 'a label'}, got "
             f"{len(rows)} other classes; correct weights.classes of its zoo entry"
         )
     with isolated(f"ppal-{uuid.uuid4().hex}"):
-        model = build_model(build_config(entry, rows))
+        model = build_model(build_config(entry, rows, prompts=prompts))
         own = model.state_dict()
         differing = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
         if differing:
@@ -313,8 +317,11 @@ def save_as_is(
         "detector": detector,
         "classes": list(labels),
         "difficulty": None,
-        "weights_classes": list(rows),
-        "known": {label: list(names) for label, names in known.items()},
+        **(
+            {"weights_classes": list(rows), "known": {label: list(names) for label, names in known.items()}}
+            if prompts is None
+            else prompts.meta
+        ),
         **({} if tile is None else {"slices": tile}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -359,10 +366,12 @@ def save_untrained(
         return False
     weights = InitialWeights(weights_file(entry, weights_dir), entry.weights.kind)
     with isolated(f"ppal-{uuid.uuid4().hex}"):
-        config = build_config(entry, classes)
+        prompts = Prompts.of(entry, classes, {}, weights_dir)
+        config = build_config(entry, classes, prompts=prompts)
         model = build_model(config)
         initialiser(weights, config, classes)(model)
         meta = {"detector": detector, "classes": list(classes), "difficulty": None}
+        meta.update({} if prompts is None else prompts.meta)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_final(path, model.state_dict(), meta)
     return True

@@ -16,7 +16,7 @@ from ppal_backend.errors import DetectorError, UnknownDetector
 
 ZOO_FILE = "zoo.toml"
 _DECAYS = ("cosine", "step", "constant")
-_WEIGHT_KINDS = ("detector", "backbone")
+_WEIGHT_KINDS = ("detector", "backbone", "vocabulary")
 _DIGEST_DIGITS = 64
 _CLASS_LISTS = {"coco": COCO_CLASSES}  # what an entry may name instead of listing them
 _RECIPES = "recipe"  # the table that holds named schedules
@@ -29,7 +29,8 @@ class Weights:
     """Initial weights of a detector.
 
     Args:
-        kind: ``detector`` for a whole detector, ``backbone`` for its backbone only.
+        kind: ``detector`` for a whole detector, ``backbone`` for its backbone only, ``vocabulary`` for the words of the
+            text encoder that reads prompts.
         path: File in the zoo, or None when it does not ship the weights.
         url: Address to download from, or None when there is none.
         sha256: Hex digest of the file, or its first 8 or more digits; empty means unchecked.
@@ -58,12 +59,16 @@ class Weights:
             not self.file or Path(self.file).name != self.file or len(self.sha256) != _DIGEST_DIGITS
         ):
             raise ValueError(f"expected a bare file name and a sha256 of {_DIGEST_DIGITS} digits, got {self.file!r}")
+        if self.kind == "vocabulary" and len(self.sha256) != _DIGEST_DIGITS:
+            raise ValueError(f"expected a vocabulary with a sha256 of {_DIGEST_DIGITS} digits, got {self.sha256!r}")
 
     @property
     def file_name(self) -> str:
         """Name of the file on disk."""
         if self.path is not None:
             return self.path.name
+        if self.kind == "vocabulary":  # published under the same name for every text encoder
+            return f"vocabulary-{self.sha256[:8]}.txt"
         return self.file if self.file is not None else str(self.url).rsplit("/", 1)[-1]
 
 
@@ -146,6 +151,8 @@ class ZooEntry:
         aliases: Other names of the same detector.
         coco_ap: Box AP in percent that mmdetection publishes for this detector trained on COCO, or None.
         from_scratch: Whether the detector is small enough to train from random weights when it has no others.
+        vocabulary: One word piece a line, for a detector with an open vocabulary: it looks for what prompts say. None
+            for all others, whose classes are rows of their heads.
     """
 
     name: str
@@ -163,6 +170,7 @@ class ZooEntry:
     aliases: tuple[str, ...] = ()
     coco_ap: float | None = None
     from_scratch: bool = False
+    vocabulary: Weights | None = None
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 2 or min(self.input_size) < 32:
@@ -276,6 +284,7 @@ def _entry(folder: Path, name: str, table: Mapping[str, Any], recipes: Mapping[s
             aliases=tuple(table.get("aliases", ())),
             coco_ap=table.get("coco_ap"),
             from_scratch=bool(table.get("from_scratch", False)),
+            vocabulary=_weights(folder, table.get("vocabulary"), "vocabulary"),
         )
     except KeyError as error:
         raise DetectorError(f"zoo entry {name!r} lacks the key {error.args[0]!r}; add it to {ZOO_FILE}") from error
@@ -294,12 +303,12 @@ def _schedule(table: Mapping[str, Any], recipes: Mapping[str, Any]) -> Schedule:
     return Schedule(**{**recipes[recipe], **own})
 
 
-def _weights(folder: Path, table: Mapping[str, Any] | None) -> Weights | None:
+def _weights(folder: Path, table: Mapping[str, Any] | None, kind: str | None = None) -> Weights | None:
     if table is None:
         return None
     path = table.get("path")
     return Weights(
-        kind=table["kind"],
+        kind=kind or table["kind"],
         path=folder / path if path else None,
         url=table.get("url"),
         sha256=table.get("sha256", ""),

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
+from ppal_backend.detector.open_vocabulary import Prompts
 from ppal_backend.detector.runtime import pick_device
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.zoo import ZooEntry, find_entry
@@ -109,7 +110,7 @@ def check(
         torch.cuda.reset_peak_memory_stats(chosen)
     with tempfile.TemporaryDirectory(prefix="ppal-check-") as folder:
         train_json, pool = _write_images(Path(folder) / "images", images)
-        trial_root = zoo_root if full else _trial_zoo(entry, Path(folder) / "zoo", images)
+        trial_root = zoo_root if full else _trial_zoo(entry, Path(folder) / "zoo", images, weights_dir)
         started = time.monotonic()
         result = train(
             TrainRequest(
@@ -149,9 +150,10 @@ def check(
     )
 
 
-def _trial_zoo(entry: ZooEntry, root: Path, images: int) -> Path:
+def _trial_zoo(entry: ZooEntry, root: Path, images: int, weights_dir: Path | None) -> Path:
     """A zoo of one entry: the given one with small batches and, where its inputs are large, smaller ones."""
-    config = build_config(entry, CLASSES, train_images=images, trained_backbone=False)
+    prompts = Prompts.of(entry, CLASSES, {}, weights_dir)
+    config = build_config(entry, CLASSES, train_images=images, trained_backbone=False, prompts=prompts)
     factor = 0.5 if max(entry.input_size) > _LARGE else 1.0
     parts = config.to_dict()
     kept = {key: parts[key] for key in ("model", "optim_wrapper", "unlabelled_ratio", "max_epochs") if key in parts}

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ppal_backend.detector.zoo import AUTO, ZOO_FILE, ZooEntry, default_zoo_root, load_zoo, zoo_tables
-from ppal_backend.detector.zoo.fetch import fetch_command, verify_weights, weights_target
+from ppal_backend.detector.zoo import AUTO, ZOO_FILE, Weights, ZooEntry, default_zoo_root, load_zoo, zoo_tables
+from ppal_backend.detector.zoo.fetch import described, fetch_command, target_of, verify, weights_target
+from ppal_backend.detector.zoo.prompts import package_problem
 from ppal_backend.errors import DetectorError, WeightsUnavailable
 
 TIMEOUT_S = 5.0
@@ -105,7 +106,7 @@ def _words(reason: object) -> str:
 
 
 def weights_problem(entry: ZooEntry, weights_dir: Path | None = None, reach: Reach | None = None) -> str:
-    """Why an entry's initial weights cannot be had, in a sentence that ends with what to do; "" when they can.
+    """Why an entry's initial weights cannot be had (or what its prompts need), and what to do; "" when they can.
 
     They can where their file is in place and has its digest, where it is missing and its address answers, or where the
     detector is made to start from nothing.
@@ -115,20 +116,23 @@ def weights_problem(entry: ZooEntry, weights_dir: Path | None = None, reach: Rea
         weights_dir: Folder for downloads; the default one when None.
         reach: Asks addresses; without one, an address is asked for ``TIMEOUT_S`` at most.
     """
-    problem = _problem(entry, weights_dir, reach or Reach(), brief=False)
-    return problem and f"the initial weights of {entry.name} cannot be had: {problem}; {_remedy(entry, weights_dir)}"
+    reach = reach or Reach()
+    for weights in (entry.weights, *([entry.vocabulary] if entry.vocabulary else [])):
+        if problem := _problem(entry, weights, weights_dir, reach, brief=False):
+            what = "initial weights" if weights is None else described(weights)
+            return f"the {what} of {entry.name} cannot be had: {problem}; {_remedy(entry, weights, weights_dir)}"
+    return package_problem(entry)
 
 
-def _problem(entry: ZooEntry, weights_dir: Path | None, reach: Reach, brief: bool) -> str:
+def _problem(entry: ZooEntry, weights: Weights | None, weights_dir: Path | None, reach: Reach, brief: bool) -> str:
     """What is wrong alone; in brief without folder and path, so that several fit into a sentence."""
-    weights = entry.weights
     if weights is None:
         return "" if entry.from_scratch else "the zoo has none"
-    target = weights_target(entry, weights_dir)
+    target = target_of(weights, weights_dir)
     file = target.name if brief else str(target)
     if target.is_file():
         try:
-            verify_weights(entry, weights_dir)
+            verify(weights, target, entry.name)
         except WeightsUnavailable:
             return f"{file} is damaged or another file"
         except OSError as error:
@@ -142,8 +146,7 @@ def _problem(entry: ZooEntry, weights_dir: Path | None, reach: Reach, brief: boo
     return problem and f"there is no file {file} and {weights.url} cannot be reached ({problem})"
 
 
-def _remedy(entry: ZooEntry, weights_dir: Path | None) -> str:
-    weights = entry.weights
+def _remedy(entry: ZooEntry, weights: Weights | None, weights_dir: Path | None) -> str:
     if weights is None:
         return "name another detector, or start at random (init_weights: random), which needs many more images"
     origin = weights.url or f"{weights.file_name} ({weights.source}, sha256 {weights.sha256})"
@@ -195,7 +198,7 @@ def choose(
     where = "trains on a GPU" if device == "cuda" else "trains on a CPU"
     passed: dict[str, list[str]] = {}  # names by what is wrong: many entries lie on one host
     for name in order.names(device):
-        problem = _problem(zoo[name], weights_dir, reach, brief=True)
+        problem = _problem(zoo[name], zoo[name].weights, weights_dir, reach, brief=True)
         if not problem:
             why = f"{where}; its weights {_origin(zoo[name], weights_dir)}"
             return Chosen(name, "; ".join([why, *_not(passed)]), is_trial=name == order.trial)

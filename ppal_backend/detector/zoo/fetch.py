@@ -51,7 +51,11 @@ def weights_target(entry: ZooEntry, weights_dir: Path | None = None) -> Path:
     Raises:
         WeightsUnavailable: The entry has no weights.
     """
-    weights = _weights_of(entry)
+    return target_of(_weights_of(entry), weights_dir)
+
+
+def target_of(weights: Weights, weights_dir: Path | None = None) -> Path:
+    """Where a file of the zoo lies, or would lie after a download."""
     if weights.path is not None:
         return weights.path
     return (default_weights_dir() if weights_dir is None else Path(weights_dir)) / weights.file_name
@@ -69,18 +73,37 @@ def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: 
         WeightsUnavailable: The entry has no weights, the file is missing and cannot be downloaded, or its
             checksum is wrong. The message names the address and where to put the file by hand.
     """
-    weights, target = _weights_of(entry), weights_target(entry, weights_dir)
+    return _at_hand(entry, _weights_of(entry), weights_dir, on_progress)
+
+
+def vocabulary_file(entry: ZooEntry, weights_dir: Path | None = None) -> Path:
+    """Path of the vocabulary of a detector that reads prompts, downloaded and verified where needed.
+
+    Args:
+        entry: Zoo entry with a vocabulary.
+        weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
+
+    Raises:
+        WeightsUnavailable: Likewise as for weights.
+    """
+    if entry.vocabulary is None:
+        raise WeightsUnavailable(f"{entry.name} has no vocabulary in the zoo; give its entry a table 'vocabulary'")
+    return _at_hand(entry, entry.vocabulary, weights_dir, None)
+
+
+def _at_hand(entry: ZooEntry, weights: Weights, weights_dir: Path | None, on_progress: OnProgress | None) -> Path:
+    target, what = target_of(weights, weights_dir), described(weights)
     if target.is_file():
-        _verify(weights, target, entry.name)
+        verify(weights, target, entry.name)
     elif weights.file is not None:
         raise WeightsUnavailable(
-            f"initial weights of {entry.name} are missing: expected {target}, which no address is known for; get "
+            f"{what} of {entry.name} are missing: expected {target}, which no address is known for; get "
             f"{weights.file} ({weights.source}; sha256 {weights.sha256}) and run "
-            f"{fetch_command(entry.name, weights_dir)}, or {RANDOM}"
+            f"{fetch_command(entry.name, weights_dir)}{_or_random(weights)}"
         )
     elif weights.url is None:
         raise WeightsUnavailable(
-            f"initial weights of {entry.name} are missing: expected {target}; "
+            f"{what} of {entry.name} are missing: expected {target}; "
             f"restore the file with {fetch_command(entry.name)} or make it again ({weights.source})"
         )
     else:
@@ -89,7 +112,7 @@ def weights_file(entry: ZooEntry, weights_dir: Path | None = None, on_progress: 
 
 
 def place_weights(entry: ZooEntry, source: Path, weights_dir: Path | None = None) -> Path:
-    """Put a copy of a file where an entry's initial weights belong, once its checksum is right.
+    """Put a copy of a file where an entry's initial weights (or its vocabulary) belong, once its checksum is right.
 
     The copy is checked while it is made and appears whole or not at all; what lay there before stays until then.
 
@@ -99,13 +122,16 @@ def place_weights(entry: ZooEntry, source: Path, weights_dir: Path | None = None
         weights_dir: Folder for downloads; :func:`default_weights_dir` when None.
 
     Returns:
-        Where the weights lie now.
+        Where the file lies now.
 
     Raises:
         WeightsUnavailable: The entry has no weights, the file cannot be read or is another one, or the copy cannot be
             written.
     """
-    weights, target = _weights_of(entry), weights_target(entry, weights_dir)
+    weights = _weights_of(entry)
+    if entry.vocabulary is not None and source.is_file() and sha256_of(source) == entry.vocabulary.sha256:
+        weights = entry.vocabulary
+    target = target_of(weights, weights_dir)
     try:
         with source.open("rb") as stream, atomic_file(target) as copy:
             digest = hashlib.sha256()
@@ -128,13 +154,13 @@ def fetch_command(name: str, weights_dir: Path | None = None) -> str:
     return f"ppal zoo fetch {name} --from FILE" + (f" --to {weights_dir}" if weights_dir is not None else "")
 
 
-def verify_weights(entry: ZooEntry, weights_dir: Path | None = None) -> None:
-    """Check that the file in place of an entry's initial weights is the one that the zoo means.
+def described(weights: Weights) -> str:
+    """What a file of the zoo is, in a sentence."""
+    return "word pieces" if weights.kind == "vocabulary" else "initial weights"
 
-    Raises:
-        WeightsUnavailable: The entry has no weights, or the file has another checksum.
-    """
-    _verify(_weights_of(entry), weights_target(entry, weights_dir), entry.name)
+
+def _or_random(weights: Weights) -> str:
+    return "" if weights.kind == "vocabulary" else f", or {RANDOM}"
 
 
 def _weights_of(entry: ZooEntry) -> Weights:
@@ -145,7 +171,12 @@ def _weights_of(entry: ZooEntry) -> Weights:
     return entry.weights
 
 
-def _verify(weights: Weights, path: Path, name: str) -> None:
+def verify(weights: Weights, path: Path, name: str) -> None:
+    """Check that a file is the one that the zoo means with these weights of the entry ``name``.
+
+    Raises:
+        WeightsUnavailable: It has another checksum.
+    """
     remedy = f"download {weights.url} again" if weights.url else f"restore the file with {fetch_command(name)}"
     _compare(weights, sha256_of(path) if weights.sha256 else "", path, name, remedy)
 
@@ -153,14 +184,15 @@ def _verify(weights: Weights, path: Path, name: str) -> None:
 def _compare(weights: Weights, actual: str, path: Path, name: str, remedy: str) -> None:
     if not actual.startswith(weights.sha256):
         raise WeightsUnavailable(
-            f"initial weights of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
+            f"{described(weights)} of {name} at {path} have sha256 {actual}, expected {weights.sha256}; {remedy}"
         )
 
 
 def _download(weights: Weights, target: Path, by_hand: str, name: str, on_progress: OnProgress | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    logger.info("downloading the initial weights of %s from %s", name, weights.url)
+    what = described(weights)
+    logger.info("downloading the %s of %s from %s", what, name, weights.url)
     try:
         with _locked(part) as stream:
             if target.is_file():  # another process had it ready while this one waited
@@ -168,16 +200,16 @@ def _download(weights: Weights, target: Path, by_hand: str, name: str, on_progre
             _fill(stream, str(weights.url), on_progress)
             stream.flush()
             try:
-                _verify(weights, part, name)
+                verify(weights, part, name)
             except WeightsUnavailable:
                 part.unlink(missing_ok=True)
                 raise
             part.replace(target)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise WeightsUnavailable(
-            f"the initial weights of {name} could not be downloaded from {weights.url} ({error}); try again, or "
-            f"download that file where there is a network and put it at {target}, as {by_hand} does, or "
-            f"{RANDOM}"
+            f"the {what} of {name} could not be downloaded from {weights.url} ({error}); try again, or "
+            f"download that file where there is a network and put it at {target}, as {by_hand} does"
+            f"{_or_random(weights)}"
         ) from error
 
 

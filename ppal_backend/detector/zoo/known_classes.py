@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Origin = Literal["predicted_values", "name", "synonym"]
-_RANK: dict[Origin, int] = {"predicted_values": 0, "name": 1, "synonym": 2}
+Origin = Literal["predicted_values", "name", "synonym", "prompt"]
+_RANK: dict[Origin, int] = {"predicted_values": 0, "name": 1, "synonym": 2, "prompt": 3}
 _SHOWN = 12
 
 COCO_CLASSES = (
@@ -80,7 +80,8 @@ class KnownClasses:
         origins: Label -> what tells so.
         unknown_names: Label -> names in its ``predicted_values`` that are no class of the weights.
         labels: All labels of the project.
-        classes: Class names of the weights in the order of the class indices.
+        classes: Class names of the weights in the order of the class indices; () for an open vocabulary, where the
+            names are prompts.
     """
 
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -100,6 +101,9 @@ class KnownClasses:
 
     def sentences(self) -> list[str]:
         """What people are told, a line for labels that are known from the same classes in the same way."""
+        if self and not self.classes:
+            asked = [name if name == label else f"{label} as `{name}`" for label, (name,) in self.sources.items()]
+            return [f"it looks for what the labels say: {_some(asked)}"]
         groups: dict[tuple[tuple[str, ...], Origin], list[str]] = {}
         for label in self.plain:
             groups.setdefault((self.sources[label], self.origins[label]), []).append(label)
