@@ -1,11 +1,13 @@
 """Speed and memory of acquisition on synthetic pools: CCMS, selection, whole queries, and the lazy form.
 
     python -m benchmarks.acquisition [--json] [--quick]
+    python -m benchmarks.acquisition --neighbour 4000
 
 Pools have 80 classes by Zipf's law and 100 detections an image with 256-d embeddings, of which about 12 are valid.
 Every size runs in a process of its own, so that its peak resident memory (the pool included) is its own. GEMM rates
 are measured in the same process, before and after; a share is useful work (each pair of same-class objects once) per
-second over that rate. ``--quick`` takes sizes of seconds; the keys of the large sizes are then null.
+second over that rate. ``--quick`` takes sizes of seconds; the keys of the large sizes are then null. ``--neighbour``
+compares one thread with two while another process keeps one core busy.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ TABLE = (1_000, 2_000, 4_000, PAPER_SIZE, 20_000, LAZY_SIZE)
 QUICK = (500, 1_000, 2_000)
 KINDS = ("zipf", "even", "few")
 HALF_FROM = 12_000
+NEIGHBOUR_TURNS = 7
 _GIB = float(1 << 30)
 
 
@@ -265,6 +268,32 @@ def measure_refinement(images: int) -> dict[str, float]:
     return figures
 
 
+def measure_neighbour(images: int, turns: int = NEIGHBOUR_TURNS) -> dict[str, Any]:
+    """CCMS on one thread and on two, taking turns, beside a process that never rests on the last core; medians."""
+    pool, seconds, cpu = synthetic_pool(images), {1: list[float](), 2: list[float]()}, {1: 0.0, 2: 0.0}
+    core = max(os.sched_getaffinity(0))
+    rest = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    neighbour = subprocess.Popen([sys.executable, "-c", rest])
+    threads = torch.get_num_threads()
+    try:
+        similarity_matrix(pool[:100])
+        for turn in range(turns):
+            for count in (1, 2) if turn % 2 else (2, 1):
+                torch.set_num_threads(count)
+                used = time.process_time()
+                seconds[count].append(timed(lambda: similarity_matrix(pool))[0])
+                cpu[count] += (time.process_time() - used) / turns
+    finally:
+        torch.set_num_threads(threads)
+        neighbour.kill()
+        neighbour.wait()
+    one, two = (float(np.median(seconds[count])) for count in (1, 2))
+    return {
+        "images": images, "one_thread_s": one, "two_threads_s": two, "ratio": two / one,
+        "one_thread_cpu_s": cpu[1], "two_threads_cpu_s": cpu[2], "load_average": os.getloadavg()[0],
+    }  # fmt: skip
+
+
 def exponent(rows: Sequence[dict[str, float]], key: str) -> float | None:
     """Slope of log seconds over log images."""
     points = [(math.log(r["images"]), math.log(r[key])) for r in rows if r.get(key)]
@@ -379,9 +408,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--ratio", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--refinement", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--neighbour", type=int, help="images; one thread against two beside a busy process, alone")
     options = parser.parse_args(arguments)
-    if options.ratio:
-        answer: dict[str, Any] = measure_ratio(options.ratio)
+    if options.neighbour:
+        answer: dict[str, Any] = measure_neighbour(options.neighbour)
+    elif options.ratio:
+        answer = measure_ratio(options.ratio)
     elif options.refinement:
         answer = measure_refinement(options.refinement)
     elif options.kind:

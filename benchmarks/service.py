@@ -1,11 +1,12 @@
 """How fast the service answers, idle or beside a training round.
 
-    python -m benchmarks.service --load
+    python -m benchmarks.service [--load | --rank 20000] [--seconds 20] [--rate 20]
 
 starts the service under gunicorn with its own configuration, on a free port and a temporary MODEL_DIR, sends
 webhooks at a fixed rate (each at its own time, however slow the one before was, and over a connection of its
 own, as Label Studio does) and probes ``/health`` beside them. With ``--load`` a detector is in training
-meanwhile, as niced as in a round. Prints one JSON object; milliseconds as the caller sees them.
+meanwhile, as niced as in a round; with ``--rank`` a ranking round of so many images goes on (that of
+:mod:`benchmarks.scale`, 55 KB of disk an image). Prints one JSON object; milliseconds as the caller sees them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Report:
     """One run. ``lost`` = webhooks answered with 201 that are not in the database; ``failed`` = other answers."""
 
     load: bool
+    ranked: int
     rate_per_s: float
     seconds: float
     webhook_ms: Latency
@@ -55,10 +57,11 @@ class Report:
     lost: int
     start_s: float
     memory_mib: float
+    load_average: float
 
 
-def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0) -> Report:
-    """Measure once.
+def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0, rank: int = 0) -> Report:
+    """Measure once, beside a training or the ranking of ``rank`` images.
 
     Raises:
         RuntimeError: the service did not start.
@@ -71,11 +74,14 @@ def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0) -> 
         call(port, "POST", "/setup", _setup())
         if load:
             stack.enter_context(training(folder))
+        if rank:
+            stack.enter_context(ranking(folder / "ranked", rank))
         webhooks, health = _both(port, seconds, rate_per_s)
         setups = [_timed(port, "POST", "/setup", _setup()) for _ in range(50)]
         good = sum(1 for status, _ in webhooks if status == 201)
         return Report(
             load=load,
+            ranked=rank,
             rate_per_s=rate_per_s,
             seconds=seconds,
             webhook_ms=latency(webhooks),
@@ -85,6 +91,7 @@ def run(load: bool = False, seconds: float = 20.0, rate_per_s: float = 20.0) -> 
             lost=good - _stored(folder),
             start_s=round(start_s, 2),
             memory_mib=round(family_mib(process.pid), 1),
+            load_average=round(os.getloadavg()[0], 1),
         )
 
 
@@ -109,24 +116,44 @@ def service(folder: Path, **environment: str) -> Iterator[tuple[int, subprocess.
         process.wait(60)
 
 
+def training(folder: Path) -> AbstractContextManager[None]:
+    """A detector in training beside the block; the block starts after its first step."""
+    return _beside(["-m", "benchmarks.service", "--train", str(folder)], "training")
+
+
+def ranking(folder: Path, images: int) -> AbstractContextManager[None]:
+    """A ranking round beside the block, as niced as a round's process."""
+    folder.mkdir()
+    return _beside(["-m", "benchmarks.service", "--rank", str(images), "--ranked", str(folder)], "ranking")
+
+
 @contextmanager
-def training(folder: Path) -> Iterator[None]:
-    """A detector in training beside the block; the block starts after its first step.
+def _beside(arguments: Sequence[str], told: str) -> Iterator[None]:
+    """A Python process beside the block, which starts when the process has printed ``told``.
 
     Raises:
-        RuntimeError: the training did not start.
+        RuntimeError: It did not start, or ended before the block.
     """
-    command = [sys.executable, "-m", "benchmarks.service", "--train", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
     try:
-        if process.stdout is None or process.stdout.readline() != "training\n":
-            raise RuntimeError(f"the training did not start (exit code {process.wait()})")
+        if process.stdout is None or process.stdout.readline() != f"{told}\n":
+            raise RuntimeError(f"the {told} did not start (exit code {process.wait()})")
         yield
         if process.poll() is not None:
-            raise RuntimeError("the training ended during the measurement")
+            raise RuntimeError(f"the {told} ended during the measurement")
     finally:
         process.kill()
         process.wait()
+
+
+def rank_once(images: int, folder: Path) -> None:
+    """A ranking round, as niced as a round's process; prints "ranking" before it begins."""
+    os.nice(5)
+    from benchmarks.scale import measure
+
+    sys.stdout.write("ranking\n")
+    sys.stdout.flush()
+    measure(images, folder)
 
 
 def train_until_killed(folder: Path) -> None:
@@ -259,11 +286,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", action="store_true", help="while a detector is in training")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=float, default=20.0, help="webhooks a second")
+    parser.add_argument("--rank", type=int, default=0, help="while a round ranks so many images")
+    parser.add_argument("--ranked", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.train:
         train_until_killed(options.train)
-    report = run(options.load, options.seconds, options.rate)
+    if options.ranked:
+        rank_once(options.rank, options.ranked)
+        return
+    report = run(options.load, options.seconds, options.rate, options.rank)
     sys.stdout.write(json.dumps(asdict(report), indent=1) + "\n")
 
 

@@ -39,3 +39,9 @@ def test_report_has_every_key_and_counts_real_work():
 def test_exponent_of_a_square_law():
     rows = [{"images": n, "s": 3e-6 * n**2} for n in (10, 100, 1000)]
     assert abs(acquisition.exponent(rows, "s") - 2) < 1e-9
+
+
+def test_one_thread_and_two_take_turns_beside_a_busy_process():
+    found = acquisition.measure_neighbour(60, turns=2)
+    assert found["one_thread_s"] > 0 and found["ratio"] == found["two_threads_s"] / found["one_thread_s"]
+    assert min(found["one_thread_cpu_s"], found["two_threads_cpu_s"]) > 0
