@@ -56,12 +56,12 @@ def postgresql():
         log.unlink(missing_ok=True)
 
 
-def new_database(dsn, name):
+def new_database(dsn, name, options=""):
     """The URL of a fresh database on the server."""
     import psycopg
 
     with psycopg.connect(f"{dsn}/postgres", autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
+        connection.execute(f'CREATE DATABASE "{name}" {options}')
     return f"{dsn}/{name}"
 
 

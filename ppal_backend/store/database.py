@@ -176,6 +176,9 @@ def _engine(url: URL, is_sqlite: bool, in_memory: bool, busy_timeout_s: float) -
         options = {"connect_args": {"timeout": busy_timeout_s}}
     if in_memory:
         options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+    if not is_sqlite:
+        # A database of encoding SQL_ASCII, PostgreSQL's own where the server has no locale, answers in bytes.
+        options["connect_args"] = {"client_encoding": "UTF8"}
     try:
         engine = create_engine(url, **options)
     except (NoSuchModuleError, ModuleNotFoundError) as error:

@@ -151,6 +151,7 @@ def _postgres(name: str, url: str) -> Huey:
             "postgresql://" + url.split("://", 1)[1],
             autocommit=True,
             options=f"-c search_path={SCHEMA}",
+            client_encoding="UTF8",
             connect_timeout=CONNECT_TIMEOUT_S,
             tcp_user_timeout=CONNECT_TIMEOUT_S * 1000,
         )

@@ -12,7 +12,7 @@ from sqlalchemy import inspect
 
 from ppal_backend.errors import QueueUnavailable, SettingsError
 from ppal_backend.settings import load_settings
-from ppal_backend.store import Database
+from ppal_backend.store import Database, Store
 from ppal_backend.worker.queue import JobQueue, open_queue
 from tests.servers import new_database, postgresql, redis_server, wait_for
 
@@ -167,6 +167,19 @@ def test_a_queue_beside_the_state_touches_none_of_its_tables(postgres):
         assert "projects" in tables and not [name for name in tables if name.startswith("huey")]
         assert "huey_task" in inspect(connection).get_table_names(schema="ppal_jobs")
     state.close()
+
+
+@pytest.mark.servers
+def test_a_server_without_a_locale_holds_state_and_queue(postgres):
+    """Its databases have the encoding SQL_ASCII, in which psycopg answers with bytes unless told what they are."""
+    url = new_database(postgres, "no-locale", "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    store = Store(Database(url))
+    store.projects.connect(1, "1.111", "<View><!-- größe --></View>", "http://ls", {})
+    assert store.projects.get(1).label_config == "<View><!-- größe --></View>"
+    queue = JobQueue(url)
+    queue.sync(1)
+    assert queue.pending() == 1
+    store.close()
 
 
 def cut_connections(url):
