@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,25 @@ from tests.detector.shapes import CLASSES, write_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-ZOO = """
-[small]
-title = "RetinaNet for tests"
-paper = "none"
-config = "small.py"
-head_family = "anchor"
-input_size = [64, 64]
-[small.schedule]
-epochs = 20
-min_iterations = 6
-max_iterations = 100
-batch_size = 4
-lr = 0.002
-warmup_iterations = 2
-decay = "cosine"
-[small.inference]
-batch_cpu = 4
-batch_cuda = 4
 
-[explosive]
-title = "the same with a learning rate that diverges"
-paper = "none"
-config = "small.py"
-head_family = "anchor"
-input_size = [64, 64]
-[explosive.schedule]
-epochs = 2
-min_iterations = 30
-max_iterations = 30
-batch_size = 2
-lr = 1e30
-decay = "constant"
-"""
+def zoo_entry(name: str, family: str, config: str = "", **schedule: object) -> str:
+    """A detector of 64 px for a ``zoo.toml``; of its schedule what is unusual, None for nothing."""
+    usual = {"epochs": 20, "min_iterations": 6, "max_iterations": 100, "batch_size": 4, "lr": 0.002}
+    numbers = {**usual, "warmup_iterations": 2, "decay": "cosine", **schedule}
+    table = {"title": f"{name} for tests", "paper": "none", "config": config or f"{name}.py", "head_family": family}
+    lines = [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items()), "input_size = [64, 64]"]
+    lines += [f"[{name}.schedule]", *(f"{k} = {json.dumps(v)}" for k, v in numbers.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+ZOO = (
+    zoo_entry("small", "anchor")
+    + "[small.inference]\nbatch_cpu = 4\nbatch_cuda = 4\n"
+    + zoo_entry(  # its learning rate diverges
+        "explosive", "anchor", "small.py", epochs=2, min_iterations=30, max_iterations=30, batch_size=2, lr=1e30,
+        warmup_iterations=None, decay="constant",
+    )
+)  # fmt: skip
 
 SMALL = """
 _base_ = [{base!r}]

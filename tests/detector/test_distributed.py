@@ -17,24 +17,9 @@ from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, OutOfMemory, RoundCancelled
 from ppal_backend.structures.round import Progress
-from tests.detector.conftest import REPOSITORY
+from tests.detector.conftest import REPOSITORY, zoo_entry
 from tests.detector.shapes import write_set
 
-ENTRY = """
-[fcos_tiny]
-title = "FCOS for tests"
-paper = "none"
-config = "fcos_tiny.py"
-head_family = "dense"
-input_size = [64, 64]
-[fcos_tiny.schedule]
-epochs = 20
-min_iterations = 6
-max_iterations = 100
-batch_size = 4
-lr = 0.002
-warmup_iterations = 2
-"""
 CONFIG = """
 _base_ = [{base!r}]
 model = dict(backbone=dict(norm_eval=True))
@@ -53,7 +38,7 @@ def zoo(zoo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (zoo_root / "zoo.toml").read_text()
     (root / "small.py").write_text((zoo_root / "small.py").read_text())
     (root / "fcos_tiny.py").write_text(CONFIG.format(base=str(REPOSITORY / "model_zoo" / "fcos_tiny" / "config.py")))
-    (root / "zoo.toml").write_text(text + ENTRY)
+    (root / "zoo.toml").write_text(text + zoo_entry("fcos_tiny", "dense"))
     return root
 
 

@@ -24,26 +24,11 @@ from ppal_backend.detector.train import semi
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from ppal_backend.detector.weights import load_checkpoint
 from ppal_backend.errors import DetectorError, ImageError, RoundCancelled
+from tests.detector.conftest import REPOSITORY, zoo_entry
 from tests.detector.families import batch, shrunk
 from tests.detector.shapes import CLASSES, write_set
 from tests.detector.test_heads_training import q_of, roi_reference
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ZOO = """
-[pair]
-title = "Soft Teacher for tests"
-paper = "none"
-config = "pair.py"
-head_family = "roi"
-input_size = [64, 64]
-[pair.schedule]
-epochs = 20
-min_iterations = 4
-max_iterations = 100
-batch_size = 2
-lr = 0.002
-decay = "constant"
-"""
 PAIR = """
 _base_ = [{base!r}]
 model = dict(
@@ -62,7 +47,9 @@ model = dict(
 def pair_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student and a teacher that take a step in a fraction of a second."""
     root = tmp_path_factory.mktemp("pair")
-    (root / "zoo.toml").write_text(ZOO)
+    (root / "zoo.toml").write_text(
+        zoo_entry("pair", "roi", min_iterations=4, batch_size=2, warmup_iterations=None, decay="constant")
+    )
     tiny = (REPOSITORY / "model_zoo" / "soft_teacher_tiny" / "config.py").read_text()
     (root / "base.py").write_text(tiny.replace("../", f"{REPOSITORY / 'model_zoo'}/").replace("(160, 128)", "(64, 64)"))
     (root / "pair.py").write_text(PAIR.format(base=str(root / "base.py")))

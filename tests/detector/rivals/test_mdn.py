@@ -20,6 +20,7 @@ from ppal_backend.detector.rivals.mdn import COMPONENTS, MDN, box_loss, class_lo
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.errors import DetectorError
+from tests.detector.conftest import REPOSITORY, zoo_entry
 from tests.detector.families import batch, shrunk, ssd
 from tests.detector.shapes import CLASSES
 
@@ -235,22 +236,6 @@ def test_each_detection_has_the_uncertainty_of_its_own_anchor_and_class(monkeypa
 
 # --- a training and what comes of it --------------------------------------------------------------------
 
-ZOO = """
-[small_ssd]
-title = "SSD for tests"
-paper = "none"
-config = "small_ssd.py"
-head_family = "ssd"
-input_size = [64, 64]
-[small_ssd.schedule]
-epochs = 20
-min_iterations = 6
-max_iterations = 100
-batch_size = 4
-lr = 0.002
-warmup_iterations = 2
-decay = "cosine"
-"""
 SMALL = """
 _base_ = [{base!r}]
 model = dict(backbone=dict(base_channels=8, stem_channels=8), bbox_head=dict(in_channels=(16, 32, 64)))
@@ -260,8 +245,8 @@ model = dict(backbone=dict(base_channels=8, stem_channels=8), bbox_head=dict(in_
 def test_training_and_inference_leave_a_summary_of_each_image(
     train_json: Path, test_json: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "zoo.toml").write_text(ZOO)
-    base = Path(__file__).resolve().parents[3] / "model_zoo" / "ssd_tiny" / "config.py"
+    (tmp_path / "zoo.toml").write_text(zoo_entry("small_ssd", "ssd"))
+    base = REPOSITORY / "model_zoo" / "ssd_tiny" / "config.py"
     (tmp_path / "small_ssd.py").write_text(SMALL.format(base=str(base)))
     request = TrainRequest(
         "small_ssd",
