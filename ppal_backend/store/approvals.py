@@ -1,4 +1,4 @@
-"""Annotations that were approved in bulk: which they are, and which batch they belong to.
+"""What people decided about boxes: annotations approved in bulk, with the batch they belong to, and doubts dismissed.
 
 A task is claimed before its annotation is created in Label Studio, so two people who approve the same page make one
 annotation; a claim whose annotation never came is taken over after :data:`CLAIM_S`.
@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, func, select, update
 
 from ppal_backend.errors import StateError
-from ppal_backend.store.database import Database
-from ppal_backend.store.tables import ApprovalBatchRow, ApprovalRow, ProjectRow, now
+from ppal_backend.store.database import Database, repeat_on_conflict
+from ppal_backend.store.tables import ApprovalBatchRow, ApprovalRow, DismissalRow, ProjectRow, now
 
 CLAIM_S = 120.0
 
@@ -138,3 +138,39 @@ def _batch(row: ApprovalBatchRow, left: int) -> ApprovalBatch:
     return ApprovalBatch(
         row.id, row.project_id, row.version, row.threshold, row.annotator, row.tasks, row.made_at, row.undone_at, left
     )
+
+
+class DismissalStore:
+    """Doubts about annotations that people have looked at and found to be none. It holds for the boxes that they saw:
+    once these change, the task is doubted anew."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def of_project(self, project_id: int) -> Mapping[int, str]:
+        """Digest of the boxes that were found to be right, by task id."""
+        query = select(DismissalRow.task_id, DismissalRow.boxes).where(DismissalRow.project_id == project_id)
+        with self._database.reading() as session:
+            return dict(session.execute(query).tuples().all())
+
+    @repeat_on_conflict
+    def add(self, project_id: int, task_id: int, boxes: str) -> None:
+        """Dismiss the doubts about a task.
+
+        Raises:
+            StateError: The project is not connected.
+        """
+        with self._database.transaction() as session:
+            if session.get(ProjectRow, project_id) is None:
+                raise StateError(f"project {project_id} is not connected to this backend")
+            row = session.get(DismissalRow, (project_id, task_id))
+            if row is None:
+                session.add(DismissalRow(project_id=project_id, task_id=task_id, boxes=boxes))
+            else:
+                row.boxes = boxes
+
+    def take_back(self, project_id: int, task_id: int) -> None:
+        """Doubt a task again; nothing happens where it was not dismissed."""
+        mine = DismissalRow.project_id == project_id, DismissalRow.task_id == task_id
+        with self._database.transaction() as session:
+            session.execute(delete(DismissalRow).where(*mine))

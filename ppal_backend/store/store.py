@@ -16,9 +16,8 @@ from sqlalchemy.engine import make_url
 from ppal_backend.errors import NoState, StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
-from ppal_backend.store.approvals import ApprovalStore
+from ppal_backend.store.approvals import ApprovalStore, DismissalStore
 from ppal_backend.store.database import Database
-from ppal_backend.store.dismissals import DismissalStore
 from ppal_backend.store.events import EventStore
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
