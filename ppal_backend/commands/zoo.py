@@ -21,6 +21,8 @@ from ppal_backend.commands.shared import (
 )
 
 zoo = typer.Typer(help="The detectors of the model zoo.", no_args_is_help=True)
+WIDE = 110
+"""Columns of a terminal that has room for everything in ``ppal zoo list``."""
 Name = Annotated[str, typer.Argument(help="a detector's name, as in ppal zoo list")]
 
 
@@ -37,11 +39,16 @@ def list_(as_json: AsJson = False) -> None:
         if as_json:
             print_json({name: asdict(entry) for name, entry in entries.items()})
             return
-        table = folding_table("name", "title", "head", "input", "COCO AP", "weights", typed=("name",))
+        more = ("head", "input") if console.width >= WIDE else ()
+        one_line = ("name", "COCO AP", "weights", *more)
+        table = folding_table("name", "title", *more, "COCO AP", "weights", typed=one_line)
         for name, entry in entries.items():
             start = entry.weights.kind if entry.weights else "from scratch" if entry.from_scratch else "none"
-            table.add_row(name, entry.title, entry.head_family, _size(entry.input_size), _ap(entry.coco_ap), start)
+            extra = (entry.head_family, _size(entry.input_size)) if more else ()
+            table.add_row(name, entry.title, *extra, _ap(entry.coco_ap), start)
         console.print(table)
+        if not more:
+            console.print(f"head and input size: from {WIDE} columns on, or ppal zoo show NAME", highlight=False)
 
 
 @zoo.command()

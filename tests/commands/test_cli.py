@@ -96,6 +96,10 @@ class TestEightyColumns:
         names = list(json.loads(run("zoo", "list", "--json").stdout))
         text = self.shown(run("zoo", "list"))
         assert len(names) > 10 and [name for name in names if f" {name} " not in text] == []
+        assert len(text.splitlines()) < 5 * len(names), "titles are read in a few lines"
+        words = {word for line in text.splitlines() for word in line.replace("\u2502", " ").split()}
+        assert {"parameters)", "convolutions,", "unlabelled"} <= words, "no word is broken"
+        assert "ppal zoo show NAME" in text and "rtmdet" not in words
 
     def test_settings(self, run):
         text = self.shown(run("settings"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 COLOURS = 12
 FONT_SHARE = 1 / 24  # of the image's width
 LETTER_SHARE = 0.62  # of the font's height, wide letters included
+EDGE = 0.1  # room for the line round its letters, in heights of its font
 BORDER = 0.3  # room round a label, in heights of its font
 
 
@@ -43,11 +44,12 @@ def place_labels(
     font = round(width * FONT_SHARE, 1)
     for (x1, y1, _, y2), text in zip(boxes_xyxy, texts, strict=True):
         wide, high = len(text) * font * LETTER_SHARE, font * (1 + BORDER)
-        left = min(max(x1, 0.0), width - wide)
+        edge = font * EDGE
+        left = min(max(x1, edge), width - wide - edge)
         found = None
         for top in (y1 - high, y1 + font * BORDER, y2):
             area = (left, top, left + wide, top + high)
-            inside = left >= 0 and top >= 0 and top + high <= height
+            inside = left >= edge and top >= 0 and top + high <= height
             if text and inside and not any(_overlap(area, other) for other in taken):
                 taken.append(area)
                 found = LabelPlace(round(left, 1), round(top + font, 1), font)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -177,8 +177,10 @@ def _card(image: CocoImage, truth: Truth, items: Sequence[Judged], labels: Seque
         replace(shown_box(item.box_xyxy, "model fine" if item.kind == "right" else "model", text), label_at=place)
         for item, text, place in zip(found, texts, places, strict=True)
     ]
-    reasons = [reason_of(item, labels) for item in items[:MOST_REASONS]]
-    return Card(image.id, image.width, image.height, [*people, *detected], reasons, len(items) - len(reasons))
+    said = Counter(reason_of(item, labels) for item in items)
+    reasons = [text if times == 1 else f"{text[:-1]} ({times} times)." for text, times in said.items()][:MOST_REASONS]
+    more = len(items) - sum(list(said.values())[:MOST_REASONS])
+    return Card(image.id, image.width, image.height, [*people, *detected], reasons, more)
 
 
 def reason_of(item: Judged, labels: Sequence[str]) -> str:

@@ -168,6 +168,12 @@ def next_in_words(project: Project, state: str, left: float | None, missing: int
         return "Everything is labelled. More tasks get a place in the queue as soon as they are imported."
     if not missing:
         return "A training starts within seconds."
+    left_over = (project.record.task_count or 0) - project.labelled_tasks
+    if 0 < left_over < missing:
+        return (
+            f"Only {count(left_over, 'image is', 'images are')} left, and {missing} more annotations start a training "
+            "by themselves: label them, then press Train now."
+        )
     return f"The next training starts by itself after {count(missing, 'more annotation')}."
 
 

@@ -178,6 +178,15 @@ def test_of_many_classes_those_with_the_most_mistakes_are_shown():
 def test_a_card_says_how_many_more_there_are(place):
     place.train()
     truth = [(1, 0, (5 * n, 10, 4, 4)) for n in range(9)]
-    write_round(place, truth, [], 1)
+    found = [(1, 1, 0.9 - n / 20, (10 * n, 60, 8, 8)) for n in range(7)]
+    write_round(place, truth, found, 1)
     text = text_of(place.app().test_client().get(PAGE))
-    assert text.count("Missed: cat, small.") == 6 and "And 3 more." in text
+    assert text.count("Wrong: dog (0.") == 6 and "And 10 more." in text
+
+
+def test_a_card_says_once_what_is_true_of_several_boxes(place):
+    place.train()
+    write_round(place, [(1, 0, (5 * n, 10, 4, 4)) for n in range(9)], [(1, 1, 0.9, (10, 60, 8, 8))], 1)
+    text = text_of(place.app().test_client().get(PAGE))
+    assert text.count("Missed: cat, small (9 times).") == 1 and "Missed: cat, small." not in text
+    assert "Wrong: dog (0.90), nothing is labelled there." in text and " more." not in text.split("Task 1")[-1]

@@ -215,3 +215,13 @@ class TestConnecting:
         dashboard.actions = Actions(dashboard.runtime, lambda settings, url: label_studio.client(tries=1))
         answer = app.test_client().post("/ui/projects/4/connect", data={"token": dashboard.tokens.make(4)})
         assert answer.status_code == 400 and "has no dot" in answer.text
+
+
+def test_where_fewer_images_are_left_than_start_a_training_the_page_says_what_to_press(tmp_path):
+    place = ShownPlace(tmp_path / "data", TimedWorld)
+    place.train()
+    place.store.ledger.see(1, [SeenAnnotation(900, 1000)])
+    place.store.projects.set_task_count(1, 4)
+    text = text_of(place.app().test_client().get("/ui/projects/1/"))
+    assert "Only 3 images are left, and 4 more annotations start a training by themselves" in text
+    assert "press Train now" in text
