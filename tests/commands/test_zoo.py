@@ -75,6 +75,38 @@ def test_weights_are_kept_in_the_cache_folder_that_the_operator_chose(tmp_path: 
     assert isinstance(engine, LocalEngine) and engine._weights_dir == chosen
 
 
+def test_fetch_gets_the_vocabulary_beside_the_weights_and_takes_either_from_a_file(tmp_path, monkeypatch):
+    files = {"net.pth": b"weights", "vocab.txt": b"[PAD]\n[UNK]\n"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    tables = [
+        f"[one.{part}]\nkind = 'detector'\nurl = 'http://weights.test/{name}'\nlicence = 'MIT'\n"
+        f"sha256 = '{digests[name]}'\n"
+        for part, name in (("weights", "net.pth"), ("vocabulary", "vocab.txt"))
+    ]
+    (tmp_path / "one.py").write_text("")
+    (tmp_path / "zoo.toml").write_text(
+        "[one]\ntitle = 'One'\npaper = 'p'\nconfig = 'one.py'\nhead_family = 'grounding'\ninput_size = [64, 64]\n"
+        f"{tables[0]}{tables[1]}"
+        "[one.schedule]\nepochs = 1\nmin_iterations = 1\nmax_iterations = 1\nbatch_size = 1\nlr = 0.1\n"
+    )
+    monkeypatch.setenv("PPAL_MODEL_ZOO", str(tmp_path))
+    asked = []
+
+    def offline(request, timeout):
+        asked.append(request.full_url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    kept = tmp_path / "kept"
+    for name, content in files.items():
+        missing = runner.invoke(zoo, ["fetch", "one", "--to", str(kept)])
+        assert missing.exit_code == 1 and asked[-1] == f"http://weights.test/{name}"
+        (tmp_path / "given").write_bytes(content)
+        assert runner.invoke(zoo, ["fetch", "one", "--from", str(tmp_path / "given"), "--to", str(kept)]).exit_code == 0
+    assert {path.name for path in kept.iterdir()} == {"net.pth", f"vocabulary-{digests['vocab.txt'][:8]}.txt"}
+    assert runner.invoke(zoo, ["fetch", "one", "--to", str(kept)]).exit_code == 0 and len(asked) == 2
+
+
 def test_fetch_from_a_file_follows_the_advice_for_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Through an own zoo, since real weights do not come with the tests."""
     content = b"weights"

@@ -14,6 +14,7 @@ import torch
 
 from ppal_backend.detector.config import build_config
 from ppal_backend.detector.heads import inference_family
+from ppal_backend.detector.infer.exporting_model import export_model
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.open_vocabulary import Prompts, tokenizer_of
@@ -25,7 +26,7 @@ from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.choice import weights_problem
 from ppal_backend.detector.zoo.fetch import place_weights, vocabulary_file, weights_file
 from ppal_backend.detector.zoo.prompts import known_by_prompt, prompts_of
-from ppal_backend.errors import DetectorError, WeightsUnavailable
+from ppal_backend.errors import DetectorError, UnsupportedHead, WeightsUnavailable
 from tests.detector.families import PROMPTS, VOCABULARY, WORDS, batch, build
 from tests.detector.shapes import write_set
 from tests.detector.test_check import shrunk_zoo
@@ -309,3 +310,9 @@ def test_the_published_files_are_named_whole() -> None:
     assert entry.weights is not None and entry.vocabulary is not None
     assert entry.weights.kind == "detector" and entry.weights.classes == ()
     assert len(entry.vocabulary.sha256) == 64
+
+
+def test_it_says_that_it_cannot_be_exported(zoo: Path, tmp_path: Path) -> None:
+    save_as_is("grounding", LABELS, KNOWN, tmp_path / "as_is.pth", zoo)
+    with pytest.raises(UnsupportedHead, match="grounding cannot be exported"):
+        export_model("grounding", tmp_path / "as_is.pth", LABELS, tmp_path / "out.pt", "torchscript", zoo_root=zoo)
