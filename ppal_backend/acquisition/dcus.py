@@ -38,22 +38,19 @@ class Scorer(Protocol):
         """``[N]`` finite utilities in the order of the pool."""
 
     def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
-        """What the boxes of some pool images add to their utilities, or None where boxes play no part."""
+        """What the boxes of some pool images add to their utilities, or None where boxes play no part: by default."""
+        return [None] * len(positions)
 
 
-class RandomScorer:
+class RandomScorer(Scorer):
     """Uniform random utilities in [0, 1)."""
 
     def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
         """``[N]`` random utilities."""
         return rng.random(len(context.pool))
 
-    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
-        """Nothing to explain."""
-        return [None] * len(positions)
 
-
-class ModelScorer:
+class ModelScorer(Scorer):
     """The utility that a detector itself gives of each image: ``image_features[name]``, ``[N, 1]``.
 
     Args:
@@ -77,10 +74,6 @@ class ModelScorer:
                 f"with {self._name}"
             )
         return to_numpy(found)[:, 0].astype(np.float64)
-
-    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
-        """Nothing to explain: the utility is the image's."""
-        return [None] * len(positions)
 
 
 class UncertaintyScorer:

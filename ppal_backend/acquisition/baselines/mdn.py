@@ -12,12 +12,10 @@ divides by zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from ppal_backend.acquisition.uncertainty import BoxContributions
+from ppal_backend.acquisition.dcus import Scorer
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.detections import to_numpy
 
@@ -65,7 +63,7 @@ def pool_utilities(summaries: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, scores, scores[counts > 0].min() - 1.0)
 
 
-class MixtureScorer:
+class MixtureScorer(Scorer):
     """Utilities by :func:`pool_utilities` from ``image_features["mdn"]``, ``[N, WIDTH]``."""
 
     def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
@@ -82,7 +80,3 @@ class MixtureScorer:
                 f"with mdn"
             )
         return pool_utilities(to_numpy(found))
-
-    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
-        """Nothing to explain: the largest of four z-scores is no sum over boxes."""
-        return [None] * len(positions)

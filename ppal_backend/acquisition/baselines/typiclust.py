@@ -13,8 +13,8 @@ import torch
 
 from ppal_backend.acquisition.budget import Budget
 from ppal_backend.acquisition.comparisons import labelled_features, pool_features
+from ppal_backend.acquisition.dcus import Scorer
 from ppal_backend.acquisition.selection import Selection
-from ppal_backend.acquisition.uncertainty import BoxContributions
 from ppal_backend.structures import QueryContext
 
 FEATURE = "global"
@@ -105,16 +105,12 @@ def _normalised(features: torch.Tensor) -> torch.Tensor:
     return values / torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp(min=1e-12)
 
 
-class TypicalityScorer:
+class TypicalityScorer(Scorer):
     """Typicality of each image among the whole pool."""
 
     def utilities(self, context: QueryContext, rng: np.random.Generator) -> np.ndarray:
         """``[N]`` utilities > 0."""
         return np.asarray(typicality(_normalised(pool_features(context, FEATURE))).numpy())
-
-    def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
-        """Boxes play no part."""
-        return [None] * len(positions)
 
 
 class TypicalitySelector:
