@@ -133,6 +133,7 @@ def test_progress_counts_every_step(request_: TrainRequest) -> None:
     train(request_, seen.append)
     assert seen[-1].done == seen[-1].total == 6 and seen[0].step == "train"
     assert seen[-1].detail.startswith("loss ")
+    assert not [one.detail for one in seen if "left" in one.detail], "the page tells the time that is left, once"
 
 
 def test_diverging_training_is_a_clear_error(request_: TrainRequest) -> None:

@@ -156,7 +156,7 @@ class ProgressHook(Hook):
 
     Args:
         guard: Knows the loss.
-        on_progress: Told the step, and in words the loss, the latest mAP on held-out images and the time left.
+        on_progress: Told the step, and in words the loss and the latest mAP on held-out images.
         should_stop: Polled after every step. With several processes it is enough that one of them is told to stop.
         latest_map: Gives the latest mAP, or None before the first.
     """
@@ -172,14 +172,9 @@ class ProgressHook(Hook):
     ) -> None:
         self._guard = guard
         self._latest_map = latest_map
-        self._began: tuple[int, float] = (0, 0.0)
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._reported = -math.inf
-
-    def before_train(self, runner: Any) -> None:
-        """Note where and when this stretch of training begins."""
-        self._began = (runner.iter, time.monotonic())
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Report at most twice a second, and poll ``should_stop`` after every update of the weights.
@@ -192,7 +187,7 @@ class ProgressHook(Hook):
         now = time.monotonic()
         if self._on_progress is not None and (done == total or now - self._reported >= _REPORT_EVERY_S):
             self._reported = now
-            self._on_progress(Progress("train", done, total, self._remark(done, total, now)))
+            self._on_progress(Progress("train", done, total, self._remark()))
         between_updates = done % int(runner.optim_wrapper._accumulative_counts) == 0
         if done < total and between_updates and self._is_to_stop():
             if not (Path(runner.work_dir) / f"iter_{done}.pth").is_file():
@@ -204,23 +199,13 @@ class ProgressHook(Hook):
         asked = self._should_stop is not None and self._should_stop()
         return _mean_of_processes(float(asked)) > 0
 
-    def _remark(self, done: int, total: int, now: float) -> str:
+    def _remark(self) -> str:
+        """What the steps show beside their number; whoever shows it tells the time that is left."""
         mean, found = self._guard.mean, self._latest_map()
-        first, since = self._began
         parts = [] if mean is None else [f"loss {mean:.3f}"]
         if found is not None:
             parts.append(f"mAP {found:.3f} on held-out images")
-        if first < done < total:
-            parts.append(time_left((now - since) / (done - first) * (total - done)))
         return ", ".join(parts)
-
-
-def time_left(seconds: float) -> str:
-    """A duration for people: seconds below a minute and a half, minutes below two hours, else hours and minutes."""
-    if seconds < 90:
-        return f"{round(seconds)} s left"
-    minutes = round(seconds / 60)
-    return f"{minutes} min left" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min left"
 
 
 class PlainCheckpoints(Hook):
