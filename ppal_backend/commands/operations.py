@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -206,6 +207,11 @@ def resume(project: Project, as_json: AsJson = False) -> None:
         _report(project, False, changed, f"project {project} {'goes on' if changed else 'was not paused'}", as_json)
 
 
+def _local(stored: datetime) -> str:
+    """A stored time, which is UTC without a zone, as the clock of the person who asks shows it."""
+    return f"{stored.replace(tzinfo=UTC).astimezone():%Y-%m-%d %H:%M}"
+
+
 def _report(project: int, paused: bool, changed: bool, text: str, as_json: bool) -> None:
     if as_json:
         print_json({"project": project, "paused": paused, "changed": changed})
@@ -228,7 +234,7 @@ def versions(project: Project, as_json: AsJson = False) -> None:
             return
         table = folding_table("version", "round", "published", "detector", "mAP", "active", "files", typed=("version",))
         for row in rows:
-            table.add_row(row["version"], str(row["round_number"]), f"{row['created_at']:%Y-%m-%d %H:%M}",
+            table.add_row(row["version"], str(row["round_number"]), _local(row["created_at"]),
                           row["detector"] or "none", Quality.of(row["metrics"]).figure,
                           "yes" if row["active"] else "", "kept" if row["files"] else "removed")  # fmt: skip
         console.print(table)

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from datetime import timedelta
 
 import pytest
 
@@ -80,10 +82,10 @@ class TestEightyColumns:
     def narrow(self, run, monkeypatch):
         monkeypatch.setenv("COLUMNS", "80")
 
-    def shown(self, done):
+    def shown(self, done, columns=80):
         assert done.exit_code == 0, done.output
         assert "\u2026" not in done.stdout, "something is cut off"
-        assert max(len(line) for line in done.stdout.splitlines() if "\u2502" in line) <= 80
+        assert max(len(line) for line in done.stdout.splitlines() if "\u2502" in line) <= columns
         return done.stdout
 
     def test_versions(self, run, store):
@@ -91,6 +93,19 @@ class TestEightyColumns:
         name, detector = "ppal-p7-r12-1c9e5f", "faster_rcnn_r50_fpn_with_a_long_name"
         store.versions.activate(ModelVersion(7, name, 12, detector, "", ("a",), None, {"map": 0.25}))
         assert name in self.shown(run("versions", "7"))
+
+    def test_versions_tell_the_time_on_the_readers_clock(self, run, store, monkeypatch):
+        store.projects.connect(7, "7.1", "<View/>", "", {})
+        store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "", ("a",), None, {}))
+        here = store.versions.active(7).created_at + timedelta(hours=9)
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        monkeypatch.setenv("COLUMNS", "120")
+        time.tzset()
+        try:
+            assert f"{here:%Y-%m-%d %H:%M}" in self.shown(run("versions", "7"), 120)
+        finally:
+            monkeypatch.undo()
+            time.tzset()
 
     def test_zoo_list(self, run):
         names = list(json.loads(run("zoo", "list", "--json").stdout))
