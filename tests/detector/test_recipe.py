@@ -147,7 +147,12 @@ def test_a_files_own_mixed_precision_is_for_gpus_and_half_precision_for_all_that
 
 @pytest.mark.parametrize(
     ("name", "family", "expected"),
-    [("retinanet", "anchor", "bfloat16"), ("faster_rcnn", "roi", "float16"), ("dino", "detr", None)],
+    [
+        ("retinanet", "anchor", "bfloat16"),
+        ("faster_rcnn", "roi", "float16"),
+        ("dino", "detr", None),
+        ("grounding", "grounding", None),
+    ],
 )
 def test_half_precision_is_what_detector_and_gpu_bear(
     name: str, family: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
