@@ -42,7 +42,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_family_of_the_zoo_has_to_learn() -> None:
     zoo = load_zoo()
-    assert {zoo[name].head_family for name in STEPS} == {entry.head_family for entry in zoo.values()}
+    learning = [
+        entry for entry in zoo.values() if entry.vocabulary is None
+    ]  # others need a text encoder that has learned
+    assert {zoo[name].head_family for name in STEPS} == {entry.head_family for entry in learning}
 
 
 @pytest.mark.slow
