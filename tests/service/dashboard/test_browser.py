@@ -89,10 +89,10 @@ def open_page(browser, shown):
     assert said == []
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (1280, "dark")])
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_fits_and_can_be_read_by_everybody(open_page, axe, path, width):
-    page = open_page(path, width)
+def test_every_page_fits_and_can_be_read_by_everybody(open_page, axe, path, width, scheme):
+    page = open_page(path, width, color_scheme=scheme)
     page.eval_on_selector_all("details", "all => all.forEach(one => { one.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
     page.evaluate(axe)
