@@ -55,31 +55,19 @@ class AnnotationLedger:
 
     def usable(self, project_id: int) -> dict[int, int | None]:
         """The annotations that are there as far as anybody told, and their tasks."""
-        query = select(AnnotationRow.annotation_id, AnnotationRow.task_id).where(
-            AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
-        )
+        query = select(AnnotationRow.annotation_id, AnnotationRow.task_id).where(*_usable(project_id))
         with self._database.reading() as session:
             return dict(session.execute(query).tuples().all())
 
     def labelled_tasks(self, project_id: int) -> set[int]:
         """Tasks with a usable annotation, as far as they are known."""
-        query = (
-            select(AnnotationRow.task_id)
-            .distinct()
-            .where(
-                AnnotationRow.project_id == project_id,
-                AnnotationRow.usable.is_(True),
-                AnnotationRow.task_id.is_not(None),
-            )
-        )
+        query = select(AnnotationRow.task_id).distinct().where(*_usable(project_id))
         with self._database.reading() as session:
             return {task_id for task_id in session.scalars(query) if task_id is not None}
 
     def task_count(self, project_id: int) -> int:
         """Tasks with a usable annotation, as far as they are known."""
-        query = select(func.count(AnnotationRow.task_id.distinct())).where(
-            AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
-        )
+        query = select(func.count(AnnotationRow.task_id.distinct())).where(*_usable(project_id))
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
@@ -163,11 +151,7 @@ class AnnotationLedger:
         seen = func.min(AnnotationRow.first_seen_at)
         query = (
             select(AnnotationRow.task_id)
-            .where(
-                AnnotationRow.project_id == project_id,
-                AnnotationRow.usable.is_(True),
-                AnnotationRow.task_id.is_not(None),
-            )
+            .where(*_usable(project_id), AnnotationRow.task_id.is_not(None))
             .group_by(AnnotationRow.task_id)
             .having(seen >= since)
             .order_by(seen, AnnotationRow.task_id)
@@ -178,29 +162,26 @@ class AnnotationLedger:
 
     def tasks_after(self, project_id: int, round_number: int) -> list[int]:
         """Tasks with a usable annotation that this round had not exported yet."""
-        query = select(AnnotationRow.task_id).where(
-            AnnotationRow.project_id == project_id,
-            AnnotationRow.usable.is_(True),
-            AnnotationRow.task_id.is_not(None),
-            or_(AnnotationRow.round_number.is_(None), AnnotationRow.round_number > round_number),
-        )
+        later = or_(AnnotationRow.round_number.is_(None), AnnotationRow.round_number > round_number)
+        query = select(AnnotationRow.task_id).where(*_usable(project_id), AnnotationRow.task_id.is_not(None), later)
         with self._database.reading() as session:
             return sorted(set(session.scalars(query)))
 
     def new_count(self, project_id: int) -> int:
         """Usable annotations that no round has exported yet."""
-        query = select(func.count()).where(
-            AnnotationRow.project_id == project_id,
-            AnnotationRow.round_number.is_(None),
-            AnnotationRow.usable.is_(True),
-        )
+        query = select(func.count()).where(*_usable(project_id), AnnotationRow.round_number.is_(None))
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
 
+def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:
+    """Of a project's annotations those that are there and not skipped, as far as anybody told."""
+    return AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
+
+
 def _take_back(session: Session, project_id: int, *which: ColumnElement[bool]) -> None:
     """Annotations that are no longer there do not count, whether or not a round has used them."""
-    mine = update(AnnotationRow).where(AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True), *which)
+    mine = update(AnnotationRow).where(*_usable(project_id), *which)
     if session.execute(mine.values(usable=False)).rowcount:  # type: ignore[attr-defined]
         _note_change(session, project_id)
 
