@@ -100,7 +100,7 @@ def build_stand_ins(buildah, folder):
         (context / "Dockerfile").write_text(text)
         (context / "entry.sh").write_text(POSTGRES_ENTRY)
         for file in ("requirements-label-studio.txt", "scripts/setup.sh", "scripts/versions.env"):
-            shutil.copy(ROOT / file, context)
+            shutil.copy2(ROOT / file, context)  # its date counts for what buildah built before
         built[name] = f"localhost/ppal-test-{context.name}"
         buildah(
             "bud",
