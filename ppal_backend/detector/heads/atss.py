@@ -6,18 +6,14 @@ from typing import Any
 
 import torch
 
-from ppal_backend.detector.heads.base import Cells, provider
-from ppal_backend.detector.heads.dense import DenseFamily, own_methods
+from ppal_backend.detector.heads.base import Cells
+from ppal_backend.detector.heads.dense import DenseFamily
 
 
 class ATSSFamily(DenseFamily):
     """``ATSSHead``; its box targets are boxes unless the head says otherwise."""
 
-    name = "ATSS"
-
-    def covers_training(self, head: torch.nn.Module) -> bool:
-        """Heads with ATSS's own targets and loss; PAA, TOOD and others that differ are refused."""
-        return own_methods(head) == {"ATSSHead"}
+    name, head_class = "ATSS", "ATSSHead"
 
     def boxes(
         self, head: Any, level: int, cells: Cells, bbox_pred: torch.Tensor, args: tuple[Any, ...], targets: Any
@@ -37,14 +33,9 @@ class ATSSFamily(DenseFamily):
 class DDODFamily(ATSSFamily):
     """``DDODHead``; its box targets are encoded, whatever the head says."""
 
-    name = "DDOD"
+    name, head_class = "DDOD", "DDODHead"
     targets_method = "get_cls_targets"
-
-    def covers_training(self, head: torch.nn.Module) -> bool:
-        """Heads with DDOD's own targets and loss."""
-        return {provider(head, name) for name in ("get_cls_targets", "_get_targets_single", "loss_by_feat")} == {
-            "DDODHead"
-        }
+    own_methods = ("get_cls_targets", "_get_targets_single", "loss_by_feat")
 
     def targets_are_boxes(self, head: Any) -> bool:
         """Never."""

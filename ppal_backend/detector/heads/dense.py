@@ -25,7 +25,6 @@ from ppal_backend.detector.heads.base import (
 )
 
 _KNOWN_SELECTION = ("BaseDenseHead", "GFLHead")
-_METHODS = ("get_targets", "_get_targets_single", "loss_by_feat", "loss_by_feat_single")
 
 
 class DenseFamily:
@@ -38,10 +37,14 @@ class DenseFamily:
     targets_method = "get_targets"
     labels_at = 1
     """Where the labels of all levels stand in what the target method returns."""
+    head_class = ""
+    """The class of mmdetection that a head's targets and loss have to come from."""
+    own_methods: tuple[str, ...] = ("get_targets", "_get_targets_single", "loss_by_feat", "loss_by_feat_single")
+    """The methods that give them."""
 
     def covers_training(self, head: torch.nn.Module) -> bool:
-        """Whether the head's targets and loss are those of this family."""
-        raise NotImplementedError
+        """Heads with the class's own targets and loss; others that derive from it and differ are refused."""
+        return {provider(head, method) for method in self.own_methods} == {self.head_class}
 
     def boxes(
         self, head: Any, level: int, cells: Cells, bbox_pred: torch.Tensor, args: tuple[Any, ...], targets: Any
@@ -130,11 +133,6 @@ def selects_by_level(detector: Any) -> bool:
         and provider(head, "_predict_by_feat_single") in _KNOWN_SELECTION
         and provider(head, "_bbox_post_process") == "BaseDenseHead"
     )
-
-
-def own_methods(head: torch.nn.Module) -> set[str]:
-    """Classes that give a dense head its targets and its loss; one of them for a head that changes nothing."""
-    return {provider(head, method) for method in _METHODS}
 
 
 def _select(head: Any, maps: Any, cfg: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

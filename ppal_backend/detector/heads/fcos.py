@@ -6,19 +6,16 @@ from typing import Any
 
 import torch
 
-from ppal_backend.detector.heads.base import Cells, provider
+from ppal_backend.detector.heads.base import Cells
 from ppal_backend.detector.heads.dense import DenseFamily
 
 
 class FCOSFamily(DenseFamily):
     """``FCOSHead``. Prediction and target of a point share their unit (pixels or strides)."""
 
-    name = "FCOS"
+    name, head_class = "FCOS", "FCOSHead"
     labels_at = 0
-
-    def covers_training(self, head: torch.nn.Module) -> bool:
-        """Heads with FCOS's own targets and loss."""
-        return {provider(head, name) for name in ("get_targets", "_get_targets_single", "loss_by_feat")} == {"FCOSHead"}
+    own_methods = ("get_targets", "_get_targets_single", "loss_by_feat")
 
     def boxes(
         self, head: Any, level: int, cells: Cells, bbox_pred: torch.Tensor, args: tuple[Any, ...], targets: Any

@@ -7,17 +7,13 @@ from typing import Any
 import torch
 
 from ppal_backend.detector.heads.base import Cells
-from ppal_backend.detector.heads.dense import DenseFamily, own_methods
+from ppal_backend.detector.heads.dense import DenseFamily
 
 
 class GFLFamily(DenseFamily):
     """``GFLHead``."""
 
-    name = "GFL"
-
-    def covers_training(self, head: torch.nn.Module) -> bool:
-        """Heads with GFL's own targets and loss; distillation heads that differ are refused."""
-        return own_methods(head) == {"GFLHead"}
+    name, head_class = "GFL", "GFLHead"
 
     def boxes(
         self, head: Any, level: int, cells: Cells, bbox_pred: torch.Tensor, args: tuple[Any, ...], targets: Any

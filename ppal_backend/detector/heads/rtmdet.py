@@ -7,17 +7,13 @@ from typing import Any
 import torch
 
 from ppal_backend.detector.heads.base import Cells
-from ppal_backend.detector.heads.dense import DenseFamily, own_methods
+from ppal_backend.detector.heads.dense import DenseFamily
 
 
 class RTMDetFamily(DenseFamily):
     """``RTMDetHead`` and its variant with separate batch norms."""
 
-    name = "RTMDet"
-
-    def covers_training(self, head: torch.nn.Module) -> bool:
-        """Heads with RTMDet's own targets and loss; the instance-segmentation head differs."""
-        return own_methods(head) == {"RTMDetHead"}
+    name, head_class = "RTMDet", "RTMDetHead"
 
     def boxes(
         self, head: Any, level: int, cells: Cells, bbox_pred: torch.Tensor, args: tuple[Any, ...], targets: Any
