@@ -119,7 +119,7 @@ def project(engine, tmp_path, told):
 def test_connect_label_train_and_come_back(project, tmp_path, told):
     def timed(what, condition, seconds):
         started = time.monotonic()
-        wait_for(condition, what, seconds, every_s=2)
+        wait_for(condition, what, seconds, every_s=5)
         told(f"{what}: {time.monotonic() - started:.0f} s")
 
     def up(*services):
