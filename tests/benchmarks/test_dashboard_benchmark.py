@@ -38,7 +38,7 @@ def test_every_page_shows_what_was_built(client):
 
 
 def test_the_map_of_a_large_pool_is_sampled_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("ppal_backend.rounds.pool_map.pool_to_draw.__defaults__", (50,))
+    monkeypatch.setattr("ppal_backend.rounds.pool_map.MOST_DRAWN", 50)
     settings = load_settings(MODEL_DIR=tmp_path, LABEL_STUDIO_API_KEY="x" * 40, min_free_gib=0)
     store = open_store(settings)
     build(settings, store, SMALL)

@@ -220,7 +220,7 @@ def test_a_detector_that_trains_from_scratch_needs_no_weights(
     root = tmp_path / "zoo"
     root.mkdir()
     (root / "small.py").write_text((zoo_root / "small.py").read_text())
-    text = (zoo_root / "zoo.toml").read_text().replace('title = "RetinaNet', 'from_scratch = true\ntitle = "RetinaNet')
+    text = (zoo_root / "zoo.toml").read_text().replace("title = ", "from_scratch = true\ntitle = ", 1)
     (root / "zoo.toml").write_text(text)
     short = replace(request_, max_iterations=2)
     asked_for = train(short)
