@@ -24,7 +24,7 @@ CREDENTIALS = {"BASIC_AUTH_USER": "label-studio", "BASIC_AUTH_PASS": "a-long-pas
 @pytest.fixture(scope="module")
 def guarded(label_studio, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    # A poll would set right what a test breaks before the doctor sees it.
+    # A poll would set right what a test breaks before the doctor sees it; so would a round.
     environment = CREDENTIALS | {"DEVICE": "cpu", "PPAL_POLL_INTERVAL_S": "3600"}
     with Backend(folder, label_studio.url, label_studio.token, environment) as running:
         yield running
@@ -75,6 +75,8 @@ def test_connect_then_doctor(ppal, guarded, label_studio):
     assert code == 0 and {step["done"] for step in steps} == {"kept"}
     assert len(client.webhooks(project_id)) == 1
 
+    code, answer = ppal("pause", str(project_id))
+    assert code == 0, answer
     task = label_studio.session.post(f"/api/projects/{project_id}/import", json=[{"data": {"image": "/data/x.jpg"}}])
     assert task["task_count"] == 1
     guarded.wait_until(lambda: guarded.store.events.counts().get("done", 0) >= 1, 60, "the webhook to be let in")
