@@ -149,8 +149,9 @@ def test_connect_label_train_and_come_back(project, tmp_path, told):
     assert [row["active"] for row in before] == [False, False, True]
     assert project.ppal("doctor")
     tasks = session.get("/api/tasks", params={"project": number, "fields": "all", "page_size": 100})["tasks"]
-    shown = {row["predictions_model_versions"] for row in tasks if not row["total_annotations"]}
-    assert shown == {before[-1]["version"]}
+    newest, waiting = before[-1]["version"], [row for row in tasks if not row["total_annotations"]]
+    assert waiting and all(newest in row["predictions_model_versions"] for row in waiting)
+    assert session.get(f"/api/projects/{number}/")["model_version"] == newest
 
     started = time.monotonic()
     project("stop")
