@@ -72,6 +72,11 @@ class LabelSchema:
             return name
         return self.aliases.get(name)
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """Label -> displayed value, for Labels that have an alias: what people read in the label's place."""
+        return {label: value for value, label in self.aliases.items()}
+
     def label_of_class(self, class_name: str) -> str | None:
         """Return the label for a version's class name, None if there is none.
 

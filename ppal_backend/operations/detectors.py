@@ -248,10 +248,9 @@ def known_labels(settings: Settings, project: ProjectRecord, detector: str | Non
     weights = entry.weights
     usable = weights is not None and weights.kind == "detector" and options.init_weights != "random"
     classes = weights.classes if weights is not None and usable else ()
-    shown = {label: value for value, label in schema.aliases.items()}
     if entry.vocabulary is not None and usable:
-        return known_by_prompt(schema.labels, schema.prompts, shown)
-    return match_classes(schema.labels, schema.class_names, classes, shown)
+        return known_by_prompt(schema.labels, schema.prompts, schema.shown)
+    return match_classes(schema.labels, schema.class_names, classes, schema.shown)
 
 
 def check_prompts(settings: Settings, label_config: str, options: ProjectOptions) -> None:
@@ -263,8 +262,7 @@ def check_prompts(settings: Settings, label_config: str, options: ProjectOptions
     """
     if options.detector != AUTO and find_entry(options.detector, settings.model_zoo).vocabulary is not None:
         schema = parse_label_config(label_config, options.from_name)
-        shown = {label: value for value, label in schema.aliases.items()}
-        prompts_of(schema.labels, known_by_prompt(schema.labels, schema.prompts, shown).plain)
+        prompts_of(schema.labels, known_by_prompt(schema.labels, schema.prompts, schema.shown).plain)
 
 
 def known_or_none(settings: Settings, project: ProjectRecord, detector: str | None = None) -> KnownClasses:

@@ -48,7 +48,8 @@ def review_of(folder: Path, labelled: CocoDataset, annotators: Mapping[int, int]
     pairs = {i: (number, _compared(truth[i], boxes)) for number, i, boxes in _earlier(folder, set(truth), labels)}
     sure = sure_from((compared for _, compared in pairs.values()), len(labels))
     measured = _measured_before(folder)
-    sure[[measured.get(label, 0.0) < LEAST_AP for label in labels]] = np.inf
+    left_out = [k for k, label in enumerate(labels) if measured.get(label, 0.0) < LEAST_AP]
+    sure[left_out] = np.inf
     disputes = {i: found for i, (_, compared) in pairs.items() if (found := disputes_of(compared, sure))}
     order, images = strongest_first(disputes), {image.id: image for image in labelled.images}
     listed = min(MOST_LISTED, max(FEWEST_LISTED, round(LISTED_SHARE * len(pairs))))
@@ -58,9 +59,7 @@ def review_of(folder: Path, labelled: CocoDataset, annotators: Mapping[int, int]
         "compared": len(pairs),
         "disputed": len(disputes),
         "least_ap": LEAST_AP,
-        "left_out": [
-            {"label": label, "ap": measured.get(label)} for label in labels if measured.get(label, 0.0) < LEAST_AP
-        ],
+        "left_out": [{"label": labels[k], "ap": measured.get(labels[k])} for k in left_out],
         "tasks": [{**task, "annotator": (annotators or {}).get(task["task_id"])} for task in tasks],
     }
 
