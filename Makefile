@@ -22,7 +22,7 @@ check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
-	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers and not image"
+	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers and not image and not gpu"
 
 bench: setup ## benchmarks (docs/benchmarks.md); ARGS="service --json" runs one
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)

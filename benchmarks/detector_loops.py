@@ -24,8 +24,9 @@ from ppal_backend.detector.data import ImageRecord, TrainingData, build_pipeline
 from ppal_backend.detector.heads import detection_head
 from ppal_backend.detector.heads.base import Restore, override
 from ppal_backend.detector.models import build_model
+from ppal_backend.detector.recipe import device_optimizer
 from ppal_backend.detector.train.hooks import DifficultyHook
-from ppal_backend.detector.train.runner import in_fastest_layout
+from ppal_backend.detector.train.runner import half_precision, in_fastest_layout
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 
 CLASSES = ("square", "disc", "bar")
@@ -113,7 +114,7 @@ class Trainer:
         entry: Detector.
         train_json: COCO file.
         device: Where it trains.
-        amp: Whether to train in mixed precision (CUDA only).
+        amp: Whether to train in mixed precision, of the kind that a round takes for this detector.
     """
 
     def __init__(self, entry: ZooEntry, train_json: Path, device: torch.device, amp: bool = False) -> None:
@@ -125,8 +126,9 @@ class Trainer:
         self.model = build_model(self.config)
         self.model.init_weights()
         self.model = in_fastest_layout(self.model.to(device).train())
-        kind = {"type": "AmpOptimWrapper", "loss_scale": "dynamic"} if amp else {}
-        self._optimiser = build_optim_wrapper(self.model, ConfigDict({**self.config.optim_wrapper, **kind}))
+        self.half = half_precision(self.model, entry.head_family, device) if amp else None
+        optimiser = device_optimizer(self.config.optim_wrapper, device.type, self.half)
+        self._optimiser = build_optim_wrapper(self.model, ConfigDict(optimiser))
         self.data = TrainingData(self.records, build_pipeline(self.config.train_pipeline), CLASSES, seed=0)
 
     def batches(self, count: int) -> list[Any]:

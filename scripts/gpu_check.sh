@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Figures on a GPU for docs/gpu.md: compiles mmcv's CUDA operators where they are missing, then measures.
+# Figures on a GPU for docs/gpu.md: compiles mmcv's CUDA operators where they are missing, tests, then measures.
 # Without a GPU or nvcc it says so and ends with 1 before anything is installed. Arguments go to benchmarks/gpu.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,4 +17,7 @@ if ! has_cuda_ops; then
     if [ -x .venv/bin/python ]; then .venv/bin/python -m pip uninstall -q -y onedl-mmcv; rm -f .venv/.setup-stamp; fi
 fi
 FORCE_CUDA=1 scripts/setup.sh backend
-exec .venv/bin/python -m benchmarks.gpu "$@"
+tests=0
+.venv/bin/python -m pytest -m gpu tests/detector/test_on_gpu.py || tests=$?
+.venv/bin/python -m benchmarks.gpu "$@"
+exit "$tests"

@@ -103,6 +103,9 @@ def build_model(config: Config, rival: str | None = None) -> Any:
         head.loss_cls = None  # SSD's head has none, yet mmdet's prediction looks at it
     if changes is not None:
         changes.attach(model)
+    for module in model.modules():
+        if hasattr(module, "predict_by_feat"):
+            module.register_forward_hook(_results_in_full)
     return model
 
 
@@ -127,3 +130,31 @@ def load_detector(
         raise CheckpointError(f"the weights in {checkpoint} do not fit {detector}: {error}") from error
     pipeline = build_pipeline(config.test_pipeline)
     return LoadedDetector(model.to(device).eval(), entry, config, final, device, pipeline, relabelling)
+
+
+class HalfPrecisionOverflow(Exception):
+    """A head's results are not finite in half precision; the batch has to be looked at in full precision."""
+
+
+def _results_in_full(head: torch.nn.Module, _args: Any, found: Any) -> Any:
+    """Forward hook of every head: what it computes in half precision goes on in full, to losses and suppression.
+
+    Coordinates of hundreds of pixels have steps of two in bfloat16, mmcv's focal loss ends in nan in float16 and knows
+    no bfloat16, and its suppression takes a box and its score in one precision only.
+    """
+    if not (torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")):
+        return found
+    full: list[torch.Tensor] = []
+    converted = _in_full(found, full)
+    if full and not head.training and not bool(torch.stack([torch.isfinite(item).all() for item in full]).all()):
+        raise HalfPrecisionOverflow
+    return converted
+
+
+def _in_full(value: Any, found: list[torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            value = value.float()
+            found.append(value)
+        return value
+    return type(value)(_in_full(item, found) for item in value) if type(value) in (list, tuple) else value

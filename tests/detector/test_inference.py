@@ -19,6 +19,8 @@ from ppal_backend.acquisition.ccms.objects import resolve_metric
 from ppal_backend.acquisition.strategies import get_strategy
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
 from ppal_backend.detector.heads import inference_family
+from ppal_backend.detector.heads.base import override
+from ppal_backend.detector.infer import prediction
 from ppal_backend.detector.infer.embeddings import image_features, levels_of_size, mean_over_images, sample_embeddings
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference, PoolResult
 from ppal_backend.detector.infer.prediction import mixed_precision, read_batches, workers_for
@@ -150,12 +152,13 @@ def test_the_detector_is_left_as_it_was(engine: PoolInference, images: list[Pool
     model = engine.model
     before = {name: set(module.__dict__) for name, module in model.named_modules()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in model.modules()]
     list(engine.run(images))
     stream = engine.run(images, batch_size=2)
     next(stream)
     stream.close()
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == before
-    assert not any(module._forward_hooks for module in model.modules())
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
@@ -411,3 +414,37 @@ def test_padding_does_not_count_in_image_features() -> None:
     assert mean_over_images(feature_map[:1], [(30, 48)], (64, 64)).tolist() == [[1.0, 1.0]]
     described = image_features([feature_map], [feature_map, feature_map[:, :1]], [(64, 64)] * 2, (64, 64))
     assert described["fpn"].shape == (2, 3) and described["global"][1, 0] == feature_map[1, 0].mean()
+
+
+def test_what_a_head_finds_in_half_precision_is_decoded_in_full(engine: PoolInference, images: list[PoolImage]) -> None:
+    head = engine.model.bbox_head
+    kinds: list[torch.dtype] = []
+    decode = type(head).predict_by_feat
+
+    def decoding(cls_scores: list[torch.Tensor], *rest: Any, **more: Any) -> Any:
+        kinds.extend(item.dtype for item in cls_scores)
+        return decode(head, cls_scores, *rest, **more)
+
+    undo = override(head, predict_by_feat=decoding)
+    with torch.autocast("cpu", torch.bfloat16):
+        list(engine.run(images))
+    undo()
+    assert set(kinds) == {torch.float32}
+
+
+def test_a_batch_that_overflows_in_half_precision_is_looked_at_in_full(
+    engine: PoolInference, images: list[PoolImage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = list(engine.run(images))
+    monkeypatch.setattr(prediction, "mixed_precision", lambda *_: torch.autocast("cpu", torch.float16))
+    norm, last = engine.model.bbox_head.cls_convs[0].norm, engine.model.bbox_head.retina_cls
+    before = [item.data for item in (norm.weight, norm.bias, last.weight)]
+    try:
+        norm.weight.data, norm.bias.data = before[0] * 1e6, before[1] * 1e6  # float16 ends at 65,504
+        last.weight.data = before[2] / 1e6
+        found = list(engine.run(images))
+    finally:
+        norm.weight.data, norm.bias.data, last.weight.data = before
+    assert "overflows in half precision" in caplog.text
+    for there, here in zip(found, usual, strict=True):
+        np.testing.assert_allclose(there.scores, here.scores, atol=1e-3)

@@ -100,7 +100,7 @@ def half_precision(model: torch.nn.Module, head_family: str, device: torch.devic
 
     bfloat16 where the GPU or CPU has instructions for it, since its range needs no scaled losses; on a GPU float16 with
     mmcv's operators, which have no bfloat16. DETR's relatives, whose matching compares costs, and detectors with a
-    teacher stay in full precision.
+    teacher stay in full precision. Losses are computed in full precision whatever the network runs in.
     """
     if device.type not in ("cuda", "cpu") or head_family in ("detr", "grounding") or hasattr(model, "teacher"):
         return None
