@@ -58,6 +58,24 @@ def test_boxes_scores_and_labels_are_the_plain_ones(name: str) -> None:
         assert torch.equal(ours.pred_instances.labels, theirs.pred_instances.labels)
 
 
+HALVES = [(name, torch.float16) for name in FILES]
+HALVES += [(name, torch.bfloat16) for name in FILES if name not in TWO_STAGE]  # RoIAlign has none
+
+
+@pytest.mark.parametrize(("name", "half"), HALVES)
+def test_traced_predictions_are_the_plain_ones_in_half_precision_too(name: str, half: torch.dtype) -> None:
+    model = ready(name)
+    with torch.autocast("cpu", half):
+        plain = predict(model)
+        inference_family(model).trace_inference(model)
+        traced = predict(model)
+    assert sum(len(sample.pred_instances.scores) for sample in plain) >= 5
+    for ours, theirs in zip(traced, plain, strict=True):
+        assert ours.pred_instances.bboxes.dtype == ours.pred_instances.scores.dtype == torch.float32
+        assert torch.equal(ours.pred_instances.bboxes, theirs.pred_instances.bboxes)
+        assert torch.equal(ours.pred_instances.scores, theirs.pred_instances.scores)
+
+
 @pytest.mark.parametrize("name", list(FILES))
 def test_every_detection_carries_its_own_probabilities_and_network_box(name: str) -> None:
     model = ready(name)
