@@ -146,8 +146,8 @@ def _results_in_full(head: torch.nn.Module, _args: Any, found: Any) -> Any:
         return found
     full: list[torch.Tensor] = []
     converted = _in_full(found, full)
-    # What went through numbers beyond half precision ends as nan. Infinite ones mean nothing: Grounding DINO's logits of
-    # words that are not there and FCOS' exponentials are.
+    # What went through numbers beyond half precision ends as nan. Infinite ones mean nothing: Grounding DINO's logits
+    # of words that are not there are, and FCOS' exponentials may be.
     if full and not head.training and bool(torch.stack([torch.isnan(item).any() for item in full]).any()):
         raise HalfPrecisionOverflow
     return converted
