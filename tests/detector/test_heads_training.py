@@ -420,3 +420,23 @@ def test_overlap_in_pairs() -> None:
 def test_positives_must_agree_in_length() -> None:
     with pytest.raises(ValueError, match="one shape"):
         Positives(torch.zeros(2).long(), torch.zeros(2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "gfl", "rtmdet", "yolox", "ssd"])
+def test_losses_are_computed_in_full_precision_of_a_network_in_half(name: str) -> None:
+    model = build(name).train()
+    head, kinds = model.bbox_head, []
+    losses = head.loss_by_feat
+
+    def watched(*results: Any, **more: Any) -> Any:
+        kinds.extend(item.dtype for level in results if isinstance(level, list | tuple) for item in level
+                     if isinstance(item, torch.Tensor))  # fmt: skip
+        return losses(*results, **more)
+
+    head.loss_by_feat = watched
+    with torch.autocast("cpu", torch.bfloat16):
+        data = model.data_preprocessor(batch(), training=True)
+        features = model.extract_feat(data["inputs"])
+        model.bbox_head.loss(features, data["data_samples"])
+    assert features[0].dtype == torch.bfloat16
+    assert set(kinds) == {torch.float32}
