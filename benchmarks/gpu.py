@@ -173,7 +173,7 @@ def measure_detector(name: str, device: torch.device, folder: Path, size: Size) 
     for amp in (False, True) if device.type == "cuda" else (False,):
         with isolated(f"ppal-gpu-{name}-{amp}"):
             trainer = Trainer(entry, train_json, device, amp)
-            training, half = measure_training(trainer, train_json, workers, size), trainer.half
+            half, training = trainer.half, measure_training(trainer, train_json, workers, size)
             engine = engine_of(trainer, entry, folder / name, str(device), amp=amp, workers=workers)
             head = getattr(engine.model, "roi_head", None) or engine.model.bbox_head
             head.test_cfg.score_thr = 0.0
@@ -181,7 +181,7 @@ def measure_detector(name: str, device: torch.device, folder: Path, size: Size) 
             del trainer
             pool = measure_pool(engine, images, train_json, workers, amp)
         rows.append(
-            {"detector": name, "amp": half if amp else None, "batch": entry.schedule.batch_size}
+            {"detector": name, "amp": amp, "half": half, "batch": entry.schedule.batch_size}
             | {f"train_{key}": value for key, value in training.items()}
             | {f"pool_{key}": value for key, value in pool.items()}
         )
@@ -236,7 +236,7 @@ def run(device: str = "cuda", size: Size = FULL, detectors: Sequence[str] = DETE
             rows += found
             for row in found:
                 _say(
-                    f"{name}, {row['amp'] or 'full precision'}: training {row['train_ours_per_s']:.1f} images/s "
+                    f"{name}, AMP {'on' if row['amp'] else 'off'}: training {row['train_ours_per_s']:.1f} images/s "
                     f"(mmdet {row['train_plain_per_s']:.1f}), "
                     f"pool {row['pool_ours_per_s']:.1f} ({row['pool_plain_per_s']:.1f})"
                 )
@@ -254,8 +254,8 @@ def run(device: str = "cuda", size: Size = FULL, detectors: Sequence[str] = DETE
     }
 
 
-def _say(progress: str) -> None:
-    sys.stderr.write(f"gpu-check: {progress}\n")
+def _say(text: str) -> None:
+    sys.stderr.write(f"gpu-check: {text}\n")
 
 
 def table(report: dict[str, Any]) -> str:
@@ -271,12 +271,11 @@ def table(report: dict[str, Any]) -> str:
             shapes = ("{:.1f}", "{:.1f}", "{:.3f}", "{:.0f}", "{:.0f}")
             values = [row[f"{kind}_{key}"] for key in keys]
             cells = ["" if value is None else shape.format(value) for shape, value in zip(shapes, values, strict=True)]
-            how = {"train": row["amp"], "pool": row["amp"] and "float16"}[kind] or "off"
-            parts.append("| " + " | ".join([row["detector"], how, *cells]) + " |")
+            parts.append("| " + " | ".join([row["detector"], "on" if row["amp"] else "off", *cells]) + " |")
         parts.append("")
     full = {row["detector"]: row["train_plain_per_s"] for row in report["table"] if not row["amp"]}
     gains = [
-        f"{row['detector']} {row['train_ours_per_s'] / full[row['detector']]:.2f}"
+        f"{row['detector']} {row['train_ours_per_s'] / full[row['detector']]:.2f} ({row['half'] or 'full precision'})"
         for row in report["table"]
         if row["amp"]
     ]
@@ -303,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         report = run(options.device, QUICK if options.quick else FULL, options.detectors)
     except PPALError as error:
-        sys.stderr.write(f"gpu-check: {error}\n")
+        _say(str(error))
         raise SystemExit(1) from error
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -26,6 +26,10 @@ from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
 
 
+class HalfPrecisionOverflow(Exception):
+    """A head's results are nan in half precision; the batch has to be looked at in full precision."""
+
+
 @functools.cache
 def _dino_as_published() -> None:
     """Give DINO's decoder the encoding of boxes that its published weights learned with, once a process.
@@ -130,10 +134,6 @@ def load_detector(
         raise CheckpointError(f"the weights in {checkpoint} do not fit {detector}: {error}") from error
     pipeline = build_pipeline(config.test_pipeline)
     return LoadedDetector(model.to(device).eval(), entry, config, final, device, pipeline, relabelling)
-
-
-class HalfPrecisionOverflow(Exception):
-    """A head's results are nan in half precision; the batch has to be looked at in full precision."""
 
 
 def _results_in_full(head: torch.nn.Module, _args: Any, found: Any) -> Any:

@@ -128,7 +128,7 @@ def test_the_measurement_for_gpus_runs_on_a_cpu(folder, capsys):
     size = gpu.Size(0.4, (96, 64), 6, 1, 1, 30, None)
     report = gpu.run("cpu", size, ("retinanet_tiny",))
     (row,) = report["table"]
-    assert (row["detector"], row["amp"], row["batch"]) == ("retinanet_tiny", None, 16)
+    assert (row["detector"], row["amp"], row["batch"]) == ("retinanet_tiny", False, 16)
     assert row["train_ours_per_s"] > 0 and row["pool_plain_per_s"] > 0 and row["pool_ours_mib"] is None
     assert row["pool_time_ratio"] == pytest.approx(row["pool_plain_per_s"] / row["pool_ours_per_s"])
     assert report["round_s"] is None and report["ccms_s"] > 0
@@ -151,3 +151,13 @@ def test_rates_are_images_over_time_of_both_turns(monkeypatch):
     figures = gpu.rates({"ours": work(2.0), "plain": work(1.0)}, torch.device("cpu"))
     assert (figures["ours_per_s"], figures["plain_per_s"], figures["time_ratio"]) == (5.0, 10.0, 2.0)
     assert clock[0] == 6.0
+
+
+def test_what_mixed_precision_gains_is_told_against_plain_mmdet_in_full():
+    figures = {f"{kind}_{key}": 1.0 for kind in ("train", "pool")
+               for key in ("ours_per_s", "plain_per_s", "time_ratio", "ours_mib", "plain_mib")}  # fmt: skip
+    full = {"detector": "a", "amp": False, "half": None, **figures, "train_plain_per_s": 20.0}
+    mixed = {"detector": "a", "amp": True, "half": "bfloat16", **figures, "train_ours_per_s": 30.0}
+    report = {"device": "b", "torch": "c", "table": [full, mixed], "ccms_images": 9, "ccms_s": 1.0, "round_s": None}
+    assert "against plain mmdet in full: a 1.50 (bfloat16) times as fast." in gpu.table(report)
+    assert "mixed precision" not in gpu.table({**report, "table": [full]})

@@ -10,6 +10,7 @@ import cv2
 import pytest
 import torch
 
+from ppal_backend.detector.infer.inference import PoolImage
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
 from tests.detector.shapes import CLASSES, write_set
 
@@ -81,6 +82,12 @@ def train_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight images of another seed and shape, ids from 101."""
     return write_set(tmp_path_factory.mktemp("test"), 8, seed=1, size=(120, 80), first_id=101)
+
+
+@pytest.fixture(scope="session")
+def images(test_json: Path) -> list[PoolImage]:
+    """Those eight as a pool."""
+    return [PoolImage(item["id"], item["file_name"]) for item in json.loads(test_json.read_text())["images"]]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,11 +35,6 @@ from tests.reference import ccms as reference
 @pytest.fixture(scope="module")
 def engine(trained: TrainResult, zoo_root: Path) -> PoolInference:
     return PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root)
-
-
-@pytest.fixture(scope="module")
-def images(test_json: Path) -> list[PoolImage]:
-    return [PoolImage(item["id"], item["file_name"]) for item in json.loads(test_json.read_text())["images"]]
 
 
 @pytest.fixture(scope="module")
