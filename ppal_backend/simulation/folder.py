@@ -35,6 +35,7 @@ QUERY_STEPS = ("candidates", "query", "publish")
 _NOT_ADOPTED = ("candidates.json", "query_set.json", "publish.json", "spec.json", "progress.json")
 _LARGE = ("detections", "labelled_detections", "dataset", "export", "candidates.json", "publish.json")
 _LARGE_OF_START = ("detections", "labelled_detections")
+_SMALL_OF_TRAINING = ("model.json", "train.log")
 _LOCK_POLL_S = 0.2
 
 
@@ -71,13 +72,25 @@ class RoundPlace:
         """Declare the round over; everything else must be on disk by now."""
         write_json(self.path / RESULT, result)
 
+    def reopen(self) -> None:
+        """Make a finished round, the last one so far, choose images for a further one; what it trained stays, unless
+        its checkpoint was dropped: then it is trained again, to the same."""
+        kept = ("export", "train", "evaluate") if self._checkpoints() else ()
+        for mark in (self.path / "steps").glob("*.json"):
+            if mark.stem not in kept:
+                mark.unlink()
+        (self.path / RESULT).unlink(missing_ok=True)
+
     def slim(self) -> None:
         """Drop what only a running round needs: checkpoints, detections and copies of the data."""
         for name in _LARGE:
             _remove(self.path / name)
-        for path in (self.path / "train").glob("*"):
-            if path.name not in ("model.json", "train.log"):
-                _remove(path)
+        for path in self._checkpoints():
+            _remove(path)
+
+    def _checkpoints(self) -> list[Path]:
+        """What a training left, less what tells its story."""
+        return [path for path in (self.path / "train").glob("*") if path.name not in _SMALL_OF_TRAINING]
 
 
 def round_place(root: Path, seed: int, variant_folder: str, number: int) -> RoundPlace:

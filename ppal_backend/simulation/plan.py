@@ -144,7 +144,7 @@ class Plan:
         return cls(**{**value, "seeds": tuple(value["seeds"]), "variants": variants})
 
     def extends(self, earlier: Plan) -> Plan:
-        """This plan, and then what an earlier one in the same folder did: seeds and strategies may grow.
+        """This plan, and then what an earlier one in the same folder did: seeds, strategies and rounds may grow.
 
         Raises:
             StateError: They differ in anything else, so their results would not compare.
@@ -152,7 +152,7 @@ class Plan:
         different = [
             name
             for name, value in vars(self).items()
-            if name not in ("seeds", "variants", "title") and getattr(earlier, name) != value
+            if name not in ("seeds", "variants", "rounds", "title") and getattr(earlier, name) != value
         ]
         if different:
             listed = ", ".join(
@@ -162,6 +162,7 @@ class Plan:
         mine = {variant.name for variant in self.variants}
         return replace(
             self,
+            rounds=max(earlier.rounds, self.rounds),
             seeds=tuple(dict.fromkeys((*earlier.seeds, *self.seeds))),
             variants=(*self.variants, *(v for v in earlier.variants if v.name not in mine)),
         )

@@ -19,6 +19,7 @@ from ppal_backend.rounds.run import RoundResult, run_round
 from ppal_backend.simulation.cost import work_on
 from ppal_backend.simulation.data import Benchmark
 from ppal_backend.simulation.folder import (
+    LABELLED,
     START,
     RoundPlace,
     adopt_first_model,
@@ -137,6 +138,9 @@ class Replay:
         with locked(folder / ".lock", f"another process works in {folder}; stop it first", ORPHAN_WAIT_S):
             for number in range(self._plan.rounds + 1):
                 place = round_place(self._root, seed, variant.folder, number)
+                following = round_place(self._root, seed, variant.folder, number + 1).path / LABELLED
+                if number < self._plan.rounds and place.result() is not None and not following.is_file():
+                    place.reopen()  # it was the last one when it was run
                 if place.result() is None:
                     self._round(seed, variant, number, place)
                 if not self._keep:

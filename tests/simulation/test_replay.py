@@ -236,6 +236,26 @@ def test_a_finished_simulation_does_nothing_again_and_a_new_strategy_runs_alone(
     assert round_place(tmp_path, 0, "entropy", 0).result()["map"] == round_place(tmp_path, 0, "ppal", 0).result()["map"]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_more_rounds_go_on_from_the_last_one_with_the_picks_of_a_run_in_one_go(tmp_path, keep):
+    strategies, data, engine = "ppal,random:match=ppal,ppal+labelled", benchmark(), FakeEngine()
+    whole = run(tmp_path / "whole", strategies)
+    short = make_plan(data, strategies, rounds=1)
+    lay_out(tmp_path / "grown", data, short)
+    run_tasks(tmp_path / "grown", short, lambda _: engine, keep=keep)
+    trained = engine.calls.count("train")
+    longer = make_plan(data, strategies).extends(short)
+    lay_out(tmp_path / "grown", data, longer)
+    run_tasks(tmp_path / "grown", longer, lambda _: engine, keep=keep)
+    assert all_picks(tmp_path / "grown", longer) == all_picks(tmp_path / "whole", whole)
+    assert labelled(tmp_path / "grown", longer, "ppal+labelled", 1, 3) == labelled(
+        tmp_path / "whole", whole, "ppal+labelled", 1, 3
+    )
+    again = 0 if keep else 6  # the last models of three strategies and two seeds, whose checkpoints are gone
+    assert engine.calls.count("train") - trained == 2 * 3 * 2 + again
+    assert tasks_of(tmp_path / "grown", make_plan(data, strategies, rounds=1).extends(longer)) == []
+
+
 def test_strategies_that_look_at_labelled_images_see_them(tmp_path, monkeypatch):
     seen = {}
     from ppal_backend.rounds import run as rounds_run

@@ -122,12 +122,14 @@ def test_a_plan_survives_the_trip_to_disk():
     assert Plan.from_dict(earlier) == plan, "a folder of an earlier release cannot be gone on with"
 
 
-def test_seeds_and_strategies_of_a_simulation_may_grow_nothing_else():
+def test_seeds_strategies_and_rounds_of_a_simulation_may_grow_nothing_else():
     data = benchmark()
     earlier = make_plan(data, "random,ppal")
     now = make_plan(data, "ppal,entropy", seeds=(1, 2)).extends(earlier)
     assert [v.name for v in now.variants] == ["ppal", "entropy", "random"], "what was asked for now runs first"
     assert now.seeds == (0, 1, 2)
+    assert smaller(earlier, rounds=5).extends(earlier).rounds == 5
+    assert smaller(earlier, rounds=1).extends(earlier).rounds == earlier.rounds, "what was run stays"
     for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}, {"slices": "auto"}):
         with pytest.raises(StateError, match=f"another simulation .*{next(iter(changes))}"):
             smaller(earlier, **changes).extends(earlier)

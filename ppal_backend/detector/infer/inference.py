@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,11 +29,13 @@ from ppal_backend.detector.infer.prediction import (
     readable,
     workers_for,
 )
-from ppal_backend.detector.models import LoadedDetector, load_detector
+from ppal_backend.detector.models import HalfPrecisionOverflow, LoadedDetector, load_detector
 from ppal_backend.detector.rivals import find_rival
 from ppal_backend.detector.runtime import isolated, pick_device
 from ppal_backend.structures.detections import Detections, to_numpy
 from ppal_backend.structures.round import OnProgress, Progress
+
+log = logging.getLogger(__name__)
 
 Embedding = Literal["query", "sampled"]
 Levels = Literal["provenance", "scale"]
@@ -178,15 +181,23 @@ class PoolInference:
     def _look(
         self, records: Sequence[ImageRecord], packed: Sequence[Any], batch_size: int, features: bool
     ) -> Iterator[PoolResult]:
-        """One pass over a batch at most."""
-        del batch_size
+        """One pass over a batch at most; half precision ends with the first batch it has too small a range for."""
         restore, read = (None, None) if self._rival is None else self._rival.watch(self._loaded.model)
+        samples = None
         try:
             with self._capturing() as maps:
                 samples = predict_packed(self._loaded, packed, self._amp)
+        except HalfPrecisionOverflow:
+            if not self._amp:
+                raise
+            log.warning("%s overflows in half precision; it goes on in full", self._loaded.entry.name)
+            self._amp = False
         finally:
             if restore is not None:
                 restore()
+        if samples is None:
+            yield from self._look(records, packed, batch_size, features)
+            return
         said = None if read is None or not features else read(samples)
         yield from self._unpack(records, samples, maps, features, said)
 

@@ -5,7 +5,6 @@ A detector that learned from tiles looks at an image in several views: the whole
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +21,9 @@ from mmengine.structures import InstanceData
 
 from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
 from ppal_backend.detector.infer.relabelling import iou_threshold_of
-from ppal_backend.detector.models import HalfPrecisionOverflow, LoadedDetector
+from ppal_backend.detector.models import LoadedDetector
 from ppal_backend.detector.slices import Window, cut_by_window, merge, windows
 from ppal_backend.errors import ImageError
-
-log = logging.getLogger(__name__)
 
 OnError = Callable[[int, ImageError], None]
 Packed = dict[str, Any]
@@ -177,24 +174,18 @@ def predict_packed(loaded: LoadedDetector, packed: Sequence[Packed], amp: bool =
 
     Returns:
         mmdet's data samples, boxes in pixels of the original image, labels those of ``loaded.checkpoint.classes``.
+
+    Raises:
+        HalfPrecisionOverflow: Half precision has too small a range for this detector; full precision serves.
     """
     with torch.no_grad():
-        samples = _test(loaded, packed, amp)
+        with mixed_precision(loaded.device, amp):
+            samples = list(loaded.model.test_step(pseudo_collate(packed)))
         if loaded.relabelling is not None:
             threshold = iou_threshold_of(loaded.model)
             for sample in samples:
                 sample.pred_instances = loaded.relabelling.apply(sample.pred_instances, threshold)
     return samples
-
-
-def _test(loaded: LoadedDetector, packed: Sequence[Packed], amp: bool) -> list[Any]:
-    """mmdet's results of a batch; in full precision where half has too small a range for this detector."""
-    try:
-        with mixed_precision(loaded.device, amp):
-            return list(loaded.model.test_step(pseudo_collate(packed)))
-    except HalfPrecisionOverflow:
-        log.warning("%s overflows in half precision; a batch is looked at in full", loaded.entry.name)
-        return list(loaded.model.test_step(pseudo_collate(packed)))
 
 
 def predict_batch(loaded: LoadedDetector, records: Sequence[ImageRecord]) -> list[Any]:
