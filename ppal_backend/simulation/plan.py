@@ -11,7 +11,7 @@ from typing import Any
 
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.settings import as_slices
-from ppal_backend.simulation.variants import Variant, check_matches
+from ppal_backend.simulation.variants import Variant, check_matches, parse_variants
 from ppal_backend.structures.round import RoundSpec
 
 SCORE_THRESHOLD = 0.05
@@ -159,12 +159,11 @@ class Plan:
                 f"{name} {getattr(earlier, name)!r} there, {getattr(self, name)!r} now" for name in different
             )
             raise StateError(f"the folder holds another simulation ({listed}); use a folder of its own")
-        mine = {variant.name for variant in self.variants}
         return replace(
             self,
             rounds=max(earlier.rounds, self.rounds),
             seeds=tuple(dict.fromkeys((*earlier.seeds, *self.seeds))),
-            variants=(*self.variants, *(v for v in earlier.variants if v.name not in mine)),
+            variants=parse_variants([v.as_dict() for v in self.variants], earlier.variants),
         )
 
 

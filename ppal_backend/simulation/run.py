@@ -138,7 +138,8 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
     unknown = sorted(set(wanted) - _PLAN_KEYS)
     if unknown:
         raise SettingsError(f"expected settings among {sorted(_PLAN_KEYS)}, got {unknown}; correct the name")
-    variants = parse_variants(wanted["strategies"])
+    earlier = read_plan(out)
+    variants = parse_variants(wanted["strategies"], () if earlier is None else earlier.variants)
     settings = load_settings()
     entry = find_entry(str(wanted["detector"]), settings.model_zoo)
     check_detector(variants, entry.name, entry.head_family)
@@ -158,7 +159,6 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
         title=preset["title"] or benchmark.source,
         **rest,
     )
-    earlier = read_plan(out)
     if earlier is not None:
         plan = plan.extends(earlier)
     elif any(path.name != ".lock" for path in out.iterdir()):

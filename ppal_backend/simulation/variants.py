@@ -131,19 +131,20 @@ class Variant:
         return cls(strategy, rest, difficulty, None if match is None else str(match), budget, inference, start)
 
 
-def parse_variants(given: str | Sequence[Any]) -> tuple[Variant, ...]:
+def parse_variants(given: str | Sequence[Any], earlier: Sequence[Variant] = ()) -> tuple[Variant, ...]:
     """Read a list of variants.
 
     Args:
         given: ``"ppal,entropy,ppal:delta=2,alpha=0.1,random:match=ppal"``, JSON (a list of names and objects such as
             ``{"strategy": "ppal", "delta": 2}``), or such a list itself.
+        earlier: What the folder of the simulation holds already; ``match`` may name one of these.
 
     Returns:
-        At least one variant, no two with the same name.
+        At least one variant, no two with the same name; then the earlier ones that were not named again.
 
     Raises:
         SettingsError: None is given, one is given twice, a name or option does not exist, or ``match`` names no
-            other variant of the list.
+            other variant of the list or of the folder.
     """
     items = _items(given)
     variants = tuple(Variant.from_dict(i) if isinstance(i, Mapping) else _parse_one(str(i)) for i in items)
@@ -153,6 +154,7 @@ def parse_variants(given: str | Sequence[Any]) -> tuple[Variant, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingsError(f"expected every strategy once, got {', '.join(twice)} again; remove it")
+    variants = (*variants, *(variant for variant in earlier if variant.name not in names))
     check_matches(variants)
     return variants
 

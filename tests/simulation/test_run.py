@@ -14,6 +14,7 @@ from ppal_backend.simulation.run import (
     SimulationOptions,
     current_work,
     finished_rounds,
+    prepare,
     simulate,
     steps_left,
     time_left,
@@ -90,8 +91,13 @@ def test_the_same_command_goes_on_and_another_protocol_is_refused(tmp_path):
         tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "strategies": "ppal", "seeds": 3}
     )
     simulate(more, engine_factory=any_engine)
+    matched = SimulationOptions(
+        tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "strategies": "random:match=ppal"}
+    )
+    prepare(matched, tmp_path / "out", Console(quiet=True))
     stored = read_json(tmp_path / "out" / "simulation.json")
-    assert [v["strategy"] for v in stored["variants"]] == ["ppal", "random"] and stored["seeds"] == [0, 1, 2]
+    assert [v.get("match") for v in stored["variants"]] == ["ppal", None, None], "a folder's strategy is no strategy"
+    assert [v["strategy"] for v in stored["variants"]] == ["random", "ppal", "random"] and stored["seeds"] == [0, 1, 2]
     assert (tmp_path / "out" / "seed-0" / "random" / "round-00" / "result.json").read_bytes() == before
     other = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, {**plan, "budget": 4})
     with pytest.raises(StateError, match=r"another simulation .budget 2 there, 4 now."):
