@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -35,6 +35,7 @@ from ppal_backend.errors import SettingsError
 CONFIG_FILE = "ppal.toml"
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 _SECRETS = ("label_studio_api_key", "basic_auth_pass")
+_BEFORE_HOST = re.compile(r"(?!https?:|s3:)[\w+.-]+://[^:/@]*:([^@]*)@")
 _SECRETS_OF_BUCKETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by the bucket's own package
 _FROM_FILE = "fields that the file sets"
 
@@ -271,7 +272,7 @@ class Settings(ProjectDefaults, BaseSettings):
         values = [getattr(self, name) for name in type(self).model_fields]
         fields = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         texts = [*fields, *(value for value in values if isinstance(value, str))]
-        addresses = [urlsplit(text).password or "" for text in texts if "://" in text]
+        addresses = [password for text in texts for password in passwords_in(text)]
         bucket = [os.environ.get(name, "") for name in _SECRETS_OF_BUCKETS]
         return tuple(secret for secret in (*fields, *addresses, *bucket) if secret)
 
@@ -385,18 +386,29 @@ def _check_file(path: Path, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name not in Settings.model_fields:
             raise SettingsError(f"{path}: {name!r} is unknown (known: {', '.join(known)}); correct or remove it")
-        if name in _SECRETS or _has_password(value):
+        if name in _SECRETS or (isinstance(value, str) and passwords_in(value)):
             raise SettingsError(
                 f"expected no secret in {path}, got one under {name!r}; take it out and set {variables(name)[0]} in "
                 "the environment"
             )
 
 
-def _has_password(value: Any) -> bool:
-    if not isinstance(value, str) or "://" not in value:
-        return False
-    parts = urlsplit(value)
-    return parts.password is not None or any("pass" in key.lower() for key, _ in parse_qsl(parts.query))
+def passwords_in(address: str) -> set[str]:
+    """The passwords in an address, as they stand there and as they are meant; none in a text that is no address.
+
+    They stand before the host, where drivers of databases take ``/``, ``?`` and ``#`` unescaped, or in the query.
+    """
+    if "://" not in address:
+        return set()
+    parts, before_host = urlsplit(address), _BEFORE_HOST.match(address)
+    found = {parts.password or "", before_host[1] if before_host else ""}
+    found |= {value for key, value in parse_qsl(parts.query) if is_password(key)}
+    return {form for text in found for form in (text, unquote(text)) if form}
+
+
+def is_password(key: str) -> bool:
+    """Whether a parameter of this name in an address holds a password."""
+    return "pass" in key.lower()
 
 
 def load_settings(**overrides: Any) -> Settings:

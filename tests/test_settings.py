@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from ppal_backend.errors import SettingsError
-from ppal_backend.settings import ProjectOptions, Settings, load_settings
+from ppal_backend.settings import ProjectOptions, Settings, load_settings, passwords_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +117,22 @@ def test_secrets_are_all_that_must_not_be_shown(monkeypatch):
     )
     assert set(settings.secrets) == {"token-1", "word-2", "word-3", "redis://:word-4@redis/0", "word-4"}
     assert load_settings(LABEL_STUDIO_API_KEY="", BASIC_AUTH_PASS="").secrets == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "secrets"),
+    [
+        ("postgresql://db.local/ppal?user=ppal&password=word-5", {"word-5"}),
+        ("postgresql://ppal:a/b?c#word-6@db.local/ppal", {"a/b?c#word-6"}),
+        ("postgresql://ppal:word%2F7@db.local/ppal?sslpassword=word-8", {"word%2F7", "word/7", "word-8"}),
+        ("https://user:word-9@host/path", {"word-9"}),
+        ("http://host:8080/@me?to=a@b", set()),
+        ("s3://bucket/prefix", set()),
+        ("no address, pass=word", set()),
+    ],
+)
+def test_passwords_are_found_wherever_they_stand_in_an_address(address, secrets):
+    assert passwords_in(address) == secrets
 
 
 def test_options_of_trainings_come_from_the_environment_and_the_project(monkeypatch, tmp_path):

@@ -117,7 +117,6 @@ def _write_yolo(export: BoxExport, folder: Path) -> None:
     names = [f"  {index}: {json.dumps(label, ensure_ascii=False)}" for index, label in enumerate(export.dataset.labels)]
     head = [
         "# One set of images: split it before you train on it.",
-        "path: .",
         "train: images",
         "val: images",
         "names:",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from ppal_backend.datasets.coco import (
     CocoAnnotation,
@@ -24,6 +23,7 @@ from ppal_backend.datasets.coco import (
     check_ids,
     named_in_errors,
 )
+from ppal_backend.datasets.images import open_image
 from ppal_backend.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -252,10 +252,10 @@ def shown_size(path: Path) -> tuple[int, int, int]:
         DatasetError: It cannot be opened.
     """
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             orientation = picture.getexif().get(_ORIENTATION, 1)
             width, height = picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise DatasetError(f"expected a picture at {path}, got a file that cannot be opened ({error})") from None
     turned = orientation in (5, 6, 7, 8)
     return (height, width, orientation) if turned else (width, height, orientation if orientation in _UPRIGHT else 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ppal_backend.datasets.corrections import Correction
+from ppal_backend.structures.round import VERSION_PREFIX
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ENOUGH_BOXES, ENOUGH_IMAGES = 100, 20
@@ -102,14 +103,15 @@ class Precision:
 
 
 def measured(counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[Precision]:
-    """The precision at every threshold, all versions together.
+    """The precision at every threshold, all versions of this backend together: other models' scores say nothing of it.
 
     Args:
         counts: What :func:`precision_of` gave.
     """
     made = []
+    ours = [of for version, of in counts.items() if version.startswith(VERSION_PREFIX)]
     for threshold in THRESHOLDS:
-        rows = [of[f"{threshold:g}"] for of in counts.values() if f"{threshold:g}" in of]
+        rows = [of[f"{threshold:g}"] for of in ours if f"{threshold:g}" in of]
         total = {name: sum(row[name] for row in rows) for name in SUMS}
         made.append(
             Precision(threshold, total["boxes"], total["kept"], total["images"], total["whole"], total["untouched"],

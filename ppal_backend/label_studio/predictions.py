@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +52,7 @@ def detections_to_result(
     if len(classes) and int(classes.max()) >= len(class_names):
         raise ValueError(f"expected class indices below {len(class_names)}, got {int(classes.max())}; pass all names")
     named = [schema.label_of_class(name) for name in class_names]
-    wanted = [math.inf if label is None else schema.threshold(label, score_threshold) for label in named]
+    wanted = schema.shown_from(class_names, score_threshold)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order].astype(np.float64) >= np.array(wanted)[classes[order]]]
     shares = np.clip(boxes[order].astype(np.float64) / (width, height, width, height), 0.0, 1.0) * 100

@@ -37,12 +37,11 @@ from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.transport import Rejected
 from ppal_backend.rounds.ports import QueueEntry
-from ppal_backend.structures.round import ModelRef, RoundSpec
+from ppal_backend.structures.round import VERSION_PREFIX, ModelRef, RoundSpec
 
 logger = logging.getLogger(__name__)
 
 SAMPLING = "Uncertainty sampling"
-PREFIX = "ppal-"
 MAX_BODY_BYTES = 200 * 1024 * 1024
 EMPTY = "-empty"
 """End of the name of a version that ranks nothing: Label Studio holds no prediction of it."""
@@ -104,7 +103,7 @@ class LabelStudioPublisher:
         )
         if result.version is not None:
             keep_queue_tab(self._client, spec.project_id)
-        return result.version or f"{PREFIX}p{spec.project_id}-r{spec.number}{EMPTY}"
+        return result.version or f"{VERSION_PREFIX}p{spec.project_id}-r{spec.number}{EMPTY}"
 
 
 def _items(
@@ -218,7 +217,7 @@ def prune_versions(client: LabelStudioClient, project_id: int, keep: int = 3, al
     Returns:
         The deleted versions.
     """
-    ours = [name for name in client.model_version_counts(project_id) if name.startswith(PREFIX)]
+    ours = [name for name in client.model_version_counts(project_id) if name.startswith(VERSION_PREFIX)]
     failed = set(also) & set(ours)
     active = client.project(project_id).get("model_version")
     good = [name for name in ours if name not in failed]
@@ -348,7 +347,7 @@ class _Publish:
         """Return the version of an earlier, killed attempt if it is whole; else clear it away."""
         version, step = str(state.get("version", "")), state.get("state")
         self.abandoned = [str(name) for name in state.get("abandoned") or ()]
-        if not version.startswith(PREFIX) or step not in ("importing", "imported", "activating", "done"):
+        if not version.startswith(VERSION_PREFIX) or step not in ("importing", "imported", "activating", "done"):
             raise PublishError(f"expected a state reported by publish, got {state!r:.200}; publish without it")
         gone = {int(i) for i in state.get("gone") or ()}
         self.gone = [task_id for task_id in self.ranking.task_ids if task_id in gone]
@@ -411,7 +410,7 @@ class _Publish:
         )
 
     def _fresh_version(self) -> str:
-        base = self.name if self.name.startswith(PREFIX) else PREFIX + self.name
+        base = self.name if self.name.startswith(VERSION_PREFIX) else VERSION_PREFIX + self.name
         return f"{base[:100]}-{secrets.token_hex(3)}"
 
     def _bodies(self, version: str) -> Iterator[bytes]:

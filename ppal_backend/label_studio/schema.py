@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -88,6 +89,11 @@ class LabelSchema:
         """Return the least score of a pre-annotation of ``label``: the Label's, the control's, else ``default``."""
         own = self.label_thresholds.get(label, self.score_threshold)
         return default if own is None else own
+
+    def shown_from(self, class_names: Sequence[str], default: float) -> list[float]:
+        """Return the least score of a pre-annotation by class of a version; infinite for a class without a label."""
+        named = [self.label_of_class(name) for name in class_names]
+        return [math.inf if label is None else self.threshold(label, default) for label in named]
 
     def image_url(self, data: Mapping[str, Any]) -> str | None:
         """Return the image's address from a task's data, None if the task has none."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -178,6 +178,14 @@ def _merge_pool(
 
 def _pool_line(task_id: int, data: Mapping[str, Any], schema: LabelSchema) -> str:
     return json.dumps([task_id, schema.image_url(data), comparable(data)]) + "\n"
+
+
+def read_pool(path: Path) -> Iterator[tuple[int, str | None, dict[str, str]]]:
+    """Id, image address and comparable data of each task of a ``pool.jsonl``; older releases wrote no data."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            task_id, url, *data = json.loads(line)
+            yield int(task_id), url, data[0] if data else {}
 
 
 def _annotation_ids(task: Mapping[str, Any]) -> list[int]:

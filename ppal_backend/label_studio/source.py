@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter, deque
@@ -27,7 +26,7 @@ from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.shapes import hull_of
-from ppal_backend.label_studio.snapshot import earlier_snapshot, take_snapshot
+from ppal_backend.label_studio.snapshot import earlier_snapshot, read_pool, take_snapshot
 from ppal_backend.rounds.ports import PoolEntry, PreparedData
 from ppal_backend.settings import Settings
 from ppal_backend.structures.round import OnProgress, Progress
@@ -112,7 +111,7 @@ class LabelStudioSource:
         """Fetch and verify the images of the snapshot, convert its annotations."""
         schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), self._from_name)
         annotated, annotators = self._annotated(folder, schema)
-        unlabelled = [row for row in _read_pool(folder / "pool.jsonl") if row[0] not in annotated]
+        unlabelled = [row for row in read_pool(folder / "pool.jsonl") if row[0] not in annotated]
         pool = [(i, url) for i, url, _ in unlabelled]
         wanted = [*annotated.items(), *pool]
         found: dict[int, ImageInfo] = {}
@@ -237,10 +236,3 @@ def annotations_problem(report: ConversionReport) -> str:
     if not parts:
         return ""
     return f"left out of the training: {' | '.join(parts)}; correct these annotations, or the labeling config"
-
-
-def _read_pool(path: Path) -> Iterator[tuple[int, str | None, dict[str, str]]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            task_id, url, *data = json.loads(line)  # a round that an earlier release began has no data
-            yield int(task_id), url, data[0] if data else {}

@@ -118,7 +118,8 @@ def offer(settings: Settings, store: Store, project_id: int, precision: Precisio
         *(i for i, side in store.sides.of_project(project_id).items() if side == EVALUATION),
         *store.approvals.annotations(project_id),
     }
-    ids, least = least_sure(folder / "detections", options.score_threshold)
+    schema = parse_label_config(project.label_config, options.from_name)
+    ids, least = least_sure(folder / "detections", schema.shown_from(version.labels, options.score_threshold))
     left = np.setdiff1d(np.array(query["queue"], np.int64), np.fromiter(kept_from, np.int64, len(kept_from)))
     offered = (least >= precision.threshold) & np.isin(ids, left)
     ids, least = ids[offered], least[offered]

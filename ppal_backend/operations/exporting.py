@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ppal_backend.errors import DatasetError, StateError
 from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
+from ppal_backend.label_studio.snapshot import read_pool
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
 from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.folder import Rounds
@@ -101,16 +101,12 @@ def _detected(folder: Path, version: ModelVersion, schema: LabelSchema, score_th
                 scores[number] = box.score
     classes = [CocoCategory(row["id"], row["name"]) for row in categories.coco_categories()]
     dataset = CocoDataset(tuple(images), tuple(rows), tuple(classes))
-    return BoxExport(dataset, file_names(dataset, _pool_urls(folder / "export" / "pool.jsonl")), scores)
+    pool = folder / "export" / "pool.jsonl"
+    urls = {task_id: url for task_id, url, _ in read_pool(pool)} if pool.is_file() else {}
+    return BoxExport(dataset, file_names(dataset, urls), scores)
 
 
 def _inside(box: Box, image: CocoImage) -> tuple[float, float, float, float] | None:
     x1, x2 = (min(max(v, 0.0), float(image.width)) for v in (box.box_xyxy[0], box.box_xyxy[2]))
     y1, y2 = (min(max(v, 0.0), float(image.height)) for v in (box.box_xyxy[1], box.box_xyxy[3]))
     return (x1, y1, x2 - x1, y2 - y1) if x2 > x1 and y2 > y1 else None
-
-
-def _pool_urls(path: Path) -> dict[int, str | None]:
-    if not path.is_file():
-        return {}
-    return dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())

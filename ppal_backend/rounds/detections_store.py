@@ -523,20 +523,21 @@ def read_boxes(folder: Path, image_ids: Collection[int]) -> dict[int, tuple[Box,
     }
 
 
-def least_sure(folder: Path, least_score: float) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest score among the boxes of at least ``least_score``, of every image that has one.
+def least_sure(folder: Path, least_scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest score among the boxes that count, of every image that has one.
 
     Args:
         folder: Where :class:`DetectionsWriter` left its shards.
-        least_score: In [0, 1].
+        least_scores: ``[C]`` score from which a box of each class counts; infinite for a class that never does.
 
     Returns:
         ``[n]`` image ids and ``[n]`` scores.
     """
     ids, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for shard, rows in _index_of(folder).find():
-        found = shard.array("scores")
-        least = shard.reduced(np.minimum, np.where(found >= least_score, found, np.inf))[rows]
+        found, classes = shard.array("scores"), shard.array("class_indices")
+        counts = found.astype(np.float64) >= np.asarray(least_scores, np.float64)[classes]
+        least = shard.reduced(np.minimum, np.where(counts, found, np.inf))[rows]
         ids.append(shard.image_ids[rows[least < np.inf]])
         scores.append(least[least < np.inf])
     return np.concatenate(ids), np.concatenate(scores)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuch
 from sqlalchemy.orm import Session, sessionmaker
 
 from ppal_backend.errors import NoState, SettingsError, StateError, StoreUnavailable
+from ppal_backend.settings import is_password
 from ppal_backend.store.tables import now
 
 __all__ = ["Database", "IntegrityError", "repeat_on_conflict"]
@@ -64,7 +65,7 @@ class Database:
     def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, create: bool = True) -> None:
         parsed = _parsed(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        self.name = parsed.render_as_string(hide_password=True)
+        self.name = shown_address(parsed)
         in_memory = self.is_sqlite and parsed.database in (None, "", ":memory:")
         if self.is_sqlite and not in_memory:
             file = Path(str(parsed.database))
@@ -160,6 +161,12 @@ class Database:
             raise StoreUnavailable(
                 f"expected the state database {self.name} to answer, got: {reason}; {_ALLOW if forbidden else _WAIT}"
             ) from error
+
+
+def shown_address(url: URL) -> str:
+    """The address of a database as people may see it: without its password, which may stand in the query too."""
+    hidden = {key: "***" for key in url.query if is_password(key)}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _parsed(url: str) -> URL:

@@ -17,7 +17,7 @@ from ppal_backend.errors import NoState, StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.settings import Settings
 from ppal_backend.store.approvals import ApprovalStore, DismissalStore
-from ppal_backend.store.database import Database
+from ppal_backend.store.database import Database, shown_address
 from ppal_backend.store.events import EventStore
 from ppal_backend.store.ledger import AnnotationLedger
 from ppal_backend.store.projects import ProjectStore
@@ -157,7 +157,7 @@ def running_elsewhere(settings: Settings) -> list[RunningBackend]:
 
 
 def _backend_of(settings: Settings, command: str) -> RunningBackend:
-    database = make_url(settings.state_url).render_as_string(hide_password=True)
+    database = shown_address(make_url(settings.state_url))
     return RunningBackend(command, str(settings.model_dir.resolve()), database)
 
 

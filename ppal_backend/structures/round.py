@@ -17,6 +17,9 @@ RIVAL_NAMES = ("learnloss", "mdn", "mial")
 """Strategies that change the detector they choose with, which a project's rounds never do: in simulations only."""
 
 
+VERSION_PREFIX = "ppal-"
+"""Names of this backend's model versions begin with it, and no others do."""
+
 KIND_NAMES = {"train": "training", "rank": "ordering"}
 """What people read of a round's kind."""
 

@@ -1,6 +1,7 @@
 """Where a secret could turn up: the process list, the database, logs, errors, pages."""
 
 import base64
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import pytest
 import requests
 from pydantic import SecretStr
 
-from ppal_backend.errors import LabelStudioError
+from ppal_backend.errors import LabelStudioError, SettingsError, StoreUnavailable
 from ppal_backend.logs import configure_logging
 from ppal_backend.rig.backend import Backend
 from ppal_backend.service.auth import webhook_token
+from ppal_backend.service.dashboard.origins import shown_value
+from ppal_backend.settings import load_settings
+from ppal_backend.store import open_store
 from tests.label_studio.fake import LEGACY
 from tests.service.conftest import annotation_payload, predict_payload, setup_payload, task
 
@@ -92,6 +96,19 @@ def test_a_refused_setting_does_not_show_the_others():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "port" in done.stderr
     assert LEGACY not in done.stderr and PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize("url", [f"postgresql://127.0.0.1:9/ppal?user=ppal&password={PASSWORD}",
+                                 f"postgresql://ppal:{PASSWORD}/more@127.0.0.1:9/ppal"])  # fmt: skip
+def test_not_of_a_database_that_does_not_answer_nor_on_the_settings_page(tmp_path, url, capfd):
+    settings = load_settings(MODEL_DIR=tmp_path, database_url=url)
+    shown = [str(shown_value(settings.database_url, settings))]
+    with pytest.raises((StoreUnavailable, SettingsError)) as refused:
+        open_store(settings)
+    configure_logging("DEBUG", secrets=settings.secrets)
+    logging.getLogger("ppal_backend.worker").error("%s and %s", url, refused.value)
+    for text in (*shown, str(refused.value), capfd.readouterr().err):
+        assert text and PASSWORD not in text
 
 
 def test_in_no_command_line(tmp_path, settings):

@@ -3,11 +3,13 @@
 import io
 import json
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
+from ppal_backend.label_studio.snapshot import take_snapshot
 from ppal_backend.rounds.detections_store import read_boxes
 from ppal_backend.store import ModelVersion
 
@@ -79,10 +81,15 @@ def test_predictions_are_the_boxes_of_the_active_versions_round_above_the_thresh
     detections = read_boxes(place.folder(record.number) / "detections", range(1000, 1030))
     wanted = {(i, 1 + b.class_index, b.score) for i, boxes in detections.items() for b in boxes if b.score >= 0.6}
     assert wanted and any(b.score < 0.6 for boxes in detections.values() for b in boxes), "nothing to leave out"
+    for task_id, task in place.label_studio.tasks.items():
+        task["data"]["image"] = f"/data/upload/1/0a1b2c3d-field-{task_id}.jpg"
+    (place.folder(record.number) / "export").mkdir(exist_ok=True)
+    take_snapshot(place.client, 1, place.folder(record.number) / "export", None)
     assert run(1, "--predictions", "--out", "out").exit_code == 0
     read = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert {(a["image_id"], a["category_id"], a["score"]) for a in read["annotations"]} == wanted
-    assert sorted(i["id"] for i in read["images"]) == list(range(1000, 1030))
+    named = {i["id"]: i["file_name"] for i in read["images"]}
+    assert {i: Path(name).stem for i, name in named.items()} == {i: f"field-{i}" for i in range(1000, 1030)}
     by_id = {i["id"]: (i["width"], i["height"]) for i in read["images"]}
     assert all(
         a["bbox"][0] >= 0

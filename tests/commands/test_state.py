@@ -97,8 +97,9 @@ def test_a_cache_that_cannot_be_written_keeps_no_backend_from_starting(run, tmp_
     assert run("status").exit_code == 1
 
 
-def test_a_password_of_the_database_is_not_announced(run, tmp_path):
-    url = "postgresql://ppal:hidden-word@db.test/ppal"
+@pytest.mark.parametrize("url", ["postgresql://ppal:hidden-word@db.test/ppal",
+                                 "postgresql://db.test/ppal?user=ppal&password=hidden-word"])  # fmt: skip
+def test_a_password_of_the_database_is_not_announced(run, tmp_path, url):
     announce(load_settings(MODEL_DIR=tmp_path / "there", database_url=url), "up")
     assert "PPAL_DATABASE_URL" in run("status").stderr
     assert "hidden-word" not in "".join(p.read_text() for p in (tmp_path / "cache").rglob("*.json"))

@@ -59,6 +59,9 @@ def test_yolo_boxes_turn_back_into_the_same_pixels(export, tmp_path):
     write_export(export, "yolo", tmp_path / "out")
     data = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))
     assert data["names"] == dict(enumerate(LABELS)) and data["train"] == data["val"] == "images"
+    assert "path" not in data, (
+        "ultralytics takes a relative one from its working directory, none from the file's folder"
+    )
     rows = [line.split() for line in (tmp_path / "out" / "labels" / "first.txt").read_text().splitlines()]
     assert [row[0] for row in rows] == ["0", "2", "1"]
     cx, cy, w, h = (float(v) for v in rows[0][1:])

@@ -156,6 +156,11 @@ def test_limit_of_pixels_is_a_setting(tmp_path):
         cache(tmp_path / "b", data, max_pixels=799)[0].get(1, "a")
 
 
+def test_the_operators_limit_goes_before_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert cache(tmp_path, encoded(picture(40, 20), "PNG"), max_pixels=800)[0].get(1, "a").width == 40
+
+
 def test_too_many_bytes_stop_the_transfer(tmp_path):
     images, _ = cache(tmp_path, b"x" * 5000, max_bytes=2500)
     with pytest.raises(ImageError, match="at most 2500 bytes"):

@@ -13,7 +13,7 @@ def region(number, score=None, x=10.0, label="cat", **more):
     return made if score is None else {**made, "score": score}
 
 
-def task(shown, submitted, version="v1", **annotation):
+def task(shown, submitted, version="ppal-r1", **annotation):
     prediction = {"model_version": version, "result": shown}
     return {"id": 1, "annotations": [{"id": 9, "result": submitted, "prediction": prediction, **annotation}]}
 
@@ -62,13 +62,21 @@ def test_what_nobody_was_shown_or_submitted_does_not_count():
 
 
 def test_versions_are_added_up_and_it_says_what_is_missing():
-    many = [task([region(k, 0.85) for k in range(5)], [region(k) for k in range(5)], f"v{n % 2}") for n in range(19)]
+    many = [
+        task([region(k, 0.85) for k in range(5)], [region(k) for k in range(5)], f"ppal-r{n % 2}") for n in range(19)
+    ]
     row = at(many, 0.8)
     assert (row.boxes, row.images, row.missing_boxes, row.missing_images) == (95, 19, 5, 1) and not row.is_measured
     row = at([*many, many[0]], 0.8)
     assert row.is_measured and row.share == 1.0 and 0.8 < row.interval[0] < row.interval[1] == 1.0
     assert not at([*many, many[0]], 0.9).is_measured
-    assert set(precision_of(corrections_of(many, "label"))) == {"v0", "v1"}
+    assert set(precision_of(corrections_of(many, "label"))) == {"ppal-r0", "ppal-r1"}
+
+
+def test_what_people_did_with_another_models_boxes_says_nothing_of_this_one():
+    many = [task([region(k, 0.9) for k in range(5)], [region(k) for k in range(5)], "yolov8-production")
+            for _ in range(24)]  # fmt: skip
+    assert at(many, 0.8).boxes == 0 and not at(many, 0.8).is_measured
 
 
 def test_boxes_of_one_image_that_fall_together_widen_the_interval():
@@ -95,6 +103,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(p):
             kept = int(rng.binomial(boxes, share))
             for name, value in zip(sums, (boxes, kept, 1, kept**2, kept * boxes, boxes**2), strict=False):
                 sums[name] += value
-        low, high = measured({"v": {f"{t:g}": sums for t in THRESHOLDS}})[0].interval
+        low, high = measured({"ppal-r1": {f"{t:g}": sums for t in THRESHOLDS}})[0].interval
         held += low <= p <= high
     assert held >= 0.9 * 150

@@ -11,12 +11,12 @@ from ppal_backend.errors import LabelStudioUnavailable, StateError
 from ppal_backend.operations.approvals import approve, offer, precision_at, regions_of, undo
 from ppal_backend.rounds.evaluation_set import EVALUATION, TRAINING
 from ppal_backend.store.approvals import CLAIM_S
-from tests.place import Place
+from tests.place import CONFIG, Place
 from tests.rounds.fakes import detections_of
 
 ROW = {"boxes": 200, "kept": 190, "images": 50, "kept_kept": 740, "kept_boxes": 770, "boxes_boxes": 810,
        "whole": 30, "untouched": 27}  # fmt: skip
-FACTS = {"precision": {"v": {f"{t:g}": ROW for t in THRESHOLDS}}}
+FACTS = {"precision": {"ppal-r1": {f"{t:g}": ROW for t in THRESHOLDS}}}
 MEASURED = precision_at(FACTS, 0.5)
 
 
@@ -59,8 +59,20 @@ def test_offered_are_unlabelled_tasks_whose_every_box_is_sure_the_surest_first(p
     assert all(len(rows) == sum(s >= threshold for s in detections_of(i).scores) for i, rows in regions.items())
 
 
+def test_only_boxes_that_annotators_are_shown_have_to_be_sure(place):
+    config = CONFIG.replace('toName="', 'model_score_threshold="0.7" toName="', 1)
+    assert config != CONFIG
+    place.store.projects.connect(1, "1.1", config, "http://ls.test:8080", {})
+    reserve = json.loads((place.folder(1) / "query_set.json").read_text())["reserve"]
+    wanted = {i: s for i, s in sure(0.5, 0.7).items() if i not in reserve}
+    assert len(wanted) > len([i for i in sure(0.5, 0.3) if i not in reserve]), "no image has a hidden doubtful box"
+    found = offer(place.settings, place.store, 1, MEASURED)
+    assert found.tasks == pytest.approx(wanted)
+    assert set(regions_of(place.settings, place.store, 1, found.version, list(found.tasks), 0.5)) == set(wanted)
+
+
 def test_nothing_is_offered_or_approved_before_the_precision_is_measured(place):
-    few = measured({"v": {"0.5": {**ROW, "boxes": 90, "kept": 80, "images": 12}}})[0]
+    few = measured({"ppal-r1": {"0.5": {**ROW, "boxes": 90, "kept": 80, "images": 12}}})[0]
     assert offer(place.settings, place.store, 1, few).tasks == {}
     with pytest.raises(StateError, match=r"at 0\.5, 10 boxes and 8 images are missing"):
         approved(place, [1000], few)

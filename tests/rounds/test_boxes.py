@@ -69,7 +69,7 @@ def test_of_an_image_that_was_looked_at_again_the_last_time_counts(tmp_path):
     assert {i: len(boxes) for i, boxes in read_boxes(tmp_path, [103]).items()} == {103: 1}
     last = float(detections_of(101).scores[0])
     assert surest_classes(tmp_path).keys() == {101, 102, 103} and surest_classes(tmp_path)[103][1] == last
-    ids, least = least_sure(tmp_path, 0.0)
+    ids, least = least_sure(tmp_path, [0.0] * 3)
     assert sorted(ids.tolist()) == [101, 102, 103] and least[ids.tolist().index(103)] == last
     shards = list(objects_by_shard(tmp_path, 0.0))
     assert sorted(i for shard in shards for i in shard.image_ids.tolist()) == [101, 102, 103, 104]

@@ -7,7 +7,8 @@ from collections import Counter
 import psutil
 
 from ppal_backend.files import read_json
-from ppal_backend.label_studio.publish import PREFIX, SAMPLING, TAB_TITLE
+from ppal_backend.label_studio.publish import SAMPLING, TAB_TITLE
+from ppal_backend.structures.round import VERSION_PREFIX
 from tests.soak.faults import SEVERAL_IMAGES
 from tests.soak.site import Site
 from tests.soak.watching import Watcher
@@ -41,7 +42,7 @@ def of_project(site: Site, project_id: int) -> list[Check]:
     not_skipped = {int(a["id"]) for t in tasks for a in t["annotations"] if not a["was_cancelled"]}
     failed = [r for r in rounds if r.state == "failed"]
     unasked = [(r.changes, r.edits) for r in failed if "by hand" not in r.reason]
-    versions = {p["model_version"] for p in predictions if str(p["model_version"]).startswith(PREFIX)}
+    versions = {p["model_version"] for p in predictions if str(p["model_version"]).startswith(VERSION_PREFIX)}
     known = {v.version for v in store.versions.of_project(project_id)}
     titles = [v["data"]["title"] for v in session.get("/api/dm/views", params={"project": project_id})]
     hooks = [h for h in site.client.webhooks(project_id) if h["url"].startswith(site.to_service.url)]

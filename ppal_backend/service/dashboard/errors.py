@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -238,7 +239,7 @@ def errors_page(project: Project, words: Mapping[str, str], page: int) -> dict[s
     number, truth_file, kept_file = found
     labels = version.labels
     chosen = Filter.of(words, len(labels))
-    shown_from = [project.options.score_threshold] * len(labels)
+    shown_from = project.shown_from(labels)
     least = shown_from if chosen.score is None else [chosen.score] * len(labels)
     evaluation, truth, judgement = _judged(identity(truth_file), identity(kept_file), labels, tuple(least))
     if not judgement.items and not judgement.weaker:
@@ -253,8 +254,13 @@ def errors_page(project: Project, words: Mapping[str, str], page: int) -> dict[s
         "matrix": matrix_of(judgement, labels, chosen), "chosen": chosen, "cards": cards, "labels": labels,
         "cell": _cell_words(chosen, labels), "page": min(page, pages), "pages": pages, "kinds": KINDS, "sizes": SIZES,
         "scores": SCORES, "on_disk": {c.task_id for c in cards if project.cached(images[c.task_id]) is not None},
-        "threshold": project.options.score_threshold,
+        "shown_from": _range_of(shown_from),
     }  # fmt: skip
+
+
+def _range_of(scores: Sequence[float]) -> str:
+    finite = [score for score in scores if score < math.inf]
+    return " to ".join(f"{score:.2f}" for score in sorted({min(finite), max(finite)})) if finite else "none"
 
 
 def _cell_words(chosen: Filter, labels: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ Files of a round appear whole and do not change, so they are read once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ppal_backend.errors import StateError
 from ppal_backend.files import collector_paused, read_json
+from ppal_backend.label_studio.schema import LabelSchema
 from ppal_backend.logs import Redacting
 from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
@@ -237,7 +238,15 @@ class Project:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Labels of the labeling config."""
-        return schema_of(self.record.label_config, self.options.from_name).labels
+        return self._schema.labels
+
+    def shown_from(self, class_names: Sequence[str]) -> list[float]:
+        """The score from which annotators are shown a box, by class of a version; infinite for one without a label."""
+        return self._schema.shown_from(class_names, self.options.score_threshold)
+
+    @property
+    def _schema(self) -> LabelSchema:
+        return schema_of(self.record.label_config, self.options.from_name)
 
     @cached_property
     def steering(self) -> Steering:

@@ -10,6 +10,7 @@ from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ppal_backend.datasets.coco import write_predictions as keep
 from ppal_backend.rounds.model_errors import Judged, Judgement
 from ppal_backend.service.dashboard.errors import NONE, Filter, matrix_of
+from tests.place import CONFIG
 from tests.service.dashboard.test_pages import text_of
 
 PAGE = "/ui/projects/1/errors"
@@ -53,6 +54,15 @@ def test_the_page_counts_right_wrong_and_missed_and_says_what_is_left_out(measur
     assert "detected as ↓ &nbsp; labelled → cat dog nothing there cat 1 1 dog 1 missed 1 1" in text
     assert tasks_on(answer) == [2, 1, 3], "the one with the most mistakes in front"
     assert "4 boxes, the images with the most in front" in text
+
+
+def test_boxes_that_the_labeling_config_hides_from_annotators_do_not_count(measured):
+    config = CONFIG.replace('<Label value="dog"', '<Label value="dog" model_score_threshold="0.6"')
+    assert config != CONFIG
+    measured.store.projects.connect(1, "1.1", config, "http://ls.test:8080", {})
+    text = text_of(measured.app().test_client().get(PAGE))
+    assert "shown them (0.30 to 0.60); 2 weaker ones are left out" in text
+    assert "1 right, 1 wrong, 3 missed" in " ".join(text.replace(" ,", ",").split())
 
 
 def test_cards_say_what_is_wrong_and_open_the_task_in_a_new_tab(measured):
