@@ -28,18 +28,24 @@ class Supervisor:
         self._stopping = False
 
     def run(self, project_id: int) -> None:
-        """Run the project's next round and wait for its end; nothing to do ends at once."""
+        """Run the project's next round and wait for its end.
+
+        Ends at once when there is nothing to do, and while another thread waits for a process of the project: that one
+        may need seconds before it claims the round.
+        """
         if project_id not in self._store.rounds.claimable_projects():
             return
         with self._lock:
-            if self._stopping:
+            if self._stopping or project_id in self._children:
                 return
             child = subprocess.Popen([sys.executable, "-m", self._module, str(project_id)])
             self._children[project_id] = child
-        lease = _lease_of(child)
-        code = child.wait()
-        with self._lock:
-            self._children.pop(project_id, None)
+        try:
+            lease = _lease_of(child)
+            code = child.wait()
+        finally:
+            with self._lock:
+                del self._children[project_id]
         if code != 0 and lease is not None and not self._stopping:
             self._crashed(project_id, code, lease)
 
