@@ -10,7 +10,7 @@ import struct
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ _DECODE_ERRORS = (
 )
 
 
-def open_image(path: Path, formats: Sequence[str] | None = None) -> Image.Image:
+def open_image(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Read the header of an image, however large it is: Pillow's own limit would come before the operator's.
 
     Raises:
