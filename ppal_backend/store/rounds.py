@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database, IntegrityError, repeat_on_conflict
-from ppal_backend.store.tables import ProjectRow, RoundRow, now
+from ppal_backend.store.tables import AnnotationRow, ProjectRow, RoundRow, now
 from ppal_backend.store.workers import Lease
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class RoundStore:
             if (
                 row is not None
                 and row.lease_owner
-                and _gave_up(row, f"its process {row.lease_owner} died", crash_limit)
+                and _gave_up(session, row, f"its process {row.lease_owner} died", crash_limit)
             ):
                 return None
             if row is None:
@@ -221,7 +222,7 @@ class RoundStore:
             if row is None or row.state != "running" or (lease is not None and not _holds(row, lease)):
                 return False
             row.lease_until = self._database.now(session) + timedelta(seconds=retry_after_s)
-            return not _gave_up(row, error, limit)
+            return not _gave_up(session, row, error, limit)
 
     def running(self, project_id: int) -> RoundRecord | None:
         """The running round of a project."""
@@ -253,18 +254,18 @@ class RoundStore:
                 row.finished_at, row.lease_owner, row.lease_until = now(), "", None
 
     def claimable_projects(self) -> list[int]:
-        """Projects with a round that could be claimed now."""
+        """Projects with a round that could be claimed now, the one that was asked for first in front."""
         query = select(RoundRow).join(ProjectRow).where(RoundRow.state.in_(OPEN_STATES), ProjectRow.paused.is_(False))
         with self._database.reading() as session:
             time = self._database.now(session)
-            running: dict[int, bool] = {}
-            due: set[int] = set()
-            for row in session.scalars(query):
-                if row.state == "running":
-                    running[row.project_id] = _is_free(row, time)
-                elif _is_due(row.not_before, time):
-                    due.add(row.project_id)
-        return sorted(p for p in due | set(running) if running.get(p, True))
+            held: set[int] = set()
+            asked: dict[int, int] = {}  # id of the first round that could be claimed, by project
+            for row in session.scalars(query.order_by(RoundRow.id)):
+                if row.state == "running" and not _is_free(row, time):
+                    held.add(row.project_id)
+                elif row.state == "running" or _is_due(row.not_before, time):
+                    asked.setdefault(row.project_id, row.id)
+        return sorted(asked.keys() - held, key=asked.__getitem__)
 
     def get(self, round_id: int) -> RoundRecord:
         """A round by its id.
@@ -312,6 +313,8 @@ class RoundStore:
                 return False
             for name, value in {**values, "finished_at": now(), "lease_owner": "", "lease_until": None}.items():
                 setattr(row, name, value)
+            if row.state == "failed":
+                _give_back(session, row)
             return True
 
 
@@ -342,7 +345,13 @@ def _is_due(when: datetime, time: datetime) -> bool:
     return when <= time or when > time + timedelta(seconds=FARTHEST_S)
 
 
-def _gave_up(row: RoundRow, error: str, limit: int) -> bool:
+def _give_back(session: Session, failed: RoundRow) -> None:
+    """What a training that failed had exported counts as new again: nothing was learned from it."""
+    used = AnnotationRow.project_id == failed.project_id, AnnotationRow.round_number == failed.number
+    session.execute(update(AnnotationRow).where(*used).values(round_number=None))
+
+
+def _gave_up(session: Session, row: RoundRow, error: str, limit: int) -> bool:
     """Count a crash; whether it was one too many."""
     row.crashes, row.error, row.lease_owner = row.crashes + 1, error, ""
     if row.crashes < limit:
@@ -350,6 +359,7 @@ def _gave_up(row: RoundRow, error: str, limit: int) -> bool:
     row.state, row.finished_at, row.lease_until = "failed", now(), None
     row.error = f"{error}; given up after {row.crashes} times in step {row.step or 'start'!r}"
     log.error("round %d of project %d: %s", row.number, row.project_id, row.error)
+    _give_back(session, row)
     return True
 
 

@@ -1,7 +1,8 @@
 """The job queue: two huey queues, one for quick work and one for rounds, in a SQLite file, on Redis or in PostgreSQL.
 
 Jobs carry a project id and nothing else. What is to be done stands in the store, so a job that is lost,
-doubled or late changes nothing: the worker's tick finds what is due.
+doubled or late changes nothing: the worker's tick finds what is due. A job for a round says no more than that there is
+one to run: the worker takes the one that was asked for first, so that no project waits for the jobs of another.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class JobQueue:
         place: the queue's SQLite file (made when missing), or a Redis as ``redis://host:port/number``, or a
             PostgreSQL as ``postgresql://user:password@host/name``.
         on_sync: handles a project's events and decides on a round (worker only).
-        on_round: runs the project's next round (worker only).
+        on_round: runs the next round (worker only).
 
     Raises:
         SettingsError: ``place`` is another kind of address, or its driver is not installed.

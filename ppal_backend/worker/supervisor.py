@@ -27,17 +27,20 @@ class Supervisor:
         self._lock = threading.Lock()
         self._stopping = False
 
-    def run(self, project_id: int) -> None:
-        """Run the project's next round and wait for its end.
+    def run_next(self) -> int | None:
+        """Run the round that was asked for first, of whichever project, and wait for its end.
 
-        Ends at once when there is nothing to do, and while another thread waits for a process of the project: that one
-        may need seconds before it claims the round.
+        Projects that another thread waits for a process of are left out: that one may need seconds before it claims its
+        round.
+
+        Returns:
+            Its project; None where there is nothing to do.
         """
-        if project_id not in self._store.rounds.claimable_projects():
-            return
         with self._lock:
-            if self._stopping or project_id in self._children:
-                return
+            waiting = [p for p in self._store.rounds.claimable_projects() if p not in self._children]
+            if self._stopping or not waiting:
+                return None
+            project_id = waiting[0]
             child = subprocess.Popen([sys.executable, "-m", self._module, str(project_id)])
             self._children[project_id] = child
         try:
@@ -48,6 +51,7 @@ class Supervisor:
                 del self._children[project_id]
         if code != 0 and lease is not None and not self._stopping:
             self._crashed(project_id, code, lease)
+        return project_id
 
     def stop(self) -> None:
         """Ask running rounds to save what they have and leave; kill those that do not."""

@@ -122,7 +122,8 @@ class Synchroniser:
         """Handle the events of a project that wait, and decide on a round."""
         project = self._find(project_id)
         if project is not None:
-            self._decide(project, self._apply_events(project))
+            self._apply_events(project)
+            self._decide(project)
 
     def poll(self, project_id: int) -> None:
         """Ask Label Studio what no event told, and decide on a round."""
@@ -130,7 +131,8 @@ class Synchroniser:
         project = self._find(project_id)
         if project is not None:
             self._store.projects.polling(project_id, now() + timedelta(seconds=self._settings.poll_interval_s))
-            self._decide(project, self._poll(project))
+            self._poll(project)
+            self._decide(project)
 
     def poll_in_background(self, project_id: int, asked: bool = False) -> bool:
         """Begin a poll when one is due or asked for and none of this project is under way; whether one was begun."""
@@ -156,43 +158,39 @@ class Synchroniser:
             log.warning("a job names project %d, which is not connected; ignored", project_id)
         return project
 
-    def _apply_events(self, project: ProjectRecord) -> bool:
-        """Handle what is pending; whether tasks were imported."""
-        new_tasks = False
+    def _apply_events(self, project: ProjectRecord) -> None:
+        """Handle what is pending."""
         waiting = iter(self._store.events.pending(project.id))
         while batch := list(islice(waiting, EVENT_BATCH)):
-            new_tasks |= self._handle_batch(project, batch)
-        return new_tasks
+            self._handle_batch(project, batch)
 
-    def _handle_batch(self, project: ProjectRecord, batch: Sequence[EventRecord]) -> bool:
+    def _handle_batch(self, project: ProjectRecord, batch: Sequence[EventRecord]) -> None:
         """Handle events together or, when one of them may be bad, one by one, so that it takes no other with it."""
         if not any(event.attempts for event in batch):
             try:
                 return self._handle(project, batch)
             except _UNEXPECTED_CONTENT:
                 log.info("one of %d events has unexpected content; they are handled one by one", len(batch))
-        return any([self._handle_alone(project, event) for event in batch])
+        for event in batch:
+            self._handle_alone(project, event)
 
-    def _handle_alone(self, project: ProjectRecord, event: EventRecord) -> bool:
+    def _handle_alone(self, project: ProjectRecord, event: EventRecord) -> None:
         if event.attempts >= EVENT_TRIES:  # it ends the process or breaks in a way nobody foresaw
             log.error("event %d (%s) parked: its handling never ended", event.id, event.action)
             self._store.events.settle(event.id, f"its handling was begun {EVENT_TRIES} times and never ended")
-            return False
+            return
         try:
-            return self._handle(project, [event])
+            self._handle(project, [event])
         except _UNEXPECTED_CONTENT as error:
             log.warning("event %d (%s) parked: %r", event.id, event.action, error)
             self._store.events.settle(event.id, f"its content is not as expected: {error!r}")
-            return False
 
-    def _handle(self, project: ProjectRecord, events: Sequence[EventRecord]) -> bool:
-        """Let events take effect, all or none; whether they tell of imported tasks."""
+    def _handle(self, project: ProjectRecord, events: Sequence[EventRecord]) -> None:
+        """Let events take effect, all or none."""
         ids = [event.id for event in events]
         self._store.events.begin(ids)
         with self._store.events.handling(ids) as ours:
-            mine = [event for event in events if event.id in ours]
-            self._apply(project, mine)
-        return any(event.action == "TASKS_CREATED" for event in mine)
+            self._apply(project, [event for event in events if event.id in ours])
 
     def _apply(self, project: ProjectRecord, events: Sequence[EventRecord]) -> None:
         seen = [
@@ -203,17 +201,18 @@ class Synchroniser:
         self._store.ledger.see(project.id, seen)
         gone = [task_id for event in events for task_id in event.body.get("deleted_tasks", ())]
         self._store.ledger.tasks_deleted(project.id, gone)
+        # What people wish is stored with the event: a crash between here and the decision must not lose it.
         if any(event.action == "TASKS_CREATED" for event in events):
             self._store.projects.set_task_count(project.id, None)  # so that the poll does not tell of them again
+            self._request_for_new_tasks(project)
         configs = [event.body["label_config"] for event in events if event.body.get("label_config")]
         if configs:
             self._store.projects.set_label_config(project.id, configs[-1])
         if any(event.action == "START_TRAINING" for event in events):
-            # The wish is stored with the event: a crash between here and the decision must not lose it.
             self._store.rounds.request(project.id, "train", "training was started by hand")
 
-    def _poll(self, project: ProjectRecord) -> bool:
-        """Take in what changed; whether there are tasks that no event told of."""
+    def _poll(self, project: ProjectRecord) -> None:
+        """Take in what changed, and tasks that no event told of."""
         projects, until = self._store.projects, project.polled_until
         annotated = self._store.ledger.task_count(project.id)  # read first: events come in meanwhile
         try:
@@ -230,13 +229,15 @@ class Synchroniser:
             log.warning("project %d could not be polled: %s", project.id, error)
             projects.set_problem(project.id, "poll", str(error))
             projects.poll_ended(project.id, failure_of(error))
-            return False
+            return
         projects.polled(project.id, until)
         projects.set_problem(project.id, "poll", "")
         projects.poll_ended(project.id, title=state.title)
         projects.set_label_config(project.id, state.label_config)
         self._check_upkeep(project.id)
-        return projects.set_task_count(project.id, state.tasks)
+        with projects.locked(project.id):
+            if projects.set_task_count(project.id, state.tasks):
+                self._request_for_new_tasks(project)
 
     def _check_upkeep(self, project_id: int) -> None:
         try:
@@ -252,13 +253,21 @@ class Synchroniser:
         self._store.ledger.deleted(project_id, gone)
         log.info("project %d: %d annotations are gone with their tasks", project_id, len(gone))
 
-    def _decide(self, project: ProjectRecord, new_tasks: bool) -> None:
+    def _request_for_new_tasks(self, project: ProjectRecord) -> None:
+        """Tasks came: they are ranked, unless a training is going to list them itself. One whose export has begun may
+        have listed the tasks before."""
+        running = self._store.rounds.running(project.id)
+        if running is None or running.kind != "train" or running.step:
+            known = known_or_none(self._settings, project)
+            self._store.rounds.request(project.id, "rank", "new tasks were imported", as_is=bool(known))
+
+    def _decide(self, project: ProjectRecord) -> None:
         with self._store.projects.locked(project.id):  # two workers that decide at once would both ask
-            self._request_rounds(self._store.projects.get(project.id), new_tasks)
-        if self._store.rounds.is_open(project.id):
+            self._request_rounds(self._store.projects.get(project.id))
+        if project.id in self._store.rounds.claimable_projects():
             self._enqueue_round(project.id)
 
-    def _request_rounds(self, project: ProjectRecord, new_tasks: bool) -> None:
+    def _request_rounds(self, project: ProjectRecord) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
         if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
@@ -276,15 +285,14 @@ class Synchroniser:
             rounds.request(project.id, "train", f"{new} new annotations, {options.budget} start a round")
         elif failed is not None and failed.edits != edits:
             rounds.request(project.id, failed.kind, f"round {failed.number} failed, and settings changed since")
-        elif new_tasks or last is None or self._is_known_anew(project, last):
-            self._request_ranking(project, last, new_tasks)
+        elif last is None or self._is_known_anew(project, last):
+            self._request_ranking(project, last)
 
-    def _request_ranking(self, project: ProjectRecord, last: RoundRecord | None, new_tasks: bool) -> None:
+    def _request_ranking(self, project: ProjectRecord, last: RoundRecord | None) -> None:
         known = known_or_none(self._settings, project)
-        if last is None and known and not new_tasks and not project.task_count:
+        if last is None and known and not project.task_count:
             return  # nothing to put boxes on, or not polled yet: a project with annotations trains first
         reason = "the project was connected" if last is None else "what the detector knows of the labels has changed"
-        reason = "new tasks were imported" if new_tasks else reason
         self._store.rounds.request(project.id, "rank", reason, as_is=bool(known))
 
     def _is_known_anew(self, project: ProjectRecord, last: RoundRecord) -> bool:

@@ -47,9 +47,11 @@ def run_worker(
     heartbeat = Heartbeat(store.workers)
     supervisor = Supervisor(store, round_module)
 
-    def on_round(project_id: int) -> None:
-        supervisor.run(project_id)
-        jobs.sync(project_id)
+    def on_round(_: int) -> None:
+        """A job says that there is something to run; what waits longest is run, whichever project it is of."""
+        project_id = supervisor.run_next()
+        if project_id is not None:
+            jobs.sync(project_id)
 
     jobs = open_queue(settings, lambda project_id: synchronise(project_id), on_round)
     synchronise = Synchroniser(store, settings, RemoteProjects(settings, store), jobs.run_round)

@@ -26,7 +26,7 @@ def world(tmp_path, monkeypatch):
         return Supervisor(store, "a_round")
 
     def run(code):
-        supervisor(code).run(1)
+        supervisor(code).run_next()
         return store.rounds.of_project(1)[0]
 
     run.store, run.supervisor = store, supervisor
@@ -54,6 +54,21 @@ def test_a_round_that_somebody_else_took_over_is_not_touched(world, caplog):
     assert world.store.rounds.holds(record.id, Lease("another-host", 1, 1.0))
 
 
+def test_the_round_that_was_asked_for_first_is_run_whichever_project_it_is_of(world):
+    world.store.projects.connect(2, "2.1", "<View/>", "http://ls", {})
+    world.store.projects.connect(3, "3.1", "<View/>", "http://ls", {})
+    first = world.store.rounds.claim(1, Lease.mine())
+    for project_id in (3, 1, 2):
+        world.store.rounds.request(project_id, "train", "x")
+    supervisor = world.supervisor("""
+        record = store.rounds.claim(int(sys.argv[1]), Lease.mine())
+        store.rounds.finish(record.id, {})
+    """)
+    assert supervisor.run_next() == 3, "a round of project 1 runs"
+    world.store.rounds.finish(first.id, {})
+    assert [supervisor.run_next() for _ in range(3)] == [1, 2, None]
+
+
 def test_nothing_to_do_starts_no_process(world):
     world.store.projects.set_paused(1, True)
     assert world("raise SystemExit('never')").attempts == 0
@@ -74,7 +89,7 @@ def test_a_project_whose_process_is_still_starting_gets_no_second_one_and_is_tol
         record = store.rounds.claim(1, Lease.mine())
         store.rounds.release(record.id) if asked.is_set() else store.rounds.fail(record.id, "nobody asked it to stop")
     """)
-    threads = [threading.Thread(target=supervisor.run, args=(1,)) for _ in range(2)]
+    threads = [threading.Thread(target=supervisor.run_next) for _ in range(2)]
     threads[0].start()
     wait_for(lambda: started.is_file() and started.read_text())
     threads[1].start()
@@ -91,7 +106,7 @@ def test_a_round_can_follow_once_the_process_before_it_has_ended(world):
         record = store.rounds.claim(1, Lease.mine())
         store.rounds.finish(record.id, {}) if record.attempts == 2 else store.rounds.release(record.id)
     """)
-    supervisor.run(1)
-    supervisor.run(1)
+    supervisor.run_next()
+    supervisor.run_next()
     (record,) = world.store.rounds.of_project(1)
     assert (record.state, record.attempts) == ("done", 2)

@@ -203,6 +203,51 @@ def test_new_tasks_are_ranked(world):
     assert world.rounds() == [("rank", "done"), ("rank", "pending")]
 
 
+@pytest.mark.parametrize("how", ["event", "poll"])
+def test_tasks_that_come_while_a_training_exports_are_ranked_after_it(world, how):
+    world.annotate(1, 2, 3)
+    world.poll_now()
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.remote.tasks += 500
+    if how == "event":
+        world.store.events.add(1, "TASKS_CREATED", {"tasks": 500})
+        world.sync(1)
+    else:
+        world.poll_now()
+    assert world.rounds() == [("train", "running")], "its export will list them"
+    world.store.rounds.report(record.id, "export", {})
+    world.remote.tasks += 500
+    if how == "event":
+        world.store.events.add(1, "TASKS_CREATED", {"tasks": 500})
+        world.sync(1)
+    else:
+        world.poll_now()
+    world.store.ledger.used_by(1, record.number, range(1, 100))
+    world.store.rounds.finish(record.id, {})
+    world.sync(1)
+    assert world.rounds() == [("train", "done"), ("rank", "pending")], "it may have listed the tasks before"
+
+
+@pytest.mark.parametrize("how", ["event", "poll"])
+def test_a_crash_before_the_decision_loses_no_new_tasks(world, how, monkeypatch):
+    world.sync(1)
+    world.poll_now()
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.remote.tasks += 5
+    if how == "event":
+        world.store.events.add(1, "TASKS_CREATED", {"tasks": 5})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(world.sync, "_decide", interrupted)
+        world.sync(1) if how == "event" else world.poll_now()
+    world.poll_now()
+    world.sync(1)
+    assert world.rounds() == [("rank", "done"), ("rank", "pending")]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_changed_label_config_is_kept(world):
     world.store.events.add(1, "PROJECT_UPDATED", {"label_config": "<View><Image/></View>"})
     world.sync(1)
@@ -317,6 +362,27 @@ def test_a_round_that_failed_is_not_asked_for_again_until_something_changed(worl
     assert world.store.projects.get(1).problems == {}
 
 
+@pytest.mark.parametrize("how", ["failed", "given up"])
+def test_what_a_failed_training_exported_counts_as_new_again(world, how):
+    world.annotate(1, 2, 3)
+    record = world.finish_first()
+    if how == "failed":
+        world.store.rounds.fail(record.id, "out of memory")
+    else:
+        while world.store.rounds.crashed(record.id, "died", 2, 0.0):
+            pass
+    world.sync(1)
+    assert world.rounds() == [("train", "failed")], "nothing is different: it would fail again"
+    world.annotate(101)
+    assert world.rounds() == [("train", "failed"), ("train", "pending")], (
+        "as the page says: until an annotation changes"
+    )
+    done = world.finish_first()
+    world.store.rounds.finish(done.id, {})
+    world.sync(1)
+    assert world.store.ledger.new_count(1) == 1, "what a later training learned from stays learned"
+
+
 @pytest.mark.parametrize("kind", ["train", "rank"])
 def test_a_changed_config_or_option_tries_what_failed_again(world, kind):
     world.store.rounds.request(1, kind, "asked for")
@@ -342,6 +408,34 @@ def test_an_option_of_the_operator_counts_as_a_change(world, tmp_path):
     settings = Settings(START_TRAINING_EACH_N_UPDATES=2, MODEL_DIR=tmp_path)
     Synchroniser(world.store, settings, world.remote, world.enqueued.append)(1)
     assert world.rounds() == [("train", "failed"), ("train", "pending")]
+
+
+def test_a_project_that_trains_all_the_time_keeps_no_other_waiting(world):
+    """The round queue holds wake-ups; which project is next is told by who asked first."""
+    world.store.projects.connect(2, "2.1", "<View/>", "http://ls", {})
+    ran, asked, annotations = [], False, []
+
+    def annotate(count):
+        for _ in range(count):
+            annotations.append(len(annotations) + 1)
+            world.annotate(annotations[-1])
+
+    annotate(BUDGET)
+    while ran[-1:] != [2] and len(ran) < 10:
+        ran.append(world.store.rounds.claimable_projects()[0])
+        record = world.store.rounds.claim(ran[-1], Lease.mine())
+        world.store.rounds.report(record.id, "train", {})
+        if ran[-1] == 1:
+            world.store.ledger.used_by(1, record.number, annotations)
+        annotate(2 * BUDGET)  # people go on while it trains
+        if not asked:
+            asked = True
+            world.store.events.add(2, "START_TRAINING", {})
+            world.sync(2)
+        annotate(BUDGET)
+        world.store.rounds.finish(record.id, {})
+        world.sync(1)
+    assert ran == [1, 1, 2], "the round that was pending before project 2 asked, then project 2"
 
 
 def test_a_label_studio_that_does_not_answer_holds_up_no_other_project(world):
