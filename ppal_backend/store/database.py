@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import wraps
@@ -18,17 +18,19 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.orm import Session, sessionmaker
 
 from ppal_backend.errors import NoState, SettingsError, StateError, StoreUnavailable
 from ppal_backend.settings import is_password
 from ppal_backend.store.tables import now
 
-__all__ = ["Database", "IntegrityError", "repeat_on_conflict"]
+__all__ = ["Database", "IntegrityError", "postgres_options", "repeat_on_conflict"]
 
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 30.0
+POSTGRES_WAIT_S = 10
 SCHEMA_VERSION = "0010"
 """The newest step; a test holds it against the files in ``migrations/versions``."""
 
@@ -155,8 +157,9 @@ class Database:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError) as error:
-            reason = " ".join(str(error.orig).split())[:200]
+        except (OperationalError, InterfaceError, NoConnectionLeft) as error:
+            cause = error.args[0] if isinstance(error, NoConnectionLeft) else error.orig
+            reason = " ".join(str(cause).split())[:200]
             forbidden = self.is_sqlite and any(words in reason for words in _FORBIDDEN)
             raise StoreUnavailable(
                 f"expected the state database {self.name} to answer, got: {reason}; {_ALLOW if forbidden else _WAIT}"
@@ -177,6 +180,23 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in ("postgresql", "postgres") else parsed
 
 
+def postgres_options(given: Collection[str]) -> dict[str, Any]:
+    """What every connection to a PostgreSQL is opened with, the state's and the job queue's: a server that takes
+    connections and does not answer, and a host that vanishes later, are given up within seconds.
+
+    Args:
+        given: parameters that the address holds itself; its waiting times stay as they are there.
+    """
+    waiting = {
+        "connect_timeout": POSTGRES_WAIT_S,
+        "tcp_user_timeout": POSTGRES_WAIT_S * 1000,
+        "keepalives_idle": POSTGRES_WAIT_S,
+        "keepalives_interval": POSTGRES_WAIT_S,
+    }
+    # A database of encoding SQL_ASCII, PostgreSQL's own where the server has no locale, answers in bytes.
+    return {"client_encoding": "UTF8", **{name: value for name, value in waiting.items() if name not in given}}
+
+
 def _engine(url: URL, is_sqlite: bool, in_memory: bool, busy_timeout_s: float) -> Engine:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if is_sqlite:
@@ -184,8 +204,7 @@ def _engine(url: URL, is_sqlite: bool, in_memory: bool, busy_timeout_s: float) -
     if in_memory:
         options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
     if not is_sqlite:
-        # A database of encoding SQL_ASCII, PostgreSQL's own where the server has no locale, answers in bytes.
-        options["connect_args"] = {"client_encoding": "UTF8"}
+        options["connect_args"] = postgres_options(url.query)
     try:
         engine = create_engine(url, **options)
     except (NoSuchModuleError, ModuleNotFoundError) as error:

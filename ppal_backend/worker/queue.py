@@ -20,6 +20,7 @@ from huey.consumer import Consumer
 
 from ppal_backend.errors import QueueUnavailable, SettingsError
 from ppal_backend.settings import Settings
+from ppal_backend.store.database import postgres_options
 
 POLL_DELAY_S = 0.2
 SOCKET_TIMEOUT_S = 10.0
@@ -28,7 +29,6 @@ MOST_SYNCS, MOST_ROUNDS = 1000, 100  # beyond, a job adds nothing: what is due s
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 SCHEMA = "ppal_jobs"
-CONNECT_TIMEOUT_S = 10
 _LOCK = 7_705_362  # names our advisory lock in PostgreSQL; any number that nobody else uses there
 _EXPECTED = "expected PPAL_QUEUE_URL such as redis://host:6379/0 or postgresql://user:password@host/name"
 Handler = Callable[[int], None]
@@ -144,17 +144,17 @@ def _postgres(name: str, url: str) -> Huey:
     with each new connection where they are missing; processes that do so at the same time wait for each other."""
     try:
         import psycopg
+        from psycopg.conninfo import conninfo_to_dict
     except ImportError:
         raise SettingsError("PPAL_QUEUE_URL needs psycopg; install ppal-backend[postgres]") from None
 
     def connect() -> psycopg.Connection:
+        address = "postgresql://" + url.split("://", 1)[1]
         connection = psycopg.connect(
-            "postgresql://" + url.split("://", 1)[1],
+            address,
             autocommit=True,
             options=f"-c search_path={SCHEMA}",
-            client_encoding="UTF8",
-            connect_timeout=CONNECT_TIMEOUT_S,
-            tcp_user_timeout=CONNECT_TIMEOUT_S * 1000,
+            **postgres_options(conninfo_to_dict(address)),
         )
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))

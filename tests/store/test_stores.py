@@ -1,5 +1,7 @@
 """Projects, events, the ledger and versions."""
 
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +16,11 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from ppal_backend.errors import SettingsError, StateError, StoreUnavailable
 from ppal_backend.store import Database, Lease, ModelVersion, ProjectSides, SeenAnnotation, Store
+from ppal_backend.store import database as database_module
 from ppal_backend.store import tables as store_module
 from ppal_backend.store.tables import TaskSideRow
+from ppal_backend.worker.queue import JobQueue
+from tests.servers import new_database
 
 VERSION = ModelVersion(1, "ppal-r1-a", 1, "retinanet_tiny", "projects/1/m.pth", ("a", "b"), (0.5, 1.0), {"map": 0.3})
 
@@ -231,6 +236,62 @@ def test_a_database_that_does_not_answer_says_so_without_its_password():
     for url, wanted in (("no url", "expected PPAL_DATABASE_URL such as"), ("foodb://x/y", "a driver for the database")):
         with pytest.raises(SettingsError, match=wanted):
             Database(url)
+
+
+@pytest.fixture
+def silent():
+    """The port of a server that takes connections and never answers, like a frozen host."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_database_that_takes_connections_and_never_answers_is_given_up(silent, monkeypatch):
+    monkeypatch.setattr(database_module, "POSTGRES_WAIT_S", 2)
+    told = []
+
+    def open_it(query):
+        try:
+            Database(f"postgresql://ppal:s3cret@127.0.0.1:{silent}/x{query}")
+        except StoreUnavailable as error:
+            told.append(str(error))
+
+    opening = [threading.Thread(target=open_it, args=(q,), daemon=True) for q in ("", "?connect_timeout=100")]
+    for thread in opening:
+        thread.start()
+    opening[0].join(30)
+    assert not opening[0].is_alive(), "still waiting"
+    assert len(told) == 1 and "s3cret" not in told[0]
+    assert f"expected the state database postgresql+psycopg://ppal:***@127.0.0.1:{silent}/x to answer" in told[0]
+    assert "timeout" in told[0] and told[0].endswith("check that it is up and that its disk is not full")
+    assert opening[1].is_alive(), "what the address says itself holds"
+
+
+@pytest.mark.servers
+def test_state_and_queue_give_up_a_host_that_vanishes_while_they_are_connected(postgres):
+    url = new_database(postgres, "vanishing")
+    database, queue = Database(url), JobQueue(url)
+    queue.sync(1)
+    with database.engine.connect() as connection:
+        for driver in (connection.connection.driver_connection, queue._light.storage.conn):
+            with socket.socket(fileno=os.dup(driver.fileno())) as link:
+                assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+                assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+    database.close()
+
+
+def test_a_database_whose_connections_are_all_taken_says_so(tmp_path):
+    """Each waits for a server that does not answer; who gets none met an error that nothing expected."""
+    database = Database(f"sqlite:///{tmp_path}/ppal.db")
+    pool = database.engine.pool
+    pool._timeout = 0.1
+    taken = [database.engine.connect() for _ in range(pool.size() + pool._max_overflow)]
+    with pytest.raises(StoreUnavailable, match=r"ppal.db to answer, got: QueuePool limit .*; it is tried again"):
+        database.check()
+    for connection in taken:
+        connection.close()
+    database.check()
+    database.close()
 
 
 def test_a_reader_does_not_wait_for_a_writer(store, project):
