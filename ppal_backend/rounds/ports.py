@@ -203,8 +203,8 @@ class QueueSteering(Protocol):
     def read(self) -> Steering:
         """As they are now."""
 
-    def drop(self, task_ids: Collection[int]) -> None:
-        """Forget pins of tasks that need none any more."""
+    def drop(self, pins: Mapping[int, str]) -> None:
+        """Forget pins (task id -> when it was set) of tasks that need none any more, but for those set anew since."""
 
 
 class NoSteering:
@@ -214,7 +214,7 @@ class NoSteering:
         """Nothing."""
         return Steering()
 
-    def drop(self, task_ids: Collection[int]) -> None:
+    def drop(self, pins: Mapping[int, str]) -> None:
         """There is none."""
 
 

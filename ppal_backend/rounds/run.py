@@ -49,6 +49,8 @@ HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
 UNLABELLED = "dataset/unlabelled.json"
 VALIDATION_SHARE = 0.1
+STEERING = "export/steering.json"
+"""What people asked of the queue when the export began."""
 PREDICTIONS = "evaluation"
 UNTRAINED = "untrained"
 NOTE_EACH_S = 5.0
@@ -135,7 +137,9 @@ class _Run:
         self.spec, self.folder, self.ports = spec, folder, ports
 
     def step_export(self) -> dict[str, Any]:
+        asked = self.ports.steering.read()  # first: the snapshot holds the task of every pin that is set by now
         ids = list(self.ports.source.export(self.folder / "export"))
+        self.folder.write(STEERING, asked.as_dict())
         self.ports.observer.exported(ids)
         return {"annotations": len(ids)}
 
@@ -486,9 +490,13 @@ class _Run:
         ]
 
     def _drop_done_pins(self) -> None:
-        """Forget pins of tasks that are labelled by now, and those of tasks that are gone, which people are told."""
+        """Forget pins of tasks that are labelled by now, and those of tasks that are gone, which people are told.
+
+        Pins set after the export began wait for the ranking that they asked for: their tasks may be newer."""
+        known = self.folder.read(STEERING) if (self.folder / STEERING).is_file() else None  # None: an earlier release's
+        pins = self.steering.pins_of(Steering.from_dict(known))
         there = {*(e.image_id for e in self.pool), *self.folder.read("dataset/unreadable.json")}
-        over = [i for i in (*self.steering.first, *self.steering.last) if i not in there]
+        over = {i: at for i, at in pins.items() if i not in there}
         labelled = {entry.image_id for entry in self._labelled}
         gone = [i for i in over if i not in labelled]
         if over:

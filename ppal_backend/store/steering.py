@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from sqlalchemy import delete, func, select
@@ -24,14 +24,15 @@ class SteeringStore:
 
     def of_project(self, project_id: int) -> Steering:
         """Pins in the order in which they were set, and quotas."""
-        pins = select(PinRow.task_id, PinRow.place).where(PinRow.project_id == project_id).order_by(PinRow.number)
+        pins = select(PinRow).where(PinRow.project_id == project_id).order_by(PinRow.number)
         quotas = select(QuotaRow).where(QuotaRow.project_id == project_id).order_by(QuotaRow.id)
         with self._database.reading() as session:
-            rows = session.execute(pins).tuples().all()
+            rows = session.scalars(pins).all()
             return Steering(
-                tuple(task_id for task_id, place in rows if place == "first"),
-                tuple(task_id for task_id, place in rows if place == "last"),
+                tuple(row.task_id for row in rows if row.place == "first"),
+                tuple(row.task_id for row in rows if row.place == "last"),
                 tuple(_quota(row) for row in session.scalars(quotas)),
+                {row.task_id: row.pinned_at.isoformat() for row in rows},
             )
 
     @repeat_on_conflict
@@ -64,6 +65,13 @@ class SteeringStore:
                 chosen = PinRow.project_id == project_id, PinRow.task_id.in_(ids[start : start + 500])
                 removed += session.execute(delete(PinRow).where(*chosen)).rowcount  # type: ignore[attr-defined]
         return removed
+
+    def drop_pins(self, project_id: int, pins: Mapping[int, str]) -> None:
+        """Forget these pins (task id -> when it was set), but for those that were set anew since."""
+        with self._database.transaction() as session:
+            session.get(ProjectRow, project_id, with_for_update=True)  # nobody pins meanwhile
+            now = self.of_project(project_id).pinned_at
+            self.unpin(project_id, [task_id for task_id, at in pins.items() if now.get(task_id) == at])
 
     def add_quota(self, project_id: int, quota: Quota) -> Quota:
         """Keep a quota; one on the same takes its place.
@@ -103,9 +111,9 @@ class ProjectSteering:
         """As it is now."""
         return self._store.of_project(self._project_id)
 
-    def drop(self, task_ids: Collection[int]) -> None:
-        """Forget pins of tasks that need none any more."""
-        self._store.unpin(self._project_id, task_ids)
+    def drop(self, pins: Mapping[int, str]) -> None:
+        """Forget pins of tasks that need none any more, but for those that were set anew since."""
+        self._store.drop_pins(self._project_id, pins)
 
 
 def _quota(row: QuotaRow) -> Quota:

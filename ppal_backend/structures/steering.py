@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["label", "data", "storage"]
@@ -111,6 +111,7 @@ class Steering:
         first: Task ids to label first, in order.
         last: Task ids to label last, in order.
         quotas: What query sets are to hold.
+        pinned_at: When each pin was set: tells a pin from a later one of the same task.
 
     Raises:
         ValueError: A task is in both, or twice in one.
@@ -119,6 +120,7 @@ class Steering:
     first: tuple[int, ...] = ()
     last: tuple[int, ...] = ()
     quotas: tuple[Quota, ...] = ()
+    pinned_at: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         pinned = (*self.first, *self.last)
@@ -134,4 +136,12 @@ class Steering:
         """The inverse of :meth:`as_dict`; None (of rounds before there was steering) asks for nothing."""
         if value is None:
             return cls()
-        return cls(tuple(value["first"]), tuple(value["last"]), tuple(Quota(**quota) for quota in value["quotas"]))
+        pinned_at = {int(task_id): str(at) for task_id, at in value.get("pinned_at", {}).items()}
+        quotas = tuple(Quota(**quota) for quota in value["quotas"])
+        return cls(tuple(value["first"]), tuple(value["last"]), quotas, pinned_at)
+
+    def pins_of(self, earlier: Steering) -> dict[int, str]:
+        """Pins that were there already when ``earlier`` was read, with when they were set."""
+        known = {*earlier.first, *earlier.last}
+        mine = {i: self.pinned_at.get(i, "") for i in (*self.first, *self.last) if i in known}
+        return {i: at for i, at in mine.items() if earlier.pinned_at.get(i, "") == at}

@@ -1,9 +1,12 @@
 """Pins and quotas as people ask for them, and the queue that comes of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppal_backend.errors import StateError
 from ppal_backend.operations import control, steering
+from ppal_backend.rounds.ports import PoolEntry
 from ppal_backend.store import SeenAnnotation
 from tests.place import Place
 
@@ -59,6 +62,47 @@ def test_a_pin_of_a_deleted_task_is_dropped_and_told(place):
     place.run()
     assert steering.listing(place.store, 1)["first"] == [1004]
     assert "1 pin dropped: no task to label is 555 any more" in place.store.projects.get(1).problems["pins"]
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_pin_of_a_task_imported_while_a_round_runs_waits_for_the_ranking_that_it_asked_for(place, where):
+    """The round knew the tasks of its export alone, and threw the pin away as that of a task that is gone."""
+    place.round()
+    train = place.world.train
+
+    def imports_meanwhile(*arguments):
+        place.label_studio.add_task(2000)
+        assert "round 3 puts the queue" in steering.pin(place.store, 1, [2000], where).text
+        return train(*arguments)
+
+    place.world.train = imports_meanwhile
+    place.round()
+    assert steering.listing(place.store, 1)[where] == [2000]
+    assert "pins" not in place.store.projects.get(1).problems
+    prepare = place.world.prepare
+
+    def with_the_new_task(*arguments):
+        data = prepare(*arguments)
+        return replace(data, pool=[*data.pool, PoolEntry(2000, "/images/2000.jpg", 100, 80)])
+
+    place.world.prepare = with_the_new_task
+    assert place.run() and place.store.rounds.last(1).number == 3
+    assert published(place)[0 if where == "first" else -1] == 2000
+
+
+def test_a_task_of_a_round_s_labelled_ones_can_be_pinned_once_its_annotation_is_gone(place):
+    place.round()
+    train = place.world.train
+
+    def deleted_meanwhile(*arguments):
+        steering.pin(place.store, 1, [3], "first")  # one of the twenty that the round learns from
+        return train(*arguments)
+
+    place.world.train = deleted_meanwhile
+    place.round()
+    assert steering.listing(place.store, 1)["first"] == [3]
+    place.run()
+    assert steering.listing(place.store, 1)["first"] == [], "its export began after the pin, and it is labelled"
 
 
 @pytest.mark.parametrize("ids", [[], [0], [-3], [2**63]])

@@ -1,5 +1,6 @@
 """What people ask of the queue, in the rounds that order it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,40 @@ def test_pins_of_labelled_tasks_are_forgotten_and_those_of_deleted_ones_are_told
     assert world.problems["pins"].startswith("2 pins dropped: no task to label is 99, 77 any more")
     world, _, _ = ran(tmp_path / "2", first=(1002,))
     assert world.problems["pins"] == "" and world.steering.dropped == []
+
+
+def test_a_round_judges_no_pin_that_was_set_after_its_export_began(tmp_path):
+    """What it does not know may have been imported since."""
+    world = FakeWorld()
+    world.steering = Asked(first=(1002, 3, 99, 5, 77), pinned_at={i: "before" for i in (1002, 3, 99, 5, 77)})
+    export = world.export
+
+    def steered_meanwhile(folder):
+        ids = export(folder)
+        pins = {1002: "before", 3: "before", 99: "before", 5: "after", 77: "after", 2000: "after", 4: "after"}
+        world.steering.now = Steering(first=tuple(pins), last=(1003,), pinned_at={**pins, 1003: "after"})
+        return ids
+
+    world.export = steered_meanwhile
+    world.kill_in = "infer"
+    with pytest.raises(Killed):
+        world.run(tmp_path)
+    queue = world.run(tmp_path).queue
+    assert sorted(world.steering.dropped) == [3, 99], "5 and 77 were pinned again, 4 and 2000 for the first time"
+    assert world.problems["pins"].startswith("1 pin dropped: no task to label is 99 any more")
+    assert (queue[0], queue[-1]) == (1002, 1003), "a later pin of a task that the round knows is heeded all the same"
+
+
+def test_a_round_of_an_earlier_release_drops_no_pin(tmp_path):
+    world = FakeWorld()
+    world.kill_in = "infer"
+    with pytest.raises(Killed):
+        ran(tmp_path, world=world)
+    (tmp_path / "export" / "steering.json").unlink()
+    mark = RoundFolder(tmp_path).path / "steps" / "export.json"
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "sha256": {}}))
+    world, _, _ = ran(tmp_path, world=world, first=(1002, 99))
+    assert world.steering.dropped == [] and world.problems["pins"] == ""
 
 
 def test_a_round_killed_between_its_candidates_and_its_query_goes_on_with_what_was_asked_then(tmp_path, monkeypatch):

@@ -54,8 +54,10 @@ def test_both_are_bounded_and_need_a_project(steering):
 def test_a_round_drops_pins_that_need_none_any_more(steering):
     steering.pin(1, [1, 2, 3], "first")
     mine = ProjectSteering(steering, 1)
-    mine.drop([2])
-    assert mine.read().first == (1, 3)
+    before = mine.read().pinned_at
+    steering.pin(1, [3], "last")
+    mine.drop({2: before[2], 3: before[3]})
+    assert (mine.read().first, mine.read().last) == ((1,), (3,)), "a pin that was set anew is another one"
 
 
 def test_another_project_with_the_same_id_starts_without_them(steering, store):
