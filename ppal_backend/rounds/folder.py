@@ -46,6 +46,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 STATES = ("spec.json", "publish.json")
 """Small files that are written between steps, and that a round cannot be resumed well without."""
 
+IDENTITY = "round.json"
+"""Which round the folder, or its copy, is of: numbers come again where the state's database was lost or restored."""
+
 GROW_WITH_THE_POOL = frozenset(
     {"dataset/pool.json", "dataset/data.json", "candidates.json", "query_set.json", "map.json"}
 )
@@ -98,18 +101,22 @@ class Rounds:
         key: str,
         project_id: int,
         number: int,
+        identity: str,
         first_attempt: bool,
         fence: Callable[[], None] = lambda: None,
     ) -> RoundFolder:
         """A round's folder to work in: with what any machine has done of it, and without what is damaged.
 
-        Where the images of its data set are missing on this machine, that step is done again: it fetches them.
+        Where the images of its data set are missing on this machine, that step is done again: it fetches them. What
+        another round left under this number is moved away here (``N.replaced-TIME``) and deleted in the bucket.
 
         Args:
             key: the project's key; the project's folder becomes its own.
             project_id: the project.
             number: the round.
-            first_attempt: a copy that there is already is of another round and deleted.
+            identity: what tells the round from others of its number.
+            first_attempt: whether nobody can have worked at the round before. It decides where no identity was noted,
+                as by earlier releases: what there is is this round's, unless this is its first attempt.
             fence: called before something is written to the bucket; raises when the round is no longer this process's.
 
         Raises:
@@ -117,11 +124,16 @@ class Rounds:
         """
         claim_project_folder(self._settings.project_folder(project_id), key)
         copy = self._copy(key, project_id, number, fence)
-        folder = RoundFolder(self.path(project_id, number), copy)
+        path, noted = self.path(project_id, number), None if copy is None else copy.identity()
+        is_another = first_attempt if noted is None else noted != identity
+        claim_round_folder(path, identity, first_attempt or is_another)
+        folder = RoundFolder(path, copy)
         folder.repair()
-        if copy is not None and first_attempt:
-            copy.forget()
-        elif copy is not None:
+        if copy is not None:
+            if is_another:
+                copy.forget()
+            if noted != identity:
+                copy.state_written(IDENTITY)
             fetched = copy.synchronise(folder)
             if "dataset" in fetched and not folder.is_done("infer") and not _has_images(folder):
                 folder.undo(["dataset"])
@@ -209,9 +221,9 @@ class Rounds:
 class RoundFolder:
     """Artifacts of one round. A step is done when its mark is on disk; marks are written last.
 
-    Layout: ``spec.json``, ``steps/<step>.json`` (mark: seconds and facts), then what the steps write:
-    ``export/``, ``dataset/``, ``train/``, ``metrics.json``, ``detections/``, ``candidates.json``,
-    ``query_set.json``, ``publish.json``.
+    Layout: ``round.json`` (which round it is), ``spec.json``, ``steps/<step>.json`` (mark: seconds and facts), then
+    what the steps write: ``export/``, ``dataset/``, ``train/``, ``metrics.json``, ``detections/``,
+    ``candidates.json``, ``query_set.json``, ``publish.json``.
     """
 
     def __init__(self, path: Path, copy: RoundMirror | None = None) -> None:
@@ -345,7 +357,13 @@ class RoundMirror:
         names = self._bucket.names(self._prefix)
         if names:
             log.warning("%s/%s is of an earlier installation and deleted", self._bucket.name, self._prefix)
-            self._bucket.delete(sorted(names, key=lambda name: "/steps/" not in name))
+            last = self._name(IDENTITY)  # as long as something is there it is known whose it is
+            self._bucket.delete(sorted(names, key=lambda name: (name == last, "/steps/" not in name)))
+
+    def identity(self) -> str | None:
+        """Which round it is of; None where none is noted, or what is noted cannot be read."""
+        content = self._bucket.read(self._name(IDENTITY))
+        return None if content is None else _identity_in(content)
 
     def synchronise(self, folder: RoundFolder) -> list[str]:
         """Bring folder and copy to the same state, before a round is taken up again. The copy decides: it is what all
@@ -455,6 +473,19 @@ def claim_project_folder(folder: Path, key: str) -> None:
         write_json(owner, {"key": key})
 
 
+def claim_round_folder(path: Path, identity: str, first_attempt: bool) -> None:
+    """Make ``path`` the folder of the round with this identity; what another round left there is moved away."""
+    owner = path / IDENTITY
+    noted = _identity_in(owner.read_bytes()) if owner.is_file() else None
+    if noted == identity:
+        return
+    if path.is_dir() and any(path.iterdir()) and (noted is not None or first_attempt):
+        replaced = path.with_name(f"{path.name}.replaced-{int(time.time())}")
+        path.rename(replaced)
+        log.warning("%s is of another round, that had this number in a database that is gone: now %s", path, replaced)
+    write_json(owner, {"identity": identity})
+
+
 def need_space(folder: Path, min_free_gib: float) -> None:
     """Make sure of some free space where ``folder`` lies.
 
@@ -500,6 +531,14 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _identity_in(content: bytes) -> str | None:
+    try:
+        noted = json.loads(content)["identity"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return noted if isinstance(noted, str) else None
 
 
 def _has_images(folder: RoundFolder) -> bool:

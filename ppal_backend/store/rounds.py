@@ -49,6 +49,11 @@ class RoundRecord:
     next_try_at: datetime | None = None
 
     @property
+    def identity(self) -> str:
+        """What tells it from others of its number: those of a database that is gone, or was restored since."""
+        return f"{self.id}.{self.created_at.isoformat()}"
+
+    @property
     def is_waiting(self) -> bool:
         """Whether it has begun and waits for what hinders it (``error``) to go away, until ``next_try_at`` (UTC)."""
         return self.next_try_at is not None and bool(self.error)

@@ -158,7 +158,8 @@ def _run(
 ) -> RoundResult:
     from ppal_backend.rounds.run import run_round  # imports torch, which the worker itself never needs
 
-    folder = Rounds(settings).open(project.key, project.id, record.number, record.attempts == 1, watch.fence)
+    key, number, is_first = project.key, record.number, record.attempts == 1
+    folder = Rounds(settings).open(key, project.id, number, record.identity, is_first, watch.fence)
     spec = _spec(settings, store, project, record, folder)
     with log_context(project=project.id, round=record.number):
         return run_round(spec, folder, ports_of(settings, store, project, spec, watch))

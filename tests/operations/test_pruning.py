@@ -30,7 +30,7 @@ def test_every_round_prunes_and_the_last_versions_stay(place):
     assert whole(place) == [3, 4]
     old = place.folder(1)
     assert sorted(p.name for p in old.iterdir()) == [
-        "map.json", "metrics.json", "publish.json", "query_set.json", "spec.json", "steps"]  # fmt: skip
+        "map.json", "metrics.json", "publish.json", "query_set.json", "round.json", "spec.json", "steps"]  # fmt: skip
     assert (place.folder(3) / "detections").is_dir() and (place.folder(3) / "train" / "model.pth").is_file()
 
 

@@ -125,7 +125,7 @@ def test_another_machine_takes_up_round_0_and_gets_its_checkpoint(tmp_path):
         return Rounds(load_settings(MODEL_DIR=tmp_path / machine), bucket)
 
     def attempt(machine, world, first):
-        folder = rounds(machine).open("1.1", 1, 0, first)
+        folder = rounds(machine).open("1.1", 1, 0, "1.now", first)
         return run_round(SPEC, folder, Ports(world, world, world, world))
 
     world = FakeWorld(labelled=0)

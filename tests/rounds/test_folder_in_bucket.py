@@ -8,7 +8,7 @@ import pytest
 
 from ppal_backend.errors import ArtifactsUnavailable, DamagedArtifact
 from ppal_backend.rounds.bucket import Bucket
-from ppal_backend.rounds.folder import OUTPUTS, RoundFolder, Rounds
+from ppal_backend.rounds.folder import IDENTITY, OUTPUTS, RoundFolder, Rounds
 from ppal_backend.rounds.ports import Ports
 from ppal_backend.rounds.run import TRAIN_STEPS, run_round
 from ppal_backend.settings import load_settings
@@ -16,6 +16,8 @@ from tests.rounds.fakes import SPEC, FakeWorld, Killed
 from tests.rounds.test_folder import flip_a_byte
 
 KEY = "1.1795336563"
+THIS, LOST = "1.2026-11-02T08:00:00.000001", "1.2026-10-01T08:00:00.000001"
+"""Two rounds that had the same number and the same row, the second one in a database that is gone."""
 WORK = ["export", "prepare", "train", "evaluate", "infer", "publish"]
 
 
@@ -32,8 +34,8 @@ class Machines:
     def path(self, name):
         return self.folder / name / "projects" / "1" / "rounds" / "1"
 
-    def run(self, name, world, first=False):
-        folder = self.rounds(name).open(KEY, 1, 1, first)
+    def run(self, name, world, first=False, identity=THIS):
+        folder = self.rounds(name).open(KEY, 1, 1, identity, first)
         return run_round(SPEC, folder, Ports(world, world, world, world))
 
     def killed(self, name, call):
@@ -45,6 +47,14 @@ class Machines:
 
     def lose(self, name):
         shutil.rmtree(self.folder / name)
+
+    def replaced(self, name):
+        return list(self.path(name).parent.glob("1.replaced-*"))
+
+    def forget_identity(self, name):
+        """As an earlier release left the round."""
+        (self.path(name) / IDENTITY).unlink()
+        self.bucket.delete([f"projects/{KEY}/rounds/1/{IDENTITY}"])
 
     def there(self):
         return [name.split("/rounds/1/")[1] for name in self.bucket.names("projects")]
@@ -192,11 +202,77 @@ def test_a_machine_that_comes_back_goes_by_what_others_have_done_since(machines,
 
 
 def test_a_copy_under_the_number_of_a_new_round_is_deleted(machines, caplog):
-    machines.run("old", FakeWorld(), first=True)
+    machines.run("old", FakeWorld(), first=True, identity=LOST)
     machines.lose("old")
     world = FakeWorld()
     machines.run("new", world, first=True)
     assert work(world) == WORK and "earlier installation" in caplog.text
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_folder_under_the_number_of_a_new_round_goes_with_its_copy_and_is_not_lost(machines, first):
+    """``first=False``: an earlier attempt was killed before it opened the folder."""
+    machines.run("a", FakeWorld(), first=True, identity=LOST)
+    (machines.path("a") / "metrics.json").write_text("{}")
+    world = FakeWorld()
+    machines.run("a", world, first=first)
+    assert work(world) == WORK, "the local folder was kept with all its marks"
+    (replaced,) = machines.replaced("a")
+    assert (replaced / "metrics.json").read_text() == "{}" and (replaced / "steps" / "publish.json").is_file()
+    here = machines.path("a")
+    assert machines.there() == sorted(str(p.relative_to(here)) for p in here.rglob("*") if p.is_file())
+    machines.lose("a")
+    again = FakeWorld()
+    machines.run("b", again)
+    assert again.steps == [], "the copy is the new round's, whole"
+
+
+def test_a_machine_that_still_has_the_lost_round_goes_on_with_the_copy_of_the_new_one(machines):
+    machines.run("a", FakeWorld(), first=True, identity=LOST)
+    world = FakeWorld()
+    world.kill_in = "infer"
+    with pytest.raises(Killed):
+        machines.run("b", world, first=True)
+    world = FakeWorld()
+    machines.run("a", world)
+    assert [call for call in work(world) if call != "prepare"] == ["infer", "publish"]
+    assert len(machines.replaced("a")) == 1
+
+
+def test_what_was_fetched_of_the_lost_round_to_be_read_is_not_taken_for_the_new_one(machines):
+    machines.run("a", FakeWorld(), first=True, identity=LOST)
+    machines.rounds("service").fetch(KEY, 1, 1, list(OUTPUTS))
+    world = FakeWorld()
+    machines.run("service", world)
+    assert work(world) == WORK and len(machines.replaced("service")) == 1
+
+
+@pytest.mark.parametrize("machine", ["a", "b"])
+def test_an_unfinished_round_of_an_earlier_release_goes_on(machines, undisturbed, machine):
+    machines.killed("a", "publish")
+    machines.forget_identity("a")
+    world = FakeWorld()
+    assert machines.run(machine, world).queue == undisturbed
+    assert work(world) == ["publish"] and not machines.replaced(machine)
+    assert IDENTITY in machines.there() and (machines.path(machine) / IDENTITY).is_file()
+
+
+def test_what_an_earlier_release_left_under_the_number_of_a_new_round_is_replaced(machines):
+    machines.run("a", FakeWorld(), first=True, identity=LOST)
+    machines.forget_identity("a")
+    world = FakeWorld()
+    machines.run("a", world, first=True)
+    assert work(world) == WORK and len(machines.replaced("a")) == 1
+
+
+def test_a_round_whose_identity_cannot_be_read_goes_on(machines):
+    machines.killed("a", "publish")
+    (machines.path("a") / IDENTITY).write_text("{")
+    machines.bucket.write(f"projects/{KEY}/rounds/1/{IDENTITY}", b"\xff[]")
+    world = FakeWorld()
+    machines.run("a", world)
+    assert work(world) == ["publish"] and not machines.replaced("a")
+    assert json.loads(machines.bucket.read(f"projects/{KEY}/rounds/1/{IDENTITY}")) == {"identity": THIS}
 
 
 def test_projects_with_the_same_id_are_kept_apart(machines):
@@ -257,7 +333,7 @@ def test_marks_that_name_files_elsewhere_are_refused(machines):
 
 def test_old_rounds_lose_their_heavy_copies_but_not_what_others_need(machines):
     for number in (1, 2, 3, 4):
-        folder = machines.rounds("a").open(KEY, 1, number, first_attempt=True)
+        folder = machines.rounds("a").open(KEY, 1, number, THIS, first_attempt=True)
         for name in ("train/model.pth", "detections/shard-00000.npz", "metrics.json"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"x")
@@ -267,9 +343,9 @@ def test_old_rounds_lose_their_heavy_copies_but_not_what_others_need(machines):
     left = [name.split("/rounds/")[1] for name in machines.bucket.names("projects")]
     assert gone == [1, 3]
     assert [name for name in left if "steps" not in name] == [
-        "1/metrics.json", "1/train/model.pth",
-        "2/detections/shard-00000.npz", "2/metrics.json", "2/train/model.pth",
-        "3/metrics.json",
-        "4/detections/shard-00000.npz", "4/metrics.json", "4/train/model.pth",
+        "1/metrics.json", "1/round.json", "1/train/model.pth",
+        "2/detections/shard-00000.npz", "2/metrics.json", "2/round.json", "2/train/model.pth",
+        "3/metrics.json", "3/round.json",
+        "4/detections/shard-00000.npz", "4/metrics.json", "4/round.json", "4/train/model.pth",
     ]  # fmt: skip
     assert sum("/steps/" in name for name in left) == 12

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ppal_backend.errors import (
     StoreUnavailable,
 )
 from ppal_backend.logs import configure_logging
-from ppal_backend.store import RoundStore, SeenAnnotation
+from ppal_backend.store import Lease, RoundStore, SeenAnnotation, open_store
 from ppal_backend.worker.round_process import earlier_models, run_next_round
 from ppal_backend.worker.worker import _tick
 from tests.rounds.fakes import FakeWorld, Killed
@@ -117,6 +118,43 @@ def test_a_killed_process_leaves_a_round_that_is_resumed(settings, store):
     store.rounds.release(only(store).id)  # what the lease does once the process is gone
     run_next_round(settings, 1, world.ports)
     assert only(store).state == "done" and world.calls.count("train") == 1
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_round_of_a_new_database_takes_nothing_over_from_an_old_one_of_its_number(settings, store, tmp_path, killed):
+    """It was done at once, with the results and the options of the old one. ``killed``: between its claim and its
+    folder, so that the attempt that opens it is not its first."""
+    store.rounds.request(1, "train", "x")
+    run_next_round(settings, 1, FakeWorld().ports)
+    settings = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/other.db"})
+    with closing(open_store(settings)) as new:
+        new.projects.connect(1, "1.1", "<View/>", "http://ls", {"delta": 3.0})
+        new.ledger.see(1, [SeenAnnotation(i, i) for i in range(1, 7)])
+        new.rounds.request(1, "train", "x")
+        if killed:
+            record = new.rounds.claim(1, Lease.mine())
+            new.rounds.release(record.id)
+        world = FakeWorld()
+        run_next_round(settings, 1, world.ports)
+        assert only(new).state == "done" and world.spec.delta == 3.0 and new.ledger.new_count(1) == 0
+        done = dict.fromkeys(call for call in world.calls if " " not in call)
+        assert list(done) == ["export", "prepare", "train", "evaluate", "infer", "publish"]
+    (replaced,) = (tmp_path / "projects/1/rounds").glob("1.replaced-*")
+    assert (replaced / "train" / "model.pth").is_file() and (replaced / "steps" / "publish.json").is_file()
+
+
+def test_an_unfinished_round_of_an_earlier_release_goes_on(settings, store, tmp_path):
+    """Its folder bears no identity."""
+    store.rounds.request(1, "train", "x")
+    world = FakeWorld()
+    world.kill_in = "infer"
+    with pytest.raises(Killed):
+        run_next_round(settings, 1, world.ports)
+    (tmp_path / "projects/1/rounds/1/round.json").unlink()
+    store.rounds.release(only(store).id)
+    run_next_round(settings, 1, world.ports)
+    assert only(store).state == "done" and world.calls.count("train") == 1
+    assert not list((tmp_path / "projects/1/rounds").glob("*.replaced-*"))
 
 
 def test_a_resumed_round_keeps_the_options_it_started_with(settings, store):
