@@ -5,7 +5,7 @@ import shutil
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from ppal_backend.errors import SettingsError
+from ppal_backend.errors import SettingsError, StoreUnavailable
 from ppal_backend.operations.pruning import prune_project
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
@@ -102,6 +102,81 @@ def test_the_service_predicts_with_a_checkpoint_that_it_fetches(machine, store, 
     assert model.checkpoint == str(tmp_path / "service/projects/1/rounds/1/train/model.pth")
     assert (tmp_path / "service/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of round 1"
     assert [image_id for image_id, _ in images] == [5]
+
+
+@pytest.fixture
+def predicting(machine, store, tmp_path):
+    """A service that keeps one version, and a worker elsewhere: ``train()``, ``predict()``, ``checkpoints(name)``."""
+    store.projects.connect(1, KEY, CONFIG, "http://ls", {"delta": 2.0})
+
+    class Both:
+        predictor = FakePredictor()
+        settings = machine("service", keep_artifacts=1)
+        app = create_app(settings, store, RecordingJobs(), predictor, images=FakeImages(tmp_path))
+
+        def train(self):
+            store.rounds.request(1, "train", "x")
+            world = FakeWorld()
+            world.publish = lambda spec, *_: f"ppal-r{spec.number}"
+            run_next_round(machine("a", keep_artifacts=1), 1, world.ports)
+
+        def predict(self):
+            payload = {"tasks": [{"id": 5, "data": {"image": "/data/5.jpg"}}], "project": KEY, "label_config": CONFIG}
+            assert self.app.test_client().post("/predict", json=payload).status_code == 200
+
+        def checkpoints(self, name):
+            return sorted(int(path.parts[-3]) for path in (tmp_path / name).rglob("*.pth"))
+
+    return Both()
+
+
+def test_a_service_removes_what_it_fetched_of_old_versions_as_the_worker_does(predicting, tmp_path):
+    for _ in range(3):
+        predicting.train()
+        assert predicting.app.test_client().get("/ui/projects/1/queue").status_code == 200
+        predicting.predict()
+    assert predicting.checkpoints("a") == [3]
+    assert predicting.checkpoints("service") == [3], "each was fetched to predict with it"
+    pools = sorted(int(path.parts[-3]) for path in (tmp_path / "service").rglob("dataset/pool.json"))
+    assert pools == [3], "each was fetched to show its queue"
+    assert (tmp_path / "service/projects/1/rounds/1/query_set.json").is_file()
+
+
+def test_pages_alone_remove_what_they_fetched_of_old_versions(predicting, tmp_path):
+    for _ in range(3):
+        predicting.train()
+        assert predicting.app.test_client().get("/ui/projects/1/queue").status_code == 200
+    assert [int(path.parts[-3]) for path in (tmp_path / "service").rglob("dataset/pool.json")] == [3]
+
+
+def test_a_checkpoint_stays_for_as_long_as_a_prediction_reads_it(predicting):
+    predicting.train()
+    predict, seen = predicting.predictor.predict, []
+
+    def meanwhile_there_is_another_version(model, images, timeout_s):
+        predicting.predictor.predict = predict
+        predicting.train()
+        predicting.predict()
+        seen.append(predicting.checkpoints("service"))
+        return predict(model, images, timeout_s)
+
+    predicting.predictor.predict = meanwhile_there_is_another_version
+    predicting.predict()
+    assert seen == [[1, 2]], "this one still reads the first"
+    predicting.predict()
+    assert predicting.checkpoints("service") == [2]
+
+
+def test_a_service_whose_files_cannot_be_removed_now_predicts_all_the_same(predicting, monkeypatch, caplog):
+    def away(*_, **__):
+        raise StoreUnavailable("the state is away")
+
+    predicting.train()
+    with monkeypatch.context() as patch:
+        patch.setattr("ppal_backend.operations.pruning.prune_project", away)
+        predicting.train()
+        predicting.predict()
+    assert "old files stay for now: the state is away" in caplog.text
 
 
 def test_a_bucket_that_is_away_makes_the_round_wait_and_says_why(machine, store, monkeypatch):

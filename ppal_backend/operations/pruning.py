@@ -1,18 +1,21 @@
-"""Retention: the files of a project's last versions stay, older ones go."""
+"""Retention: the files of a project's last versions stay, older ones go, on every machine that has some."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
 from ppal_backend.datasets import images
-from ppal_backend.errors import ArtifactsUnavailable
+from ppal_backend.errors import ArtifactsUnavailable, StoreUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.rounds.folder import HEAVY, Rounds
 from ppal_backend.settings import Settings
@@ -24,9 +27,28 @@ SHARE_OF_DISK = 0.2
 FRESH_S = 3600.0  # images fetched or used within this time stay: a data set may be in the making
 
 
-def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bool = False) -> list[Pruned]:
+def prune_project(
+    settings: Settings,
+    store: Store,
+    project_id: int,
+    dry_run: bool = False,
+    reading: Collection[Path] = (),
+    in_bucket: bool = True,
+) -> list[Pruned]:
     """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of the
-    model that predicts, or of what an open round needs."""
+    model that predicts, or of what an open round needs.
+
+    Args:
+        settings: the operator's settings.
+        store: the state.
+        project_id: the project.
+        dry_run: remove nothing.
+        reading: checkpoints that stay too, because somebody reads them.
+        in_bucket: remove the copies in the bucket as well.
+
+    Returns:
+        The rounds of which something is removed on this machine.
+    """
     versions = store.versions.of_project(project_id)
     kept = versions[-settings.keep_artifacts :] + [v for v in versions if v.active]
     predicts = store.versions.active(project_id, with_model=True)
@@ -39,14 +61,69 @@ def prune_project(settings: Settings, store: Store, project_id: int, dry_run: bo
     checkpoints |= set(_models_of(root, opened))
     whole = {v.round_number for v in kept} | {r.number for r in opened}
     oldest = _oldest(versions, settings.keep_artifacts)
-    pruned = prune_rounds(root, whole, oldest, checkpoints, dry_run)
-    if not dry_run:
+    pruned = prune_rounds(root, whole, oldest, checkpoints | set(reading), dry_run)
+    if in_bucket and not dry_run:
         names = [str(c.relative_to(root)) for c in checkpoints if c.is_relative_to(root)]
         _prune_copies(settings, store.projects.get(project_id).key, whole, oldest, names)
     if pruned and not dry_run:
         mib = sum(p.size_bytes for p in pruned) / 2**20
         log.info("project %d: files of %d old rounds removed, %.0f MiB", project_id, len(pruned), mib)
     return pruned
+
+
+class FetchedFiles:
+    """What a service has fetched from the bucket: nobody runs rounds there, which would prune it.
+
+    Args:
+        settings: the operator's settings; without a bucket the worker's pruning is enough, and nothing is done here.
+        store: the state.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings, self._store = settings, store
+        self._lock = threading.Lock()
+        self._reading: Counter[Path] = Counter()
+        self._pruned: dict[int, tuple[str, set[Path]]] = {}  # by project: the version in force, what was read just then
+
+    @contextmanager
+    def reading(self, key: str, checkpoint: str) -> Iterator[Path]:
+        """A version's checkpoint, given relative to the data folder, fetched where it is missing; it stays until the
+        block ends.
+
+        Raises:
+            DamagedArtifact: its copy is not as it was written.
+            ArtifactsUnavailable: the bucket does not answer.
+        """
+        path = self._settings.model_dir.resolve() / checkpoint
+        with self._lock:
+            self._reading[path] += 1
+        try:
+            yield Rounds(self._settings).fetch_checkpoint(key, checkpoint)
+        finally:
+            with self._lock:
+                self._reading[path] -= 1
+
+    def prune(self, project_id: int, version: str) -> None:
+        """Remove what the project needs no more, once for each version that comes into force.
+
+        Args:
+            project_id: the project.
+            version: its active version.
+        """
+        if not self._settings.artifacts:
+            return
+        with self._lock:  # nobody begins to read meanwhile
+            root = self._settings.project_folder(project_id)
+            reading = {path for path in +self._reading if path.is_relative_to(root)}
+            before, read_then = self._pruned.get(project_id, ("", set()))
+            if before == version and read_then <= reading:
+                return  # else what was read then may go now
+            try:
+                prune_project(self._settings, self._store, project_id, reading=reading, in_bucket=False)
+            except StoreUnavailable as error:
+                log.warning("old files stay for now: %s", error)
+                return
+            self._pruned[project_id] = version, reading
 
 
 def prune_images(settings: Settings, store: Store, dry_run: bool = False) -> images.Evicted:

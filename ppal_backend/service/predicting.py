@@ -19,10 +19,9 @@ from ppal_backend.errors import ImageError, LabelStudioError, PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.publish import END_OF_QUEUE
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
-from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.payloads import is_id
 from ppal_backend.service.runtime import Runtime, TaskImages
-from ppal_backend.store import ModelVersion, ProjectRecord
+from ppal_backend.store import ProjectRecord
 from ppal_backend.structures.detections import Detections
 
 if TYPE_CHECKING:
@@ -75,7 +74,9 @@ def predict(runtime: Runtime, project: ProjectRecord | None, tasks: Sequence[Any
         log.info("project %d: %d tasks not predicted: no model is trained yet", project.id, len(tasks))
         runtime.metrics.predicted("no_model", len(tasks))
         return empty(len(tasks), version)
-    items = _Batch(runtime, project, model).run(tasks)
+    with runtime.fetched.reading(project.key, model.checkpoint) as checkpoint:
+        items = _Batch(runtime, project, LiveModel(model.detector, str(checkpoint), model.labels)).run(tasks)
+    runtime.fetched.prune(project.id, version)
     _count_outcomes(runtime, project.id, items)
     return [_entry(list(item.result), version) for item in items]
 
@@ -102,13 +103,11 @@ def _count_outcomes(runtime: Runtime, project_id: int, items: Sequence[_Item]) -
 class _Batch:
     """One ``/predict`` at work: chunk by chunk, so that what fits into the deadline is answered."""
 
-    def __init__(self, runtime: Runtime, project: ProjectRecord, version: ModelVersion) -> None:
-        self._runtime, self._project = runtime, project
+    def __init__(self, runtime: Runtime, project: ProjectRecord, model: LiveModel) -> None:
+        self._runtime, self._project, self._model = runtime, project, model
         self._deadline = time.monotonic() + runtime.predict_deadline_s
         self._options = runtime.settings.project_options(project.options)
         self._schema: LabelSchema = schema_of(project.label_config, self._options.from_name)
-        checkpoint = Rounds(runtime.settings).fetch_checkpoint(project.key, version.checkpoint)
-        self._model = LiveModel(version.detector, str(checkpoint), version.labels)
         self._stopped = ""  # why no further chunk is tried
 
     def run(self, tasks: Sequence[Any]) -> list[_Item]:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from ppal_backend.engines.live import LiveModel, LiveOptions, LivePredictor
+from ppal_backend.operations.pruning import FetchedFiles
 from ppal_backend.service.metrics import Metrics
 from ppal_backend.settings import Settings, load_settings
 from ppal_backend.store import ProjectRecord, Store, open_store
@@ -136,6 +137,7 @@ class Runtime:
     predictor: Predictor
     images: ImagesOf
     metrics: Metrics
+    fetched: FetchedFiles
     fetchers: ThreadPoolExecutor
     predict_slots: threading.BoundedSemaphore
     predict_deadline_s: float = PREDICT_DEADLINE_S
@@ -174,6 +176,7 @@ def build_runtime(
         predictor=predictor or LivePredictor(options),
         images=images or Images(settings),
         metrics=Metrics(store, settings, jobs if isinstance(jobs, JobQueue) else None),
+        fetched=FetchedFiles(settings, store),
         fetchers=ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch"),
         predict_slots=threading.BoundedSemaphore(MOST_PREDICTING),
     )

@@ -299,7 +299,10 @@ class Project:
 
     def files(self, number: int) -> RoundFiles:
         """The folder of a round."""
-        return RoundFiles(Rounds(self.runtime.settings).show(self.record.key, self.id, number))
+        folder = Rounds(self.runtime.settings).show(self.record.key, self.id, number)
+        if self.active is not None:
+            self.runtime.fetched.prune(self.id, self.active.version)
+        return RoundFiles(folder)
 
     def image_file(self, number: int, task_id: int) -> Path:
         """An image of a round's pool, its evaluation set, or its map; only files of the image cache are ever named.
