@@ -10,6 +10,7 @@ from ppal_backend.operations.pruning import prune_project
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
+from ppal_backend.store import open_store
 from ppal_backend.worker.round_process import run_next_round
 from ppal_backend.worker.worker import run_worker
 from tests.rounds.fakes import FakeWorld, Killed
@@ -80,6 +81,44 @@ def test_a_ranking_finds_its_model_on_whichever_machine_it_runs(machine, store, 
     assert store.rounds.get(record.id).state == "done"
     assert world.published[0][0].checkpoint == str(tmp_path / "c/projects/1/rounds/1/train/model.pth")
     assert (tmp_path / "c/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of round 1"
+
+
+@pytest.mark.parametrize("how", ["worked", "fetched"])
+def test_a_machine_that_has_a_lost_round_ranks_with_the_new_round_of_its_number(machine, tmp_path, how):
+    """``how`` it came by the files of the round of a database that is gone."""
+
+    def database(name):
+        url = {"database_url": f"sqlite:///{tmp_path}/state/{name}.db"}
+        store = open_store(machine("a").model_copy(update=url))
+        store.projects.connect(1, KEY, "<View/>", "http://ls", {"delta": 2.0})
+        return store, lambda machine_name: machine(machine_name).model_copy(update=url)
+
+    lost, on = database("lost")
+    lost.rounds.request(1, "train", "x")
+    run_next_round(on("b" if how == "worked" else "a"), 1, FakeWorld().ports)
+    here = tmp_path / "b/projects/1/rounds/1/train/model.pth"
+    Rounds(on("b")).fetch_checkpoint(KEY, "projects/1/rounds/1/train/model.pth")
+    lost.close()
+    assert here.read_bytes() == b"weights of round 1"
+    new, on = database("new")
+    new.rounds.request(1, "train", "x")
+    world = FakeWorld()
+    train = world.train
+
+    def trained_otherwise(spec, labels, files, folder, *rest):
+        result = train(spec, labels, files, folder, *rest)
+        (folder / "model.pth").write_bytes(b"weights of the new round")
+        return result
+
+    world.train = trained_otherwise
+    run_next_round(on("a"), 1, world.ports)
+    record = new.rounds.request(1, "rank", "x")
+    run_next_round(on("b"), 1, FakeWorld().ports)
+    assert new.rounds.get(record.id).state == "done"
+    new.close()
+    assert here.read_bytes() == b"weights of the new round"
+    (replaced,) = here.parent.parent.parent.glob("1.replaced-*")
+    assert (replaced / "train/model.pth").read_bytes() == b"weights of round 1"
 
 
 def test_the_service_predicts_with_a_checkpoint_that_it_fetches(machine, store, tmp_path, monkeypatch):

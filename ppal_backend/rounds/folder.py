@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +138,17 @@ class Rounds:
             if "dataset" in fetched and not folder.is_done("infer") and not _has_images(folder):
                 folder.undo(["dataset"])
         return folder
+
+    def move_others_away(self, project_id: int, identities: Mapping[int, str]) -> None:
+        """Move away what this machine has of other rounds than these (number -> identity), so that theirs is fetched.
+
+        Without a bucket nothing could be fetched, and nothing is moved."""
+        if self.bucket is None:
+            return
+        for number, identity in identities.items():
+            path = self.path(project_id, number)
+            if _noted_identity(path) not in (None, identity):
+                _move_away(path)
 
     def fetch(self, key: str, project_id: int, number: int, steps: Sequence[str]) -> Path:
         """A round's folder for reading, with the files of these steps as far as they are to be had.
@@ -399,6 +410,7 @@ class RoundMirror:
         Raises:
             DamagedArtifact: a copy is not as it was written.
         """
+        self._note_identity()
         for step in steps:
             if self._is_whole(step):
                 continue
@@ -412,6 +424,7 @@ class RoundMirror:
         """Fetch what pages show of a round, unless all of it is here."""
         if self._mark("publish").is_file():
             return
+        self._note_identity()
         there = set(self._bucket.names(self._name("steps")))
         for step in OUTPUTS:
             mark = self._name(f"steps/{step}.json")
@@ -422,6 +435,11 @@ class RoundMirror:
                 if name in SHOWN:
                     self._bucket.download(self._name(name), self._path / name, digest)
             _write(self._mark(step), theirs)
+
+    def _note_identity(self) -> None:
+        """Before anything is fetched to be read: which round it is of."""
+        if not self._path.exists():
+            self._fetch_state(IDENTITY)
 
     def _fetch_step(self, step: str, mark: bytes) -> None:
         sums = _sums(mark)
@@ -475,15 +493,23 @@ def claim_project_folder(folder: Path, key: str) -> None:
 
 def claim_round_folder(path: Path, identity: str, first_attempt: bool) -> None:
     """Make ``path`` the folder of the round with this identity; what another round left there is moved away."""
-    owner = path / IDENTITY
-    noted = _identity_in(owner.read_bytes()) if owner.is_file() else None
+    noted = _noted_identity(path)
     if noted == identity:
         return
     if path.is_dir() and any(path.iterdir()) and (noted is not None or first_attempt):
-        replaced = path.with_name(f"{path.name}.replaced-{int(time.time())}")
-        path.rename(replaced)
-        log.warning("%s is of another round, that had this number in a database that is gone: now %s", path, replaced)
-    write_json(owner, {"identity": identity})
+        _move_away(path)
+    write_json(path / IDENTITY, {"identity": identity})
+
+
+def _move_away(path: Path) -> None:
+    replaced = path.with_name(f"{path.name}.replaced-{int(time.time())}")
+    path.rename(replaced)
+    log.warning("%s was of another round, that had this number in a database that is gone: now %s", path, replaced)
+
+
+def _noted_identity(path: Path) -> str | None:
+    owner = path / IDENTITY
+    return _identity_in(owner.read_bytes()) if owner.is_file() else None
 
 
 def need_space(folder: Path, min_free_gib: float) -> None:

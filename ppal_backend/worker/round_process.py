@@ -159,7 +159,9 @@ def _run(
     from ppal_backend.rounds.run import run_round  # imports torch, which the worker itself never needs
 
     key, number, is_first = project.key, record.number, record.attempts == 1
-    folder = Rounds(settings).open(key, project.id, number, record.identity, is_first, watch.fence)
+    rounds = Rounds(settings)
+    folder = rounds.open(key, project.id, number, record.identity, is_first, watch.fence)
+    rounds.move_others_away(project.id, {r.number: r.identity for r in store.rounds.of_project(project.id)})
     spec = _spec(settings, store, project, record, folder)
     with log_context(project=project.id, round=record.number):
         return run_round(spec, folder, ports_of(settings, store, project, spec, watch))

@@ -308,7 +308,8 @@ def test_a_page_s_files_come_without_the_heavy_ones(machines):
     folder = machines.folder / "service" / "projects/1/rounds/1"
     shown = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     marks = sorted(f"steps/{step}.json" for step in TRAIN_STEPS[:-1])
-    assert shown == sorted([*marks, "metrics.json", "query_set.json", "dataset/pool.json", "dataset/quality.json"])
+    small = ["metrics.json", "query_set.json", "dataset/pool.json", "dataset/quality.json", IDENTITY]
+    assert shown == sorted([*marks, *small])
     assert json.loads((folder / "metrics.json").read_text())["map"] == 0.5
     world = FakeWorld()
     assert machines.run("service", world) and work(world) == ["publish"], "a worker there takes the round up as a whole"
