@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 Fetch = Callable[[int, str], AbstractContextManager[Iterable[bytes]]]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_ELONGATED = 100
+"""Longer than so many times its width, an image has less than a pixel at the input size of a small detector."""
 _ORIENTATION = 0x0112
 _AS_IS = {"JPEG": ".jpg", "PNG": ".png"}
 _DECODE_ERRORS = (
@@ -181,6 +183,11 @@ class ImageCache:
                         f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got "
                         f"{width * height / 1e6:.0f} ({width} x {height}); use a smaller image or set "
                         "PPAL_MAX_IMAGE_MEGAPIXELS"
+                    )
+                if max(width, height) > MOST_ELONGATED * min(width, height):
+                    raise ImageError(
+                        f"task {task_id}: expected sides of at most {MOST_ELONGATED} : 1, got {width} x {height}: at a "
+                        "detector's input size nothing would be left of it; crop it"
                     )
                 if image.mode == "F":  # decoded as it is, most of it would be black
                     raise ImageError(

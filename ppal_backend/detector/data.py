@@ -12,7 +12,7 @@ import copy
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,8 @@ def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
     """Run one image through a pipeline whose first step reads the file.
 
     Raises:
-        ImageError: The image is gone or cannot be decoded; the message names its id.
+        ImageError: The image is gone, cannot be decoded, or nothing is left of it at the input size; the message names
+            its id.
     """
     reader, *others = pipeline.transforms
     try:
@@ -187,9 +188,25 @@ def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
         ) from error
     if packed is None:
         raise ImageError(f"image {info['img_id']} ({info['img_path']}) cannot be read; fetch it again or skip it")
-    for step in others:
-        packed = step(packed)
-    return packed
+    return run_steps(others, packed)
+
+
+def run_steps(steps: Iterable[Callable[[Any], Any]], read: dict[str, Any]) -> dict[str, Any]:
+    """Run an image that was read through the other steps of a pipeline.
+
+    Raises:
+        ImageError: Nothing is left of it at the input size; the message names its id.
+    """
+    where = f"image {read.get('img_id')} ({read.get('img_path')})"
+    height, width = read["img"].shape[:2]
+    try:
+        for step in steps:
+            read = step(read)
+    except cv2.error as error:
+        raise ImageError(
+            f"{where} of {width} x {height} px cannot be brought to the input size; crop it or skip it"
+        ) from error
+    return read
 
 
 class TrainingData(Dataset[dict[str, Any]]):

@@ -156,6 +156,12 @@ def test_limit_of_pixels_is_a_setting(tmp_path):
         cache(tmp_path / "b", data, max_pixels=799)[0].get(1, "a")
 
 
+def test_a_strip_of_which_no_detector_would_see_a_pixel_is_refused(tmp_path):
+    assert cache(tmp_path, encoded(picture(400, 4), "PNG"))[0].get(1, "a").width == 400
+    with pytest.raises(ImageError, match=r"task 1: expected sides of at most 100 : 1, got 404 x 4.*crop it"):
+        cache(tmp_path / "b", encoded(picture(404, 4), "PNG"))[0].get(1, "a")
+
+
 def test_the_operators_limit_goes_before_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert cache(tmp_path, encoded(picture(40, 20), "PNG"), max_pixels=800)[0].get(1, "a").width == 40

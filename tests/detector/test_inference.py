@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from PIL import Image
 
 from benchmarks.detector_loops import scaled_zoo
 from ppal_backend.acquisition.ccms import similarity_matrix
@@ -222,6 +223,17 @@ def test_reading_stays_a_few_batches_ahead(workers: int) -> None:
     assert len(started) <= 4 * (2 + (3 if workers else 1))
     rest = list(read_batches(SimpleNamespace(transforms=[read]), records[:10], 4, workers))
     assert [len(batch) for batch in rest] == [4, 4, 2]
+
+
+def test_a_strip_of_which_nothing_is_left_at_the_input_size_is_reported_and_the_others_looked_at(
+    engine: PoolInference, images: list[PoolImage], tmp_path: Path
+) -> None:
+    Image.new("RGB", (4000, 4)).save(tmp_path / "strip.png")
+    told: dict[int, str] = {}
+    pool = [images[0], PoolImage(77, tmp_path / "strip.png"), images[1]]
+    found = list(engine.run(pool, batch_size=3, on_error=lambda image_id, error: told.update({image_id: str(error)})))
+    assert [one.image_id for one in found] == [images[0].image_id, images[1].image_id]
+    assert list(told) == [77] and "of 4000 x 4 px cannot be brought to the input size; crop it" in told[77]
 
 
 def test_choices_of_workers_and_precision() -> None:

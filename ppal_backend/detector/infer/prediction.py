@@ -19,7 +19,7 @@ from mmcv.transforms import Compose
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
-from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline
+from ppal_backend.detector.data import ImageRecord, data_info, run_pipeline, run_steps
 from ppal_backend.detector.infer.relabelling import iou_threshold_of
 from ppal_backend.detector.models import LoadedDetector
 from ppal_backend.detector.slices import Window, cut_by_window, merge, windows
@@ -137,9 +137,7 @@ def _views(pipeline: Compose, record: ImageRecord, tile: int) -> Views:
     for x1, y1, x2, y2 in shown:
         part = {**read, "img": read["img"][y1:y2, x1:x2], "instances": []}
         part.update(img_shape=(y2 - y1, x2 - x1), ori_shape=(y2 - y1, x2 - x1), height=y2 - y1, width=x2 - x1)
-        for step in others:
-            part = step(part)
-        packed.append(part)
+        packed.append(run_steps(others, part))
     return Views((width, height), shown, tuple(packed))
 
 
