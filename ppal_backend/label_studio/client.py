@@ -211,9 +211,13 @@ class LabelStudioClient:
 
     def annotated_task_ids(self, project_id: int) -> Iterator[int]:
         """Yield the ids of all tasks with a submitted annotation, rising."""
-        annotated = _filter("total_annotations", "greater", "Number", 0)
-        for task in self._pages_by_id(project_id, [annotated], "id"):
+        for task in self._pages_by_id(project_id, [_ANNOTATED], "id"):
             yield int(task["id"])
+
+    def annotated_task_count(self, project_id: int) -> int:
+        """How many :meth:`annotated_task_ids` would yield, in one request. The project's own
+        ``num_tasks_with_annotations`` leaves out tasks whose only annotations are ground truths."""
+        return int(self._page(project_id, [_ANNOTATED], "tasks:id", "id", size=1).get("total") or 0)
 
     def tasks_updated_since(self, project_id: int, since: str | datetime | None) -> Iterator[TaskStamp]:
         """Yield tasks changed at or after ``since``, by time of change, with their annotations' ids and times.
@@ -239,7 +243,7 @@ class LabelStudioClient:
 
     def last_change(self, project_id: int) -> str:
         """When a task of the project was last changed; "" for a project without tasks."""
-        newest = self._page(project_id, [], "-tasks:updated_at", "id,updated_at", size=1)
+        newest = self._page(project_id, [], "-tasks:updated_at", "id,updated_at", size=1)["tasks"]
         return str(newest[0]["updated_at"]) if newest else ""
 
     def exported_tasks(self, project_id: int, task_ids: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -375,7 +379,7 @@ class LabelStudioClient:
         cursor, page, seen = _timestamp(since), 1, set[tuple[int, str]]()
         while True:
             filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
-            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)
+            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)["tasks"]
             for task in tasks:
                 stamp = int(task["id"]), str(task["updated_at"])
                 if stamp not in seen:
@@ -390,7 +394,7 @@ class LabelStudioClient:
         last: int | None = None
         while True:
             after = [] if last is None else [_filter("id", "greater", "Number", last)]
-            tasks = self._page(project_id, filters + after, "tasks:id", include)
+            tasks = self._page(project_id, filters + after, "tasks:id", include)["tasks"]
             yield from tasks
             if len(tasks) < PAGE_SIZE:
                 return
@@ -405,7 +409,8 @@ class LabelStudioClient:
         page: int = 1,
         annotations: bool = False,
         size: int = PAGE_SIZE,
-    ) -> list[dict[str, Any]]:
+    ) -> dict[str, Any]:
+        """A page of tasks with how many there are in all (``total``); one beyond the last has no tasks."""
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
         params = {
             "project": project_id,
@@ -422,11 +427,10 @@ class LabelStudioClient:
         except NotFound:
             if page == 1:
                 raise
-            return []
-        tasks = answer.get("tasks") if isinstance(answer, dict) else None
-        if not isinstance(tasks, list):
+            return {"tasks": []}
+        if not isinstance(answer, dict) or not isinstance(answer.get("tasks"), list):
             raise LabelStudioError("expected a page of tasks, got something else; check Label Studio's version")
-        return tasks
+        return answer
 
 
 def read_export(path: Path) -> Iterator[dict[str, Any]]:
@@ -447,6 +451,9 @@ def read_export(path: Path) -> Iterator[dict[str, Any]]:
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+_ANNOTATED = _filter("total_annotations", "greater", "Number", 0)
 
 
 def _timestamp(since: str | datetime | None) -> str | None:

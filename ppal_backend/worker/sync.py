@@ -48,7 +48,8 @@ class TaskUpdate:
 
 @dataclass(frozen=True)
 class ProjectState:
-    """What Label Studio says of a project as a whole: tasks, those with annotations, labeling config, name."""
+    """What Label Studio says of a project as a whole: tasks, those with annotations other than ground truths, labeling
+    config, name."""
 
     tasks: int
     annotated_tasks: int
@@ -82,6 +83,10 @@ class RemoteProjects:
     def annotated_tasks(self, project_id: int) -> Iterator[int]:
         """Ids of all tasks that have an annotation now."""
         return self._client(project_id).annotated_task_ids(project_id)
+
+    def annotated_count(self, project_id: int) -> int:
+        """How many tasks have an annotation now."""
+        return self._client(project_id).annotated_task_count(project_id)
 
     def check(self, project_id: int) -> Mapping[str, str]:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
@@ -223,7 +228,8 @@ class Synchroniser:
                 until = max(until, *(u.updated_at for u in batch))
                 projects.polled(project.id, until)  # a poll that is cut off goes on from here
             fewer = project.task_count is not None and state.tasks < project.task_count
-            if fewer or state.annotated_tasks < annotated:  # a change of tasks does not show that tasks are gone
+            # A change of tasks does not show that tasks are gone, and the count may lack no more than ground truths.
+            if fewer or (state.annotated_tasks < annotated and self._remote.annotated_count(project.id) < annotated):
                 self._forget_deleted(project.id)
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)

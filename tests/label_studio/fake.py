@@ -128,7 +128,7 @@ class FakeLabelStudio:
         for item in query["filters"]["items"]:
             column = item["filter"].removeprefix("filter:tasks:")
             if column == "total_annotations":
-                rows = [t for t in rows if not t["total_annotations"]]
+                rows = [t for t in rows if bool(t["total_annotations"]) == (item["operator"] == "greater")]
             elif item["operator"] == "greater":
                 rows = [t for t in rows if t[column] > item["value"]]
             else:
@@ -139,7 +139,8 @@ class FakeLabelStudio:
         if not part and page > 1:
             return httpx.Response(404, json={"detail": "Invalid page."})
         include = set(params["include"].split(","))
-        return httpx.Response(200, json={"tasks": [{k: v for k, v in t.items() if k in include} for t in part]})
+        shown = [{k: v for k, v in t.items() if k in include} for t in part]
+        return httpx.Response(200, json={"tasks": shown, "total": len(rows)})
 
     def _annotating(self, method: str, parts: list[str], body: Any) -> httpx.Response:
         """One task, and its annotations made and deleted."""

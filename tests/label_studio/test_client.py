@@ -134,6 +134,17 @@ def test_updated_since_sees_a_task_that_moves_to_the_end_while_paging(small_page
     assert seen == [1, 2, 3, 4, 5, 6, 7, 1]
 
 
+def test_annotated_tasks_are_listed_and_counted_alike(small_pages):
+    fake = FakeLabelStudio(tasks=8)
+    for number in (1, 3, 4, 6, 8):
+        fake.tasks[number]["annotations"] = [annotation(number)]
+    fake.tasks[2]["annotations"] = [annotation(9, cancelled=True)]
+    assert list(fake.client().annotated_task_ids(1)) == [1, 3, 4, 6, 8]
+    asked = len(fake.requests)
+    assert fake.client().annotated_task_count(1) == 5 and len(fake.requests) == asked + 1
+    assert FakeLabelStudio(tasks=2).client().annotated_task_count(1) == 0
+
+
 def test_updated_since_with_many_tasks_of_one_moment(small_pages):
     fake = FakeLabelStudio(tasks=8)
     for task in fake.tasks.values():

@@ -108,6 +108,8 @@ def test_reading_tasks_and_annotations(project, tmp_path):
     assert unlabelled[second] == {"image": "/data/upload/1/1.jpg"}
     exported = project.exported(tmp_path)
     assert [task["id"] for task in exported] == [first, second, third, fourth]
+    counted = list(project.client.annotated_task_ids(project.id)), project.client.annotated_task_count(project.id)
+    assert counted == ([first, third, fourth], 3)
 
     stamps = list(project.client.tasks_updated_since(project.id, None))
     by_id = {stamp.id: stamp for stamp in stamps}
@@ -128,6 +130,16 @@ def test_reading_tasks_and_annotations(project, tmp_path):
     assert dataset.image_ids == (first, third, fourth)
     assert [(row.image_id, row.category_id) for row in dataset.annotations] == [(first, 1), (fourth, 1)]
     assert (report.unannotated, report.negatives, report.unknown_labels) == (1, 1, {"Gone": 1})
+
+
+def test_tasks_that_have_only_a_ground_truth_are_counted(project):
+    """The project's own count leaves them out; a poll asks for this one before it takes them for deleted."""
+    first, second = project.tasks[:2]
+    project.annotate(first, [box()])
+    project.annotate(second, [box()], ground_truth=True)
+    assert project.client.project(project.id)["num_tasks_with_annotations"] == 1
+    assert list(project.client.annotated_task_ids(project.id)) == [first, second]
+    assert project.client.annotated_task_count(project.id) == 2
 
 
 def _info(task_id):

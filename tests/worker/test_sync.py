@@ -22,11 +22,14 @@ class Remote:
         self.changed, self.asked, self.error, self.tasks, self.config = [], [], None, 100, "<View/>"
         self.checked = {}
         self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed``
+        self.only_ground_truth = set()  # those that Label Studio leaves out of the project's own count
+        self.listed = 0
 
     def state(self, project_id):
         if self.error:
             raise self.error
-        return ProjectState(self.tasks, len(self.annotated_tasks(project_id)), self.config)
+        counted = [task for task in self._annotated() if task not in self.only_ground_truth]
+        return ProjectState(self.tasks, len(counted), self.config)
 
     def updates(self, project_id, since):
         self.asked.append(since)
@@ -38,6 +41,13 @@ class Remote:
         return self.checked
 
     def annotated_tasks(self, project_id):
+        self.listed += 1
+        return self._annotated()
+
+    def annotated_count(self, project_id):
+        return len(self._annotated())
+
+    def _annotated(self):
         return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
 
 
@@ -324,6 +334,18 @@ def test_the_poll_notices_tasks_that_were_deleted_without_a_word(world):
     world.remote.annotated, world.remote.tasks = [20], 99
     world.poll_now()
     assert world.store.ledger.usable(1) == {2: 20}
+
+
+def test_a_task_that_has_only_a_ground_truth_does_not_pass_for_a_deleted_one(world):
+    """The project's own count leaves it out: every poll listed all annotated tasks."""
+    world.annotate(1, 2, 3)
+    world.remote.annotated, world.remote.only_ground_truth = [10, 20, 30], {20}
+    for _ in range(3):
+        world.poll_now()
+    assert world.remote.listed == 0 and world.store.ledger.usable(1) == {1: 10, 2: 20, 3: 30}
+    world.remote.annotated = [20, 30]
+    world.poll_now()
+    assert world.remote.listed == 1 and world.store.ledger.usable(1) == {2: 20, 3: 30}, "one is deleted"
 
 
 def test_the_poll_notices_new_tasks_that_no_event_told_of_and_tells_of_none_twice(world):
