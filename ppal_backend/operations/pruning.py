@@ -17,7 +17,7 @@ from pathlib import Path
 from ppal_backend.datasets import images
 from ppal_backend.errors import ArtifactsUnavailable, StoreUnavailable
 from ppal_backend.files import read_json
-from ppal_backend.rounds.folder import HEAVY, Rounds
+from ppal_backend.rounds.folder import HEAVY, RESUMABLE, Rounds
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
 
@@ -36,7 +36,8 @@ def prune_project(
     in_bucket: bool = True,
 ) -> list[Pruned]:
     """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of the
-    model that predicts, or of what an open round needs.
+    model that predicts, or of what an open round needs; and of rounds that failed or were cancelled what only they
+    could have gone on with.
 
     Args:
         settings: the operator's settings.
@@ -53,15 +54,14 @@ def prune_project(
     kept = versions[-settings.keep_artifacts :] + [v for v in versions if v.active]
     predicts = store.versions.active(project_id, with_model=True)
     kept += [predicts] if predicts is not None else []
-    if not kept:
-        return []
-    root = Rounds(settings).of_project(project_id)
-    opened = [r for r in store.rounds.of_project(project_id) if r.finished_at is None]
+    root, rounds = Rounds(settings).of_project(project_id), store.rounds.of_project(project_id)
+    opened = [r for r in rounds if r.finished_at is None]
     checkpoints = {settings.model_dir.resolve() / v.checkpoint for v in kept if v.checkpoint}
     checkpoints |= set(_models_of(root, opened))
     whole = {v.round_number for v in kept} | {r.number for r in opened}
     oldest = _oldest(versions, settings.keep_artifacts)
-    pruned = prune_rounds(root, whole, oldest, checkpoints | set(reading), dry_run)
+    ended_early = {r.number for r in rounds if r.state in ("failed", "cancelled")} - whole
+    pruned = prune_rounds(root, whole, oldest, checkpoints | set(reading), dry_run, ended_early)
     if in_bucket and not dry_run:
         names = [str(c.relative_to(root)) for c in checkpoints if c.is_relative_to(root)]
         _prune_copies(settings, store.projects.get(project_id).key, whole, oldest, names)
@@ -177,7 +177,7 @@ def _prune_copies(settings: Settings, key: str, kept: set[int], before: int, che
 
 
 def _oldest(versions: list[ModelVersion], keep: int) -> int:
-    return min(v.round_number for v in versions[-keep:])
+    return min((v.round_number for v in versions[-keep:]), default=0)
 
 
 def _models_of(root: Path, rounds: list[RoundRecord]) -> Iterator[Path]:
@@ -201,16 +201,22 @@ class Pruned:
 
 
 def prune_rounds(
-    rounds: Path, keep: Collection[int], before: int, checkpoints: Collection[Path], dry_run: bool = False
+    rounds: Path,
+    keep: Collection[int],
+    before: int,
+    checkpoints: Collection[Path],
+    dry_run: bool = False,
+    ended_early: Collection[int] = (),
 ) -> list[Pruned]:
-    """Remove the heavy files of old rounds.
+    """Remove the heavy files of old rounds, and of those that ended early what they would have gone on with.
 
     Args:
         rounds: The folder with one folder per round.
         keep: Numbers of rounds to leave whole.
-        before: Only rounds with a lower number are touched.
+        before: Only rounds with a lower number are old.
         checkpoints: Files that stay wherever they lie.
         dry_run: Remove nothing.
+        ended_early: Numbers of rounds that failed or were cancelled.
 
     Returns:
         The rounds of which something is removed, oldest first. What cannot be removed is logged and left.
@@ -218,12 +224,14 @@ def prune_rounds(
     numbers = sorted(int(p.name) for p in rounds.glob("*") if p.is_dir() and p.name.isdigit())
     pruned = []
     for number in numbers:
-        if number in keep or number >= before:
+        patterns = HEAVY if number < before else RESUMABLE if number in ended_early else ()
+        if number in keep:
             continue
         doomed = [
             path
-            for path in (rounds / str(number) / name for name in HEAVY)
-            if path.exists() and not any(checkpoint.is_relative_to(path) for checkpoint in checkpoints)
+            for pattern in patterns
+            for path in sorted((rounds / str(number)).glob(pattern))
+            if not any(checkpoint.is_relative_to(path) for checkpoint in checkpoints)
         ]
         size = sum(f.stat().st_size for path in doomed for f in _files(path))
         if not doomed:

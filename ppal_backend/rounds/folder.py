@@ -63,6 +63,9 @@ SHOWN = ("metrics.json", "query_set.json", "map.json", "dataset/pool.json", "dat
 HEAVY = ("export", "dataset", "adopt", "train", "evaluation", "detections", "labelled_detections", "candidates.json")
 """What is removed of a round. Its spec, marks, metrics and query set stay: they are small and tell its story."""
 
+RESUMABLE = ("train/images", "train/*.pth", "detections", "labelled_detections")
+"""What is removed of a round that failed or was cancelled: nobody goes on with it. The log of its training stays."""
+
 
 class Rounds:
     """Every round's folder, whether it lies on this machine or in the bucket: the one thing that opens them.

@@ -112,6 +112,7 @@ def _attempt(
     except RoundCancelled as reason:
         if rounds.get(record.id).cancel_asked:
             rounds.cancel(record.id, str(reason), lease)
+            prune_project(settings, store, project_id)
         else:
             rounds.release(record.id, lease=lease)
     except StoreUnavailable:
@@ -123,6 +124,7 @@ def _attempt(
     except PPALError as error:
         log.error("round %d of project %d failed: %s", record.number, project_id, error)
         rounds.fail(record.id, str(error), lease)
+        prune_project(settings, store, project_id)
     except Exception as error:
         if is_full(error):
             text = f"the disk was full in step {watch.step!r} ({error}); free some, the round goes on by itself"
@@ -130,7 +132,8 @@ def _attempt(
             return _wait(store, record, lease, SPACE_RETRY_S, text)
         log.exception("round %d of project %d broke", record.number, project_id)
         text = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
-        rounds.crashed(record.id, text, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
+        if not rounds.crashed(record.id, text, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease):
+            prune_project(settings, store, project_id)
 
 
 def _wait(store: Store, record: RoundRecord, lease: Lease, delay_s: float, error: str) -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from ppal_backend.datasets.images import Evicted
+from ppal_backend.errors import DetectorError, RoundCancelled
 from ppal_backend.operations.control import roll_back
 from ppal_backend.operations.pruning import prune_images, prune_project
 from ppal_backend.store import Lease
@@ -75,6 +76,36 @@ def test_what_an_open_round_needs_stays(place):
     place.run()
     assert place.store.rounds.get(record.id).state == "done"
     assert not place.store.rounds.claim(1, Lease.mine())
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+@pytest.mark.parametrize("rounds_before", [0, 1])
+def test_a_round_that_ended_early_keeps_its_log_and_nothing_that_it_would_go_on_with(
+    place, how, rounds_before, monkeypatch
+):
+    for _ in range(rounds_before):
+        place.round()
+    before = whole(place)
+    train = place.world.train
+
+    def ending(spec, labels, files, folder, *rest):
+        train(spec, labels, files, folder, *rest)
+        (folder / "images").mkdir()
+        (folder / "images" / "1.bmp").write_bytes(bytes(1000))
+        (folder / "iter_50.pth").write_bytes(bytes(1000))
+        (folder / "train.log").write_text("loss nan")
+        if how == "failed":
+            raise DetectorError("the training diverged")
+        place.store.rounds.ask_cancel(place.store.rounds.running(1).id)
+        raise RoundCancelled("stopped")
+
+    monkeypatch.setattr(place.world, "train", ending)
+    record = place.round()
+    assert record.state == how
+    folder = place.folder(record.number) / "train"
+    assert (folder / "train.log").is_file() and not list(folder.glob("*.pth")) and not (folder / "images").exists()
+    assert (place.folder(record.number) / "dataset").is_dir()
+    assert [number for number in whole(place) if number != record.number] == before, "the version in force stays"
 
 
 def test_a_dry_run_tells_and_removes_nothing(make_place):
