@@ -305,7 +305,7 @@ def prune(
 def backup(
     file: Annotated[Path, typer.Argument(help="tar file to write; must not exist")], as_json: AsJson = False
 ) -> None:
-    """Back up the state and what the active versions need; service and worker may go on.
+    """Back up the state and what the active versions need, with your own detectors; service and worker may go on.
 
     Example: ppal backup ppal-monday.tar
     """
@@ -316,9 +316,13 @@ def backup(
             manifest = back_up(settings, store, file, told)
         files, size, whole = len(manifest["sha256"]), file.stat().st_size, manifest["database"] is not None
         if as_json:
-            print_json({"file": str(file), "files": files, "bytes": size, "with_database": whole})
+            told_too = {name: manifest[name] for name in ("own_zoo", "left_out")}
+            print_json({"file": str(file), "files": files, "bytes": size, "with_database": whole, **told_too})
             return
         console.print(f"{file}: {files} files, {size / 2**20:.1f} MiB", soft_wrap=True)
+        if zoo := manifest["own_zoo"]:
+            mine = f"{zoo['files']} of them, {zoo['bytes'] / 2**20:.1f} MiB"
+            console.print(f"your own detectors: {mine}", soft_wrap=True, highlight=False)
         if not whole:
             console.print("the state database is no SQLite: back it up with pg_dump as well", highlight=False)
 

@@ -1,4 +1,5 @@
-"""A backup is one tar file: the state database, what the active versions need, and a manifest with checksums.
+"""A backup is one tar file: the state database, what the active versions need, the operator's own detectors, and a
+manifest with checksums.
 
 Images, exports and detections are not in it: Label Studio has the images and annotations, a round makes the rest
 again. Neither are secrets: the token and passwords stand in the environment alone.
@@ -10,6 +11,8 @@ import contextlib
 import io
 import json
 import logging
+import os
+import shutil
 import sqlite3
 import tarfile
 import tempfile
@@ -20,6 +23,7 @@ from importlib.metadata import version as release_of
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.detector.zoo import ZOO_FILE
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.rounds.folder import Rounds
@@ -53,7 +57,8 @@ def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgr
         on_progress: told bytes of ``checksums``, then of ``writing``.
 
     Returns:
-        The manifest. Its ``database`` is null for a PostgreSQL, which ``pg_dump`` backs up.
+        The manifest. Its ``database`` is null for a PostgreSQL, which ``pg_dump`` backs up; ``own_zoo`` says folder,
+        files and bytes of the operator's own detectors, null without; ``left_out`` names what is needed and not in it.
 
     Raises:
         StateError: ``target`` exists.
@@ -64,7 +69,9 @@ def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgr
         raise StateError(f"expected a new file to back up to, got {target}, which exists; choose another name")
     root = settings.model_dir.resolve()
     with tempfile.TemporaryDirectory(dir=root if root.is_dir() else None, prefix=".backup-") as scratch:
-        files = {str(path.relative_to(root)): path for path in _files(settings, store)}
+        left_out: list[str] = []
+        zoo = _own_detectors(settings, Path(scratch), left_out)
+        files = {str(path.relative_to(root)): path for path in _files(settings, store, left_out)} | zoo
         source = database_file(settings.state_url)
         if source is not None:
             files[DATABASE] = _copy_database(source, Path(scratch) / DATABASE)
@@ -73,9 +80,17 @@ def back_up(settings: Settings, store: Store, target: Path, on_progress: OnProgr
             "release": release_of("ppal-backend"),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "database": None if source is None else DATABASE,
+            "own_zoo": {
+                "folder": str(settings.own_zoo.relative_to(root)),
+                "files": len(zoo),
+                "bytes": sum(path.stat().st_size for path in zoo.values()),
+            }
+            if zoo
+            else None,
+            "left_out": left_out,
             "sha256": {name: sha256_of(path) for name, path in _counted("checksums", files, on_progress)},
         }
-        with atomic_file(target) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        with atomic_file(target) as file, tarfile.open(fileobj=file, mode="w", dereference=True) as archive:
             _add_manifest(archive, manifest)
             for name, path in _counted("writing", files, on_progress):
                 archive.add(path, arcname=name, recursive=False)
@@ -86,6 +101,8 @@ def restore(
     settings: Settings, source: Path, force: bool = False, on_progress: OnProgress | None = None
 ) -> dict[str, Any]:
     """Put a backup into the data folder. What is there is moved to ``replaced-…`` within it, not deleted.
+
+    The operator's own detectors there stay, unless the backup brings some.
 
     Args:
         settings: where to.
@@ -99,7 +116,8 @@ def restore(
     if not source.is_file():
         raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
-    occupied = [path for path in root.iterdir() if not _stays(path, settings)]
+    brought = {Path(name).parts[0] for name in _manifest_of(source)["sha256"]}
+    occupied = [path for path in root.iterdir() if path.name in brought or not _stays(path, settings)]
     if occupied and not force:
         raise StateError(
             f"expected an empty data folder to restore to, got {root} with {len(occupied)} entries; use "
@@ -120,12 +138,13 @@ def restore(
             if path.name != MANIFEST:
                 path.rename(database if database is not None and path.name == DATABASE else root / path.name)
     open_store(settings).close()  # brings an older schema up to date, or says that it is too new
+    _warn_of_missing(settings, manifest)
     return manifest
 
 
-def _files(settings: Settings, store: Store) -> Iterator[Path]:
-    """What the active versions need, from the bucket where this machine lacks it, and each project's claim to its
-    folder."""
+def _files(settings: Settings, store: Store, left_out: list[str]) -> Iterator[Path]:
+    """What the active versions need of their rounds, from the bucket where this machine lacks it, and each project's
+    claim to its folder; ``left_out`` gets the checkpoints that are gone."""
     root, rounds = settings.model_dir.resolve(), Rounds(settings)
     for project in store.projects.all():
         claim = settings.project_folder(project.id) / "project.json"
@@ -147,6 +166,30 @@ def _files(settings: Settings, store: Store) -> Iterator[Path]:
                 yield checkpoint
             else:
                 log.warning("the backup is without %s, which an active version needs: it is gone", checkpoint)
+                left_out.append(str(checkpoint))
+
+
+def _own_detectors(settings: Settings, scratch: Path, left_out: list[str]) -> dict[str, Path]:
+    """Every file of the operator's own zoo by its name in the backup, where the zoo lies in the data folder: a
+    checkpoint holds no architecture, and trainings want the initial weights.
+
+    The table is copied before the files are listed, since ``ppal zoo add`` may replace it meanwhile: files first,
+    then the table.
+    """
+    root, zoo = settings.model_dir.resolve(), settings.own_zoo
+    table = zoo / ZOO_FILE
+    if root not in zoo.parents:
+        if table.is_file():
+            log.warning("the backup is without your own detectors in %s, outside MODEL_DIR: copy that folder too", zoo)
+            left_out.append(str(zoo))
+        return {}
+    copies = {}
+    if table.is_file():
+        copies[str(table.relative_to(root))] = Path(shutil.copy(table, scratch / ZOO_FILE))
+    found = [Path(folder, name) for folder, _, names in os.walk(zoo, followlinks=True) for name in names]
+    return {
+        str(path.relative_to(root)): path for path in found if path.is_file() and not path.name.startswith(".")
+    } | copies
 
 
 def _copy_database(source: Path, target: Path) -> Path:
@@ -169,16 +212,29 @@ def _add_manifest(archive: tarfile.TarFile, manifest: dict[str, Any]) -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
-def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[str, Any]:
+def _manifest_of(source: Path) -> dict[str, Any]:
     try:
         with tarfile.open(source, mode="r:") as archive:
-            archive.extractall(folder, filter="data")
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sums = dict(manifest["sha256"])
+            file = archive.extractfile(MANIFEST)
+            if file is None:
+                raise ValueError(f"{MANIFEST} is no file")
+            manifest = dict(json.load(file))
+        manifest["sha256"] = dict(manifest["sha256"])
     except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"expected a backup made by ppal backup, got {source}: {error}") from None
     if manifest.get("format") != FORMAT:
         raise StateError(f"expected a backup of format {FORMAT}, got {manifest.get('format')!r}; use a newer release")
+    return manifest
+
+
+def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[str, Any]:
+    manifest = _manifest_of(source)
+    sums = manifest["sha256"]
+    try:
+        with tarfile.open(source, mode="r:") as archive:
+            archive.extractall(folder, filter="data")
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise StateError(f"expected a backup made by ppal backup, got {source}: {error}") from None
     found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
     found.pop(MANIFEST)
     wrong = sorted(found.keys() ^ sums.keys()) or [
@@ -186,7 +242,19 @@ def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[
     ]
     if wrong:
         raise StateError(f"the backup {source} is damaged: {', '.join(wrong[:3])}; nothing was changed")
-    return dict(manifest)
+    return manifest
+
+
+def _warn_of_missing(settings: Settings, manifest: Mapping[str, Any]) -> None:
+    """Tell what the active versions need and the backup did not bring to where it is looked for."""
+    for path in manifest.get("left_out", ()):
+        log.warning("the backup is without %s, which active versions may need: copy it from where it was made", path)
+    zoo = manifest.get("own_zoo")
+    place = settings.model_dir.resolve() / zoo["folder"] if zoo else None
+    if place is not None and place != settings.own_zoo:
+        log.warning(
+            "the detectors of the backup are in %s, but PPAL_MODEL_ZOO is %s: correct it", place, settings.own_zoo
+        )
 
 
 def _counted(step: str, files: Mapping[str, Path], on_progress: OnProgress | None) -> Iterator[tuple[str, Path]]:
@@ -225,9 +293,11 @@ def _refuse_while_running(settings: Settings) -> None:
 
 
 def _stays(path: Path, settings: Settings) -> bool:
-    """Whether an entry of the data folder is no state: settings, backups (the image starts there), cache."""
-    mine = path.name == CONFIG_FILE or path.suffix == ".tar" or path.resolve() == settings.cache_dir.resolve()
-    return mine or path.name.startswith((".", "replaced-"))
+    """Whether an entry of the data folder is no state: settings, backups (the image starts there), cache, and the
+    operator's own detectors."""
+    place, zoo = path.resolve(), settings.own_zoo
+    mine = path.name == CONFIG_FILE or path.suffix == ".tar" or place == settings.cache_dir.resolve()
+    return mine or path.name.startswith((".", "replaced-")) or place == zoo or place in zoo.parents
 
 
 def _made(folder: Path) -> Path:

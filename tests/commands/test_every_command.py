@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,18 @@ def test_cancelling_tells_each_round(run, store):
 def test_a_backup_and_its_restore_tell_files_and_bytes(run, store, tmp_path, monkeypatch):
     made = json.loads(run("backup", "b.tar", "--json").stdout)
     size = (tmp_path / "b.tar").stat().st_size
-    assert made == {"file": "b.tar", "files": 1, "bytes": size, "with_database": True}
+    whole = {"file": "b.tar", "files": 1, "bytes": size, "with_database": True, "own_zoo": None, "left_out": []}
+    assert made == whole
     monkeypatch.setenv("MODEL_DIR", str(tmp_path / "new"))
     restored = json.loads(run("restore", "b.tar", "--json").stdout)
     assert (restored["files"], restored["with_database"]) == (1, True)
+    (tmp_path / "new/zoo").mkdir()
+    (tmp_path / "new/zoo/zoo.toml").write_bytes(b"#" * 2**20)
+    assert "your own detectors: 1 of them, 1.0 MiB" in run("backup", "c.tar").stdout
+    monkeypatch.setenv("PPAL_MODEL_ZOO", str(tmp_path / "new"))
+    shutil.move(tmp_path / "new/zoo/zoo.toml", tmp_path / "new/zoo.toml")
+    told = run("backup", "d.tar")
+    assert f"without your own detectors in {tmp_path / 'new'}" in " ".join(told.stderr.split())
 
 
 @pytest.mark.parametrize("words", UNKNOWN_PROJECT)

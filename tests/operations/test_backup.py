@@ -92,6 +92,95 @@ def test_backups_settings_and_the_cache_in_the_data_folder_are_no_state(place, t
     assert (new / "b.tar").is_file() and (new / "cache/weights.pth").is_file(), "they stay where they are"
 
 
+def own_detector(zoo, head="mine"):
+    """What `ppal zoo add` leaves: the table, and a folder with the config and large weights."""
+    for name, content in {"zoo.toml": head, "mine/config.py": "model = 1", "mine/weights.pth": "w" * 3000}.items():
+        (zoo / name).parent.mkdir(parents=True, exist_ok=True)
+        (zoo / name).write_text(content)
+
+
+def test_the_operators_own_detectors_come_back(place, tmp_path):
+    place.round()
+    own_detector(place.settings.own_zoo)
+    (place.settings.own_zoo / "mine/.weights.pth.half").write_text("being written")
+    stored = tmp_path / "elsewhere.py"
+    stored.write_text("linked")
+    (place.settings.own_zoo / "mine/base.py").symlink_to(stored)
+    manifest = back_up(place.settings, place.store, tmp_path / "b.tar")
+    assert manifest["own_zoo"] == {"folder": "zoo", "files": 4, "bytes": 4 + 9 + 3000 + 6}
+    assert manifest["left_out"] == []
+    stored.unlink()
+    settings = elsewhere(tmp_path)
+    restore(settings, tmp_path / "b.tar")
+    assert settings.model_zoo == settings.model_dir / "zoo", "it is the zoo in force"
+    found = {str(p.relative_to(settings.own_zoo)): p.read_text() for p in settings.own_zoo.rglob("*") if p.is_file()}
+    assert found == {
+        "zoo.toml": "mine", "mine/config.py": "model = 1", "mine/weights.pth": "w" * 3000, "mine/base.py": "linked",
+    }  # fmt: skip
+
+
+def test_own_detectors_of_another_folder_are_named_as_left_out(make_place, tmp_path, caplog):
+    place = make_place(PPAL_MODEL_ZOO=tmp_path / "detectors")
+    manifest = back_up(place.settings, place.store, tmp_path / "none.tar")
+    assert (manifest["own_zoo"], manifest["left_out"]) == (None, []) and "your own" not in caplog.text
+    own_detector(tmp_path / "detectors")
+    manifest = back_up(place.settings, place.store, tmp_path / "b.tar")
+    assert (manifest["own_zoo"], manifest["left_out"]) == (None, [str(tmp_path / "detectors")])
+    assert f"without your own detectors in {tmp_path / 'detectors'}" in caplog.text
+    caplog.clear()
+    restore(elsewhere(tmp_path), tmp_path / "b.tar")
+    assert f"without {tmp_path / 'detectors'}" in caplog.text
+
+
+def test_own_detectors_stay_unless_the_backup_brings_some(place, tmp_path):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "without.tar")
+    settings = elsewhere(tmp_path)
+    own_detector(settings.own_zoo, "added first")
+    restore(settings, tmp_path / "without.tar")
+    restore(settings, tmp_path / "without.tar", force=True)
+    assert (settings.own_zoo / "zoo.toml").read_text() == "added first", "they stay where they are"
+
+    own_detector(place.settings.own_zoo, "of the backup")
+    back_up(place.settings, place.store, tmp_path / "with.tar")
+    (other := tmp_path / "other").mkdir()
+    theirs = load_settings(MODEL_DIR=other)
+    own_detector(theirs.own_zoo, "theirs")
+    with pytest.raises(StateError, match=r"got .*other with 1 entries; use --force"):
+        restore(theirs, tmp_path / "with.tar")
+    restore(theirs, tmp_path / "with.tar", force=True)
+    (aside,) = other.glob("replaced-*")
+    assert (aside / "zoo/zoo.toml").read_text() == "theirs"
+    assert (theirs.own_zoo / "zoo.toml").read_text() == "of the backup"
+
+
+def test_own_detectors_are_told_where_the_settings_look_elsewhere(place, tmp_path, caplog):
+    place.round()
+    own_detector(place.settings.own_zoo)
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    settings = load_settings(MODEL_DIR=tmp_path / "new", PPAL_MODEL_ZOO=tmp_path / "detectors")
+    restore(settings, tmp_path / "b.tar")
+    assert (settings.model_dir / "zoo/zoo.toml").is_file()
+    assert f"are in {settings.model_dir / 'zoo'}, but PPAL_MODEL_ZOO is {tmp_path / 'detectors'}" in caplog.text
+
+
+def test_a_detector_added_meanwhile_leaves_the_backup_whole(place, tmp_path, monkeypatch):
+    """`ppal zoo add` puts files first, then replaces the table: also between a checksum and its file."""
+    place.round()
+    own_detector(place.settings.own_zoo)
+    told = []
+
+    def add(progress):
+        if not told:
+            own_detector(place.settings.own_zoo, "another table")
+        told.append(progress)
+
+    back_up(place.settings, place.store, tmp_path / "b.tar", add)
+    settings = elsewhere(tmp_path)
+    restore(settings, tmp_path / "b.tar")
+    assert told and (settings.own_zoo / "zoo.toml").read_text() == "mine"
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "extra", "newer"])
 def test_a_damaged_backup_is_refused_before_anything_changes(place, tmp_path, damage):
     place.round()
