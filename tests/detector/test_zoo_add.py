@@ -14,7 +14,7 @@ from ppal_backend.detector.config import build_config
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, train
-from ppal_backend.detector.weights import load_any, load_checkpoint
+from ppal_backend.detector.weights import classes_of, load_any, load_checkpoint
 from ppal_backend.detector.zoo import add as zoo_add
 from ppal_backend.detector.zoo import find_entry, load_zoo
 from ppal_backend.detector.zoo.add import add
@@ -232,6 +232,49 @@ def test_a_backbone_alone_is_taken_as_one(config: Path, checkpoint: Path, own_zo
     added = add(config, tmp_path / "backbone.pth", own_zoo, device="cpu")
     assert added.entry.weights is not None and added.entry.weights.kind == "backbone"
     assert added.tensors == len(alone)
+
+
+WIDE_HEAD = "model = dict(bbox_head=dict(stacked_convs=40))\n"  # a backbone of less than half of the detector
+
+
+@pytest.fixture
+def imagenet(checkpoint: Path, tmp_path: Path) -> Path:
+    """A classifier as mmpretrain publishes them: its backbone under the detector's names, and its head."""
+    state = {k: v for k, v in load_any(checkpoint)["state_dict"].items() if k.startswith("backbone.")}
+    classes = ["tench", "goldfish", "great white shark"]
+    head = {"head.fc.weight": torch.ones(3, 64), "head.fc.bias": torch.zeros(3)}
+    torch.save({"state_dict": {**state, **head}, "meta": {"dataset_meta": {"classes": classes}}}, tmp_path / "imagenet")
+    return tmp_path / "imagenet"
+
+
+@pytest.mark.parametrize("more", ["", WIDE_HEAD])
+def test_a_backbone_of_a_published_classifier_is_taken_as_one(
+    more: str, config: Path, imagenet: Path, own_zoo: Path, tmp_path: Path
+) -> None:
+    config.write_text(OWN + more)
+    added = add(config, imagenet, own_zoo, device="cpu")
+    assert added.entry.weights is not None
+    assert (added.entry.weights.kind, added.entry.weights.classes) == ("backbone", ())
+    stored = load_checkpoint(own_zoo / "my_net_v2" / "weights.pth")
+    names = {name for name in load_any(imagenet)["state_dict"] if name.startswith("backbone.")}
+    assert set(stored["state_dict"]) == names and added.tensors == len(names), "without the classifier's head"
+    assert classes_of(stored) == (), "ImageNet's names are none of the detector's"
+
+
+@pytest.mark.parametrize("more", ["", WIDE_HEAD])
+def test_a_classifiers_checkpoint_starts_a_training_as_a_backbone(
+    more: str, config: Path, imagenet: Path, own_zoo: Path, tmp_path: Path
+) -> None:
+    """As the initial weights of one project, without an entry in the zoo."""
+    config.write_text(OWN + more)
+    add(config, None, own_zoo, device="cpu")
+    request = TrainRequest(
+        "my_net_v2", CLASSES, write_set(tmp_path / "images", 4), None, tmp_path / "work", device="cpu",
+        max_iterations=1, zoo_root=own_zoo, init_weights=imagenet, known={CLASSES[0]: ["tench"]},
+    )  # fmt: skip
+    trained, start = load_checkpoint(train(request).checkpoint), load_any(imagenet)["state_dict"]
+    name = "backbone.layer2.0.conv1.weight"
+    assert float((trained["state_dict"][name] - start[name]).abs().max()) < 0.01 < float(start[name].abs().max())
 
 
 def test_a_student_and_its_teacher_are_added_with_their_ratio(own_zoo: Path, tmp_path: Path) -> None:

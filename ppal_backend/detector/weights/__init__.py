@@ -27,6 +27,7 @@ from ppal_backend.files import atomic_file
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 2e-3  # a variance of 1 less epsilon, a scale of sqrt(1 + epsilon)
+_BACKBONE = "backbone."
 _STUDENT, _TEACHER = "student.", "teacher."
 
 
@@ -93,6 +94,25 @@ def classes_of(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
+def kind_of(tensors: Mapping[str, torch.Tensor], model: torch.nn.Module) -> str:
+    """``detector`` for weights that hold anything of this detector beyond its backbone, else ``backbone``.
+
+    Names alone do not tell: a classifier's checkpoint has ``backbone.`` in front of its backbone's names too.
+
+    Args:
+        tensors: Weights by name.
+        model: Detector that they are for.
+    """
+    beyond = (name for name in model.state_dict() if not name.startswith(_BACKBONE))
+    return "backbone" if tensors.keys().isdisjoint(beyond) else "detector"
+
+
+def backbone_of(tensors: Mapping[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Those of the weights that this detector's backbone has a place for, with or without ``backbone.`` in front."""
+    own = {name for name in model.state_dict() if name.startswith(_BACKBONE)}
+    return {name: value for name, value in tensors.items() if name in own or _BACKBONE + name in own}
+
+
 def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], kind: str, origin: Path) -> int:
     """Copy weights into a model where name and shape agree.
 
@@ -101,7 +121,7 @@ def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], k
 
     Args:
         model: Detector to fill.
-        tensors: Weights by name; names as in the detector, or as in the bare backbone for ``backbone``.
+        tensors: Weights by name; names as in the detector, or as in the bare backbone too for ``backbone``.
         kind: ``detector`` or ``backbone``.
         origin: File they came from, for messages.
 
@@ -113,19 +133,19 @@ def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], k
             belongs to another architecture.
     """
     own = model.state_dict()
-    prefix = "backbone." if kind == "backbone" else ""
+    prefix = _BACKBONE if kind == "backbone" else ""
     if prefix and any(name.startswith(prefix) for name in tensors):
         prefix = ""
-    wanted = {name for name in own if kind == "detector" or name.startswith("backbone.")}
+    wanted = {name for name in own if kind == "detector" or name.startswith(_BACKBONE)}
     fitting = {
         prefix + name: value
         for name, value in tensors.items()
         if prefix + name in wanted and own[prefix + name].shape == value.shape
     }
-    if 2 * len(fitting) < len(wanted):
+    if not fitting or 2 * len(fitting) < len(wanted):
         raise CheckpointError(
-            f"expected weights of the same architecture in {origin}: only {len(fitting)} of {len(wanted)} tensors "
-            f"agree in name and shape; choose the checkpoint of this detector"
+            f"expected weights of the same architecture in {origin}: only {len(fitting)} of {len(wanted)} tensors of "
+            f"the {kind} agree in name and shape; choose the checkpoint of this detector or of its backbone"
         )
     model.load_state_dict(fitting, strict=False)
     logger.info("took %d of %d tensors from %s", len(fitting), len(wanted), origin)

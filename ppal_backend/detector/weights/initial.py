@@ -23,6 +23,7 @@ from ppal_backend.detector.weights import (
     apply_weights,
     classes_of,
     has_folded_statistics,
+    kind_of,
     load_any,
     save_final,
     state_dict_of,
@@ -49,7 +50,8 @@ class InitialWeights:
 
     Args:
         path: The file.
-        kind: ``detector`` or ``backbone``.
+        kind: ``backbone`` for a backbone alone; ``detector`` for what may be a whole detector, which shows when it is
+            put into one.
         classes: What its head's rows stand for by the zoo, for a file that does not say; () for unknown.
         known: Label -> the classes among them that it starts from; used unless the file is a training of this project,
             whose rows go over by label.
@@ -83,9 +85,7 @@ def find_weights(request: TrainRequest, entry: ZooEntry) -> InitialWeights | Non
         classes = entry.weights.classes if entry.weights is not None else ()
     else:
         path, kind = Path(request.init_weights), "detector"
-    tensors = state_dict_of(load_any(path), path)
-    if kind == "detector" and not any(name.startswith("backbone.") for name in tensors):
-        kind = "backbone"
+    state_dict_of(load_any(path), path)
     return InitialWeights(path, kind, classes, request.known)
 
 
@@ -118,10 +118,11 @@ def initialiser(
     def initialise(model: torch.nn.Module) -> None:
         part = trained_part(model)
         fitting = tensors
-        if weights.kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
+        kind = "backbone" if weights.kind == "backbone" else kind_of(tensors, part)
+        if kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
             wider = _wider(config, len(classes) + 1)
             fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
-        apply_weights(part, fitting, weights.kind, weights.path)
+        apply_weights(part, fitting, kind, weights.path)
         if images and has_folded_statistics(tensors):
             measured = images[:_MEASURED_IMAGES]
             logger.warning(

@@ -24,7 +24,15 @@ from ppal_backend.detector.models import build_model
 from ppal_backend.detector.recipe import read_recipe
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.semi import is_semi, predicting_part
-from ppal_backend.detector.weights import apply_weights, classes_of, load_any, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights import (
+    apply_weights,
+    backbone_of,
+    classes_of,
+    kind_of,
+    load_any,
+    load_checkpoint,
+    state_dict_of,
+)
 from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
@@ -91,8 +99,8 @@ def add(
         flat = _flat(config)
         flat.dump(str(staged / "config.py"))
         entry = _entry_of(name, staged / "config.py", flat)
-        family, tensors = _fit(entry, weights, staged / _WEIGHTS_NAME, difficulty)
-        table = _table(entry, family, weights, staged / _WEIGHTS_NAME)
+        family, kind, tensors = _fit(entry, weights, staged / _WEIGHTS_NAME, difficulty)
+        table = _table(entry, family, weights, kind, staged / _WEIGHTS_NAME)
         (Path(folder) / ZOO_FILE).write_text(table, encoding="utf-8")
         report = _trial(name, device, Path(folder), difficulty)
         _install(staged, own_zoo, table)
@@ -203,20 +211,27 @@ def _schedule(flat: Config) -> Schedule:
     )
 
 
-def _fit(entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool) -> tuple[str, int | None]:
-    """Build the detector, find its head family, put the weights in: the family's name and the number of tensors."""
+def _fit(entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool) -> tuple[str, str, int | None]:
+    """Build the detector, find its head family, put the weights in and store them.
+
+    Returns:
+        The family's name, the kind of the weights ("" without), and how many of their tensors fit.
+    """
     with isolated(f"ppal-add-{entry.name}"):
         model = build_model(build_config(entry, CLASSES, train_images=1, trained_backbone=False))
         predicting = predicting_part(model)
         inference_family(predicting)
         family = _family(model, difficulty)
         if weights is None:
-            return family, None
+            return family, "", None
         content = load_any(weights)
-        tensors = state_dict_of(content, weights)
-        count = apply_weights(predicting, tensors, _kind(tensors), weights)
-    torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": list(classes_of(content))}}}, target)
-    return family, count
+        tensors, classes = state_dict_of(content, weights), list(classes_of(content))
+        kind = kind_of(tensors, predicting)
+        if kind == "backbone":  # the rest is a classifier's, and the classes are those of its head
+            tensors, classes = backbone_of(tensors, predicting), []
+        count = apply_weights(predicting, tensors, kind, weights)
+    torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": classes}}}, target)
+    return family, kind, count
 
 
 def _family(model: Any, difficulty: bool) -> str:
@@ -229,10 +244,6 @@ def _family(model: Any, difficulty: bool) -> str:
         return type(head).__name__.lower()
 
 
-def _kind(tensors: Mapping[str, Any]) -> str:
-    return "detector" if any(tensor.startswith("backbone.") for tensor in tensors) else "backbone"
-
-
 def _trial(name: str, device: str, root: Path, difficulty: bool) -> CheckReport:
     try:
         return check(name, device, root, difficulty=difficulty)
@@ -243,7 +254,7 @@ def _trial(name: str, device: str, root: Path, difficulty: bool) -> CheckReport:
         ) from error
 
 
-def _table(entry: ZooEntry, family: str, weights: Path | None, file: Path) -> str:
+def _table(entry: ZooEntry, family: str, weights: Path | None, kind: str, file: Path) -> str:
     """The entry as TOML; what JSON writes for text, numbers and lists is TOML too."""
     values: dict[str, Any] = {
         "title": entry.title,
@@ -254,16 +265,15 @@ def _table(entry: ZooEntry, family: str, weights: Path | None, file: Path) -> st
     }
     lines = [f"[{entry.name}]", *_rows(values)]
     if weights is not None:
-        stored = load_checkpoint(file)
         described: dict[str, Any] = {
-            "kind": _kind(stored["state_dict"]),
+            "kind": kind,
             "path": f"{entry.name}/{file.name}",
             "sha256": sha256_of(file),
             "licence": "your own",
             "source": str(weights.resolve()),
         }
-        if described["kind"] == "detector":
-            described["classes"] = list(classes_of(stored))
+        if kind == "detector":
+            described["classes"] = list(classes_of(load_checkpoint(file)))
         lines += ["", f"[{entry.name}.weights]", *_rows(described)]
     lines += ["", f"[{entry.name}.schedule]", *_rows(asdict(entry.schedule))]
     return "\n".join(lines) + "\n"
