@@ -116,7 +116,7 @@ def restore(
     if not source.is_file():
         raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
-    brought = {Path(name).parts[0] for name in _manifest_of(source)["sha256"]}
+    brought = {name.split("/")[0] for name in _manifest_of(source)["sha256"]}
     occupied = [path for path in root.iterdir() if path.name in brought or not _stays(path, settings)]
     if occupied and not force:
         raise StateError(
