@@ -188,23 +188,21 @@ def run_pipeline(pipeline: Compose, info: dict[str, Any]) -> dict[str, Any]:
         ) from error
     if packed is None:
         raise ImageError(f"image {info['img_id']} ({info['img_path']}) cannot be read; fetch it again or skip it")
-    return run_steps(others, packed)
+    return run_steps(others, packed, info)
 
 
-def run_steps(steps: Iterable[Callable[[Any], Any]], read: dict[str, Any]) -> dict[str, Any]:
+def run_steps(steps: Iterable[Callable[[Any], Any]], read: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """Run an image that was read through the other steps of a pipeline.
 
     Raises:
         ImageError: Nothing is left of it at the input size; the message names its id.
     """
-    where = f"image {read.get('img_id')} ({read.get('img_path')})"
-    height, width = read["img"].shape[:2]
     try:
         for step in steps:
             read = step(read)
     except cv2.error as error:
         raise ImageError(
-            f"{where} of {width} x {height} px cannot be brought to the input size; crop it or skip it"
+            f"image {info['img_id']} ({info['img_path']}) cannot be brought to the input size; crop it or skip it"
         ) from error
     return read
 

@@ -233,7 +233,7 @@ def test_a_strip_of_which_nothing_is_left_at_the_input_size_is_reported_and_the_
     pool = [images[0], PoolImage(77, tmp_path / "strip.png"), images[1]]
     found = list(engine.run(pool, batch_size=3, on_error=lambda image_id, error: told.update({image_id: str(error)})))
     assert [one.image_id for one in found] == [images[0].image_id, images[1].image_id]
-    assert list(told) == [77] and "of 4000 x 4 px cannot be brought to the input size; crop it" in told[77]
+    assert list(told) == [77] and "image 77 " in told[77] and "cannot be brought to the input size; crop it" in told[77]
 
 
 def test_choices_of_workers_and_precision() -> None:

@@ -130,14 +130,15 @@ def _read(pipeline: Compose, record: ImageRecord, tile: int | None = None) -> Pa
 def _views(pipeline: Compose, record: ImageRecord, tile: int) -> Views:
     """Read an image once, and prepare the whole and every tile as the pipeline prepares an image."""
     reader, *others = pipeline.transforms
-    read = run_pipeline(Compose([reader]), data_info(record))
+    info = data_info(record)
+    read = run_pipeline(Compose([reader]), info)
     height, width = read["img"].shape[:2]
     shown: tuple[Window, ...] = ((0, 0, width, height), *windows(width, height, tile))
     packed = []
     for x1, y1, x2, y2 in shown:
         part = {**read, "img": read["img"][y1:y2, x1:x2], "instances": []}
         part.update(img_shape=(y2 - y1, x2 - x1), ori_shape=(y2 - y1, x2 - x1), height=y2 - y1, width=x2 - x1)
-        packed.append(run_steps(others, part))
+        packed.append(run_steps(others, part, info))
     return Views((width, height), shown, tuple(packed))
 
 
