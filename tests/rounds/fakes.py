@@ -42,6 +42,7 @@ class FakeWorld:
         self.known, self.as_is_error = None, None
         self.infer_limit, self.has_weights, self.lost, self.problems = None, False, False, {}
         self.error, self.spec = None, None
+        self.trained_weights = None  # what a training leaves; None: a text with the round's number
         self.steering, self.data = NoSteering(), {}
 
     def _call(self, name):
@@ -81,7 +82,7 @@ class FakeWorld:
         self._call("train")
         on_progress(Progress("train", 1, 2))
         folder.mkdir(exist_ok=True)
-        (folder / "model.pth").write_bytes(b"weights of round %d" % spec.number)
+        (folder / "model.pth").write_bytes(self.trained_weights or b"weights of round %d" % spec.number)
         return Trained(ModelRef(spec.detector, str(folder / "model.pth"), labels, (0.2, 0.9)), {"iterations": 2})
 
     def untrained(self, spec, labels, folder):

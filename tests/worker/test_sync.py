@@ -66,6 +66,15 @@ def world(tmp_path):
         def poll_now(self):
             self.sync.poll(1)
 
+        def import_tasks(self, count, how):
+            """Tasks come, and an event or a poll tells of them."""
+            self.remote.tasks += count
+            if how == "event":
+                self.store.events.add(1, "TASKS_CREATED", {"tasks": count})
+                self.sync(1)
+            else:
+                self.poll_now()
+
         def rounds(self):
             return [(r.kind, r.state) for r in self.store.rounds.of_project(1)]
 
@@ -218,20 +227,10 @@ def test_tasks_that_come_while_a_training_exports_are_ranked_after_it(world, how
     world.annotate(1, 2, 3)
     world.poll_now()
     record = world.store.rounds.claim(1, Lease.mine())
-    world.remote.tasks += 500
-    if how == "event":
-        world.store.events.add(1, "TASKS_CREATED", {"tasks": 500})
-        world.sync(1)
-    else:
-        world.poll_now()
+    world.import_tasks(500, how)
     assert world.rounds() == [("train", "running")], "its export will list them"
     world.store.rounds.report(record.id, "export", {})
-    world.remote.tasks += 500
-    if how == "event":
-        world.store.events.add(1, "TASKS_CREATED", {"tasks": 500})
-        world.sync(1)
-    else:
-        world.poll_now()
+    world.import_tasks(500, how)
     world.store.ledger.used_by(1, record.number, range(1, 100))
     world.store.rounds.finish(record.id, {})
     world.sync(1)
