@@ -27,6 +27,7 @@ from ppal_backend.simulation.folder import (
     locked,
     round_place,
     seed_folder,
+    slim_first_model,
 )
 from ppal_backend.simulation.oracle import (
     PROGRESS,
@@ -116,13 +117,14 @@ class Replay:
         users = [v for v in self._plan.variants if v.first_model == first_model]
         path = first_model_folder(self._root, seed, first_model)
         with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
-            trains_with = users[0].strategy if users[0].changes_detector else "random"
-            plain = Variant(trains_with, {}, users[0].difficulty, inference=users[0].inference)
-            looks = any(v.looks_at_labelled for v in users)
-            if looks and not RoundFolder(path).path.joinpath("labelled_detections").is_dir():
-                (path / "steps" / "infer.json").unlink(missing_ok=True)  # a strategy came that wants more
+            counting = next((v.strategy for v in users if v.reads_counts), "random")
+            looked_by = users[0].strategy if users[0].changes_detector else counting
+            plain = Variant(looked_by, {}, users[0].difficulty, inference=users[0].inference)
+            spec = self._plan.spec(seed, 0, plain, self._device, any(v.looks_at_labelled for v in users))
+            if _look(path) not in (None, (spec.strategy, spec.look_at_labelled)):
+                slim_first_model(path)  # a strategy came that wants more to be seen
             run_round(
-                self._plan.spec(seed, 0, plain, self._device, looks),
+                spec,
                 RoundFolder(path),
                 Ports(
                     Oracle(self._benchmark, self.start_ids(seed, users[0].start)),
@@ -209,3 +211,12 @@ class Replay:
             "retrieval": retrieval,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def _look(first: Path) -> tuple[str, bool] | None:
+    """With which strategy a first model looked at the images, and whether at labelled ones; None where none did yet."""
+    spec = first / "spec.json"
+    if not spec.is_file():
+        return None
+    stored = read_json(spec)
+    return stored["strategy"], stored["look_at_labelled"]

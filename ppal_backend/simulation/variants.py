@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppal_backend.acquisition.strategies import USES_LABELLED, get_strategy, rival_names, strategy_names
+from ppal_backend.acquisition.strategies import READS_COUNTS, USES_LABELLED, get_strategy, rival_names, strategy_names
 from ppal_backend.errors import SettingsError
 
 DIFFICULTY_OPTIONS = ("xi", "momentum", "absent")
@@ -110,6 +110,11 @@ class Variant:
     def looks_at_labelled(self) -> bool:
         """Whether the strategy uses the model's detections on labelled images."""
         return self.strategy in USES_LABELLED
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the strategy reads how many boxes before suppression a detection stands for."""
+        return self.strategy in READS_COUNTS
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form, also accepted by :func:`parse_variants`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppal_backend.acquisition.strategies import READS_COUNTS
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import DetectorError
 from ppal_backend.files import read_json, write_json
@@ -115,7 +116,11 @@ class FakeEngine:
         skill = read_json(Path(model.checkpoint))["skill"]
         for entry in images:
             self._call("image")
-            yield Inferred(detections_of(entry.image_id, skill, len(model.labels)), features_of(entry.image_id))
+            detections = detections_of(entry.image_id, skill, len(model.labels))
+            if spec.strategy in READS_COUNTS:
+                counts = 1 + np.arange(len(detections))
+                detections = replace(detections, pre_nms_counts=counts.astype(np.int64))
+            yield Inferred(detections, features_of(entry.image_id))
 
 
 def detections_of(image_id, skill, classes):

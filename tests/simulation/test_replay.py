@@ -294,6 +294,20 @@ def test_a_strategy_that_looks_at_labelled_images_may_come_later(tmp_path):
     assert list((tmp_path / "seed-0" / "coreset" / "round-00" / "labelled_detections").glob("*.npz"))
 
 
+@pytest.mark.parametrize("strategies", [("random,pal",), ("random,coreset", "random,coreset,pal")])
+def test_a_strategy_that_reads_counts_has_them_from_the_first_query_on(tmp_path, strategies):
+    data, engine = benchmark(), FakeEngine()
+    for named in strategies:
+        plan = make_plan(data, named, seeds=(0,), rounds=1)
+        lay_out(tmp_path, data, plan)
+        run_tasks(tmp_path, plan, lambda _: engine, keep=True)
+    for kind in ("detections", "labelled_detections"):
+        (shard,) = (tmp_path / "seed-0" / "pal" / "round-00" / kind).glob("*.npz")
+        assert "pre_nms_counts" in np.load(shard).files
+    strategies_with_a_second_model = len(plan.variants)
+    assert engine.calls.count("train") == 1 + strategies_with_a_second_model, "the first model was trained once"
+
+
 def test_only_small_artifacts_stay(tmp_path):
     run(tmp_path, "random,ppal", seeds=(0,))
     folder = tmp_path / "seed-0" / "ppal" / "round-01"
