@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.detector.weights import classes_of, load_any, load_checkpoint
+from ppal_backend.detector.weights.initial import save_as_is
 from ppal_backend.detector.zoo import add as zoo_add
 from ppal_backend.detector.zoo import find_entry, load_zoo
 from ppal_backend.detector.zoo.add import add
@@ -275,6 +277,41 @@ def test_a_classifiers_checkpoint_starts_a_training_as_a_backbone(
     trained, start = load_checkpoint(train(request).checkpoint), load_any(imagenet)["state_dict"]
     name = "backbone.layer2.0.conv1.weight"
     assert float((trained["state_dict"][name] - start[name]).abs().max()) < 0.01 < float(start[name].abs().max())
+
+
+@pytest.fixture
+def told_wrong(config: Path, imagenet: Path, own_zoo: Path) -> Path:
+    """A zoo as an earlier version stored it: a classifier's checkpoint as a whole detector's, with ImageNet's names."""
+    add(config, imagenet, own_zoo, device="cpu")
+    content = load_any(imagenet)
+    torch.save(content, own_zoo / "my_net_v2" / "weights.pth")
+    table = (own_zoo / "zoo.toml").read_text()
+    entry = find_entry("my_net_v2", own_zoo)
+    assert entry.weights is not None
+    table = table.replace('kind = "backbone"', f'kind = "detector"\nclasses = {list(classes_of(content))}')
+    (own_zoo / "zoo.toml").write_text(table.replace(entry.weights.sha256, ""))
+    return own_zoo
+
+
+REMEDY = r'kind = "backbone" and remove classes under \[my_net_v2\.weights\] in zoo\.toml'
+
+
+def test_a_backbone_that_is_stored_as_a_whole_detector_trains_as_one_and_is_told(
+    told_wrong: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = TrainRequest(
+        "my_net_v2", CLASSES, write_set(tmp_path / "images", 4), None, tmp_path / "work", device="cpu",
+        max_iterations=1, zoo_root=told_wrong,
+    )  # fmt: skip
+    train(request)
+    assert re.search(REMEDY, caplog.text)
+
+
+def test_a_backbone_that_is_stored_as_a_whole_detector_predicts_nothing_as_it_is(
+    told_wrong: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=REMEDY):
+        save_as_is("my_net_v2", ("fish",), {"fish": ("goldfish",)}, tmp_path / "as_is.pth", told_wrong)
 
 
 def test_a_student_and_its_teacher_are_added_with_their_ratio(own_zoo: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ppal_backend.detector.weights import (
     save_final,
     state_dict_of,
 )
-from ppal_backend.detector.zoo import ZooEntry, find_entry
+from ppal_backend.detector.zoo import ZOO_FILE, ZooEntry, find_entry
 from ppal_backend.detector.zoo.fetch import weights_file, weights_target
 from ppal_backend.errors import CheckpointError
 
@@ -55,12 +55,14 @@ class InitialWeights:
         classes: What its head's rows stand for by the zoo, for a file that does not say; () for unknown.
         known: Label -> the classes among them that it starts from; used unless the file is a training of this project,
             whose rows go over by label.
+        entry: Name of the zoo's entry that says so; "" for a file that was named instead.
     """
 
     path: Path
     kind: str
     classes: tuple[str, ...] = ()
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    entry: str = ""
 
 
 def starts_random(request: TrainRequest, entry: ZooEntry) -> bool:
@@ -70,23 +72,18 @@ def starts_random(request: TrainRequest, entry: ZooEntry) -> bool:
 
 
 def find_weights(request: TrainRequest, entry: ZooEntry) -> InitialWeights | None:
-    """Choose, fetch and check the initial weights, before anything is built; None for a random start.
+    """Choose and fetch the initial weights, which :func:`initialiser` reads; None for a random start.
 
     Raises:
         WeightsUnavailable: They cannot be had.
-        CheckpointError: They are damaged or unsafe.
     """
     if starts_random(request, entry):
         return None
-    classes: tuple[str, ...] = ()
-    if request.init_weights is None:
-        path = weights_file(entry, request.weights_dir)
-        kind = entry.weights.kind if entry.weights is not None else "detector"
-        classes = entry.weights.classes if entry.weights is not None else ()
-    else:
-        path, kind = Path(request.init_weights), "detector"
-    state_dict_of(load_any(path), path)
-    return InitialWeights(path, kind, classes, request.known)
+    if request.init_weights is not None:
+        return InitialWeights(Path(request.init_weights), "detector", (), request.known)
+    path = weights_file(entry, request.weights_dir)
+    assert entry.weights is not None, "else there is no file"
+    return InitialWeights(path, entry.weights.kind, entry.weights.classes, request.known, entry.name)
 
 
 def initialiser(
@@ -100,6 +97,10 @@ def initialiser(
         classes: Labels in the order of the class indices.
         images: Images of the training. Folded batch-norm statistics of the weights are measured again on the first of
             them; without images they stay as they are, which is right for a detector that does not train.
+
+    Raises:
+        CheckpointError: The file is missing or damaged; when called, what comes back raises it for weights of another
+            architecture.
     """
     if weights is None:
         return lambda model: None
@@ -119,6 +120,8 @@ def initialiser(
         part = trained_part(model)
         fitting = tensors
         kind = "backbone" if weights.kind == "backbone" else kind_of(tensors, part)
+        if kind == "backbone" != weights.kind and weights.entry:
+            logger.warning("%s; they are used as that", _backbone_alone(weights.entry, weights.path))
         if kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
             wider = _wider(config, len(classes) + 1)
             fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
@@ -132,6 +135,14 @@ def initialiser(
             measure_statistics(part, config.test_pipeline, measured)
 
     return initialise
+
+
+def _backbone_alone(entry: str, path: Path) -> str:
+    """What is wrong with an entry of the zoo that calls a backbone's weights a detector's, and what to do."""
+    return (
+        f"expected weights of a whole detector in {path}, as the zoo says of {entry}, got a backbone's alone; set "
+        f'kind = "backbone" and remove classes under [{entry}.weights] in {ZOO_FILE}'
+    )
 
 
 def measure_statistics(detector: Any, test_pipeline: Sequence[dict[str, Any]], images: Sequence[ImageRecord]) -> None:
@@ -306,6 +317,8 @@ def save_as_is(
         )
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         model = build_model(build_config(entry, rows, prompts=prompts))
+        if kind_of(tensors, model) == "backbone":
+            raise CheckpointError(_backbone_alone(entry.name, file))
         own = model.state_dict()
         differing = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
         if differing:
@@ -365,7 +378,7 @@ def save_untrained(
     if pick_device(device).type == "cpu" and entry.batch_cpu == 1:
         logger.info("%s is too slow on a CPU to look at the pool before the first training", detector)
         return False
-    weights = InitialWeights(weights_file(entry, weights_dir), entry.weights.kind)
+    weights = InitialWeights(weights_file(entry, weights_dir), entry.weights.kind, entry=entry.name)
     with isolated(f"ppal-{uuid.uuid4().hex}"):
         prompts = Prompts.of(entry, classes, {}, weights_dir)
         config = build_config(entry, classes, prompts=prompts)
