@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from label_studio_sdk.base_client import LabelStudioBase
 
 PAGE_SIZE = 1000
+"""Tasks of a page as asked for; a Label Studio with TASK_API_PAGE_SIZE_MAX gives fewer without a word."""
+PROJECTS_AT_ONCE = 100
+"""As many as Label Studio gives at most."""
 EXPORT_TIMEOUT_S = 1800.0
 EXPORT_AT_ONCE = 200
 """Tasks of an export by their ids: they stand in the address."""
@@ -139,12 +142,17 @@ class LabelStudioClient:
         return str(answer.get("release", "")) if isinstance(answer, dict) else ""
 
     def projects(self) -> list[dict[str, Any]]:
-        """Return projects that the token may see, ``id``, ``title`` and ``tasks`` of each: one page of them, which is
-        at most 100."""
-        answer = self.transport.get("/api/projects/", {"page_size": 100, "include": "id,title,task_number"})
-        rows = answer.get("results") if isinstance(answer, dict) else None
-        if not isinstance(rows, list):
-            raise LabelStudioError(f"expected a list of projects, got {type(answer).__name__}")
+        """Return all projects that the token may see, ``id``, ``title`` and ``tasks`` of each."""
+        rows: list[Any] = []
+        while True:
+            page = {"page": len(rows) // PROJECTS_AT_ONCE + 1, "page_size": PROJECTS_AT_ONCE}
+            answer = self.transport.get("/api/projects/", {**page, "include": "id,title,task_number"})
+            found = answer.get("results") if isinstance(answer, dict) else None
+            if not isinstance(found, list):
+                raise LabelStudioError(f"expected a list of projects, got {type(answer).__name__}")
+            rows += found
+            if len(found) < PROJECTS_AT_ONCE or len(rows) >= int(answer.get("count") or 0):
+                break
         if not all(isinstance(row, dict) and "id" in row for row in rows):
             raise LabelStudioError("expected every project with its id, got one without; is LABEL_STUDIO_URL right?")
         return [
@@ -376,29 +384,31 @@ class LabelStudioClient:
     def _pages_by_change(
         self, project_id: int, since: str | datetime | None, include: str, annotations: bool = False
     ) -> Iterator[dict[str, Any]]:
-        cursor, page, seen = _timestamp(since), 1, set[tuple[int, str]]()
+        cursor, page, given, seen = _timestamp(since), 1, 0, set[tuple[int, str]]()
         while True:
             filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
-            tasks = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)["tasks"]
+            answer = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)
+            tasks = answer["tasks"]
+            given += len(tasks)
             for task in tasks:
                 stamp = int(task["id"]), str(task["updated_at"])
                 if stamp not in seen:
                     seen.add(stamp)
                     yield task
-            if len(tasks) < PAGE_SIZE:
+            if _is_last(answer, given):
                 return
             last = str(tasks[-1]["updated_at"])
-            cursor, page = (cursor, page + 1) if last == cursor else (last, 1)
+            cursor, page, given = (cursor, page + 1, given) if last == cursor else (last, 1, 0)
 
     def _pages_by_id(self, project_id: int, filters: list[dict[str, Any]], include: str) -> Iterator[dict[str, Any]]:
         last: int | None = None
         while True:
             after = [] if last is None else [_filter("id", "greater", "Number", last)]
-            tasks = self._page(project_id, filters + after, "tasks:id", include)["tasks"]
-            yield from tasks
-            if len(tasks) < PAGE_SIZE:
+            answer = self._page(project_id, filters + after, "tasks:id", include)
+            yield from answer["tasks"]
+            if _is_last(answer, len(answer["tasks"])):
                 return
-            last = int(tasks[-1]["id"])
+            last = int(answer["tasks"][-1]["id"])
 
     def _page(
         self,
@@ -408,14 +418,14 @@ class LabelStudioClient:
         include: str,
         page: int = 1,
         annotations: bool = False,
-        size: int = PAGE_SIZE,
+        size: int | None = None,
     ) -> dict[str, Any]:
         """A page of tasks with how many there are in all (``total``); one beyond the last has no tasks."""
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
         params = {
             "project": project_id,
             "page": page,
-            "page_size": size,
+            "page_size": size or PAGE_SIZE,
             "include": include,
             "resolve_uri": "false",
             "query": json.dumps(query),
@@ -447,6 +457,12 @@ def read_export(path: Path) -> Iterator[dict[str, Any]]:
             raise DamagedExport(
                 f"expected a complete JSON export in {path.name}, got a broken one ({reason}); export again"
             ) from None
+
+
+def _is_last(answer: Mapping[str, Any], given: int) -> bool:
+    """Whether a page ends the listing of which ``given`` tasks have come: a short page alone need not."""
+    total = answer.get("total")
+    return not answer["tasks"] or (given >= total if isinstance(total, int) else len(answer["tasks"]) < PAGE_SIZE)
 
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class FakeLabelStudio:
         self.fault: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
         self.after: Callable[[httpx.Request, httpx.Response], httpx.Response] = lambda request, response: response
         self.drop: Callable[[dict[str, Any]], bool] = lambda item: False
+        self.most_on_a_page = 10**6  # TASK_API_PAGE_SIZE_MAX of the real one, which cuts without a word
         for i in range(1, tasks + 1):
             self.add_task(i)
 
@@ -110,7 +111,11 @@ class FakeLabelStudio:
             return httpx.Response(200, json={"release": "1.23.2"})
         if path == "/api/projects/":
             shown = {"id": 1, "title": self.project.get("title", ""), "task_number": len(self.tasks)}
-            return httpx.Response(200, json={"count": 1 + len(self.others), "results": [shown, *self.others]})
+            rows, page = [shown, *self.others], int(request.url.params.get("page", 1))
+            part = rows[(page - 1) * 100 : page * 100]
+            if not part:
+                return httpx.Response(404, json={"detail": "Invalid page."})
+            return httpx.Response(200, json={"count": len(rows), "results": part})
         if path == "/api/users/":
             return httpx.Response(
                 200, json=[{"id": 7, "email": "a@example.com"}, {"id": 8, "email": "Ann@example.com"}]
@@ -123,7 +128,8 @@ class FakeLabelStudio:
 
     def _tasks(self, request: httpx.Request) -> httpx.Response:
         params = request.url.params
-        query, page, size = json.loads(params["query"]), int(params["page"]), int(params["page_size"])
+        query, page = json.loads(params["query"]), int(params["page"])
+        size = min(int(params["page_size"]), self.most_on_a_page)
         rows = [{**task, **_counts(task["annotations"])} for task in self.tasks.values()]
         for item in query["filters"]["items"]:
             column = item["filter"].removeprefix("filter:tasks:")

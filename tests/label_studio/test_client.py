@@ -112,6 +112,30 @@ def test_task_ids_when_the_last_page_is_full(small_pages):
     assert list(FakeLabelStudio(tasks=0).client().task_ids(1)) == []
 
 
+def test_a_label_studio_that_gives_smaller_pages_than_asked_for_hides_no_task():
+    """TASK_API_PAGE_SIZE_MAX cuts pages without a word: the first one passed for the whole project."""
+    fake = FakeLabelStudio(tasks=8)
+    fake.most_on_a_page = 3
+    fake.tasks[2]["annotations"] = [annotation(1)]
+    client = fake.client()
+    assert list(client.task_ids(1)) == list(range(1, 9))
+    assert [task_id for task_id, _ in client.unlabelled_tasks(1)] == [1, 3, 4, 5, 6, 7, 8]
+    assert [stamp.id for stamp in client.tasks_updated_since(1, "2026-01-01T00:00:02.000000Z")] == list(range(2, 9))
+    for task in fake.tasks.values():
+        task["updated_at"] = "2026-01-01T00:00:00.000000Z"
+    assert sorted(stamp.id for stamp in client.tasks_updated_since(1, None)) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("number", [1, 100, 101, 250])
+def test_every_project_is_listed_however_many_there_are(number):
+    """Label Studio gives at most 100 of them at a time: those beyond could never be connected from the dashboard."""
+    fake = FakeLabelStudio(tasks=3)
+    fake.others = [{"id": i, "title": f"P{i}", "task_number": i} for i in range(2, number + 1)]
+    found = fake.client().projects()
+    assert [row["id"] for row in found] == list(range(1, number + 1))
+    assert found[-1] == {"id": number, "title": "" if number == 1 else f"P{number}", "tasks": max(number, 3)}
+
+
 def test_updated_since_gives_annotation_stamps(small_pages):
     fake = FakeLabelStudio(tasks=7)
     fake.tasks[6]["annotations"] = [annotation(4), annotation(5, cancelled=True)]
