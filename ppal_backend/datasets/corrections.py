@@ -85,8 +85,13 @@ def _action(shown: Mapping[str, Any], submitted: Mapping[str, Any] | None) -> st
     before, after = shown["value"], submitted["value"]
     if before.get(REGION_TYPE) != after.get(REGION_TYPE):
         return "relabelled"
-    apart = (abs(float(before.get(key) or 0) - float(after.get(key) or 0)) for key in _FRAME)
-    return "kept" if all(distance <= _SAME_PCT for distance in apart) else "moved"
+    return "kept" if all(_is_same(before.get(key) or 0, after.get(key) or 0) for key in _FRAME) else "moved"
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    """Whether two numbers of a frame are one to a person; Label Studio stores whatever other tools write there."""
+    low, high = _number(before), _number(after)
+    return bool(before == after) if low is None or high is None else abs(high - low) <= _SAME_PCT
 
 
 def _number(value: Any) -> float | None:

@@ -215,7 +215,11 @@ def images_problem(total: int, unusable: Mapping[int, str], annotated: Collectio
     return f"{count} {verb} be used{of_these}: {why}; the first is task {first}, make them readable and run a round"
 
 
-_WITHOUT_BOXES = frozenset({"choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker"})
+_WITHOUT_BOXES = frozenset({
+    "choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker", "relation", "labels",
+    "hypertextlabels", "paragraphlabels", "timeserieslabels", "timelinelabels", "chatmessage",
+})  # fmt: skip
+"""What has no place on an image, or (labels) names a region that is told of under its own kind."""
 
 
 def annotations_problem(report: ConversionReport) -> str:

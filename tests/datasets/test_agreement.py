@@ -45,6 +45,14 @@ def test_what_the_editor_rounds_is_no_move():
     assert counts(task([box("a")], [untouched])) == {V1: (1, 1, 0, 0, 0, 0)}
 
 
+@pytest.mark.parametrize("value", ["abc", [1], {"a": 1}, True, "12"])
+def test_places_that_are_no_numbers_are_compared_as_they_are(value):
+    """Label Studio stores predictions and annotations of other tools unchecked: one such box failed every round."""
+    assert counts(task([box("a", x=value)], [box("a", x=value)])) == {V1: (1, 1, 0, 0, 0, 0)}
+    assert counts(task([box("a", x=value)], [box("a")])) == {V1: (1, 0, 1, 0, 0, 0)}
+    assert counts(task([box("a")], [box("a", x=value)])) == {V1: (1, 0, 1, 0, 0, 0)}
+
+
 @pytest.mark.parametrize(
     "annotation",
     [{"was_cancelled": True}, {"prediction": {}}, {"prediction": None}, {"prediction": {"result": [box("a")]}}],

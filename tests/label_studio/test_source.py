@@ -122,3 +122,26 @@ def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
     assert (conversion["rotated"], conversion["clipped"], conversion["other_regions"]["choices"]) == (1, 1, 1)
     annotated(fake, 1, result=[region("a"), choice])
     assert prepared(fake, tmp_path, SomeImages(9)).problems["annotations"] == ""
+
+
+def test_what_has_no_box_is_no_fault_of_the_annotations(tmp_path):
+    """Relations between boxes, and labels of a text beside the image, were called annotations to correct."""
+    fake = FakeLabelStudio(tasks=1)
+    fake.project["label_config"] = CONFIG
+    relation = {"from_id": "a", "to_id": "b", "type": "relation", "direction": "right", "labels": []}
+    words = {"id": "w", "from_name": "ner", "to_name": "text", "type": "labels"}
+    words["value"] = {"start": 0, "end": 4, "text": "cats", "labels": ["ANIMAL"]}
+    annotated(fake, 1, result=[region("a"), region("b"), relation, words])
+    data = prepared(fake, tmp_path, SomeImages(9))
+    assert data.report["conversion"]["boxes"] == 2
+    assert data.report["conversion"]["other_regions"] == {"relation": 1, "labels": 1}
+    assert data.problems["annotations"] == ""
+
+
+def test_a_pre_annotation_of_another_tool_without_numbers_fails_no_round(tmp_path):
+    fake = FakeLabelStudio(tasks=1)
+    fake.project["label_config"] = CONFIG
+    shown = {"model_version": "other", "result": [region("a", x="10%")]}
+    fake.add_task(1, [{"id": 1, "was_cancelled": False, "prediction": shown, "result": [region("a")]}])
+    report = prepared(fake, tmp_path, SomeImages(9)).report
+    assert (report["conversion"]["boxes"], report["agreement"]["other"]["moved"]) == (1, 1)
