@@ -129,7 +129,8 @@ def read_user_coco(
 
     A relative ``file_name`` is looked for in ``images``; without that in the folder ``images`` beside the file, then in
     the file's own folder. Backslashes separate folders, and a name that repeats the images' folder
-    (``images/a.png`` in ``images``) is found, as Label Studio and others write it. Ids are whole numbers, also when
+    (``images/a.png`` in ``images``) is found, as others write it; so is one with the folders of the machine that wrote
+    it (``../../media/upload/1/a.png``), as Label Studio does, unless two images end in the same name. Ids are whole numbers, also when
     they are written as text; annotations may have none.
 
     Args:
@@ -333,13 +334,18 @@ def _locate(images: Sequence[CocoImage], path: Path, folder: Path | None) -> lis
     here = path.parent.resolve()
     beside = here / "images"
     roots = [Path(folder).resolve()] if folder is not None else [*([beside] if beside.is_dir() else []), here]
-    names = [str(_find(image.file_name, roots)) for image in images]
+    plain = [PurePosixPath(image.file_name.replace("\\", "/")) for image in images]
+    times = Counter(name.name for name in plain)
+    names = [
+        str(_find(image.file_name, name, roots, times[name.name] == 1))
+        for image, name in zip(images, plain, strict=True)
+    ]
     _need_files(names)
     return [replace(image, file_name=name) for image, name in zip(images, names, strict=True)]
 
 
-def _find(name: str, roots: Sequence[Path]) -> Path:
-    plain = PurePosixPath(name.replace("\\", "/"))
+def _find(name: str, plain: PurePosixPath, roots: Sequence[Path], is_alone: bool) -> Path:
+    """Where a picture lies; one whose last name no other has may lie without the folders before it."""
     for root in roots:
         ways = [root / plain]
         if len(plain.parts) > 1 and plain.parts[0] == root.name:
@@ -347,7 +353,8 @@ def _find(name: str, roots: Sequence[Path]) -> Path:
         for way in (*ways, root / name):
             if way.is_file():
                 return way
-    return roots[0] / plain
+    flat = (root / plain.name for root in roots if is_alone)
+    return next((way for way in flat if way.is_file()), roots[0] / plain)
 
 
 def _need_files(names: Sequence[str]) -> None:

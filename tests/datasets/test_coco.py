@@ -162,6 +162,31 @@ def test_a_folder_of_pictures_in_sub_folders_is_not_mistaken(tmp_path):
     assert [str(Path(f).relative_to(tmp_path)) for f in found] == ["images/images/a.png", "images/a.png"]
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        "../../media/upload/1/942a5a02-a.png",
+        "..\\..\\label-studio\\media\\upload\\4\\942a5a02-a.png",
+        "images\\1/942a5a02-a.png",
+        "/label-studio/data/media/upload/4/942a5a02-a.png",
+    ],
+)
+def test_label_studios_own_names_of_uploads_are_found_beside_its_export(tmp_path, named):
+    """Its COCO export puts uploads into images/ and names them as they lie on the server (1.16 to 1.23)."""
+    picture(tmp_path / "images" / "942a5a02-a.png", (40, 30))
+    path = user_file(tmp_path, [(named, 40, 30)])
+    for images in (None, tmp_path / "images"):
+        (image,) = read_user_coco(path, images).dataset.images
+        assert Path(image.file_name).resolve() == (tmp_path / "images" / "942a5a02-a.png").resolve()
+
+
+def test_two_pictures_of_one_name_are_never_taken_for_each_other(tmp_path):
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    path = user_file(tmp_path, [("../1/a.png", 40, 30), ("../2/a.png", 40, 30)])
+    with pytest.raises(DatasetError, match=r"2 missing, such as .*1/a\.png"):
+        read_user_coco(path)
+
+
 def test_label_studios_own_export_of_a_turned_photo_keeps_its_box(tmp_path):
     """It names the sides of the stored picture with boxes of the shown one: [4, 36, 20, 21] became [4, 36, 20, 4]."""
     picture(tmp_path / "images" / "a.jpg", (60, 40), orientation=6)
