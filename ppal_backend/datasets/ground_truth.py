@@ -130,8 +130,8 @@ def read_user_coco(
     A relative ``file_name`` is looked for in ``images``; without that in the folder ``images`` beside the file, then in
     the file's own folder. Backslashes separate folders, and a name that repeats the images' folder
     (``images/a.png`` in ``images``) is found, as others write it; so is one with the folders of the machine that wrote
-    it (``../../media/upload/1/a.png``), as Label Studio does, unless two images end in the same name. Ids are whole numbers, also when
-    they are written as text; annotations may have none.
+    it (``../../media/upload/1/a.png``), as Label Studio does, unless two images end in the same name. Ids are whole
+    numbers, also when they are written as text; annotations may have none.
 
     Args:
         path: The file, or a folder that holds ``annotations.json`` or ``result.json``.

@@ -199,8 +199,11 @@ class ImageCache:
         except ImageError:
             raise
         except UnidentifiedImageError:
+            advice = "; convert it to PNG or JPEG"
+            if _is_web_page(part):
+                advice = ", a web page: a login, or one that shows the image; use the file's own address"
             raise ImageError(
-                f"task {task_id}: expected {', '.join(FORMATS)}, got another kind of file; convert it to PNG or JPEG"
+                f"task {task_id}: expected {', '.join(FORMATS)}, got another kind of file{advice}"
             ) from None
         except _DECODE_ERRORS as error:
             raise ImageError(
@@ -289,6 +292,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     rgb.info = {}
     rgb.getexif().clear()
     return rgb
+
+
+def _is_web_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
 
 
 def _suffix(value: object) -> str:

@@ -116,7 +116,7 @@ class LabelStudioSource:
         wanted = [*annotated.items(), *pool]
         found: dict[int, ImageInfo] = {}
         unusable: dict[int, str] = {}
-        for done, (task_id, result) in enumerate(self._fetch(wanted), start=1):
+        for done, (task_id, result) in enumerate(self._fetch(wanted, schema.data_key), start=1):
             if isinstance(result, ImageInfo):
                 found[task_id] = result
             else:
@@ -162,13 +162,18 @@ class LabelStudioSource:
                     annotators[task_id] = who
         return urls, annotators
 
-    def _fetch(self, wanted: Sequence[tuple[int, str | None]]) -> Iterator[tuple[int, ImageInfo | str]]:
+    def _fetch(self, wanted: Sequence[tuple[int, str | None]], data_key: str) -> Iterator[tuple[int, ImageInfo | str]]:
         """Images in the order asked for; in place of an image that cannot be used, the reason."""
 
         def get(item: tuple[int, str | None]) -> tuple[int, ImageInfo | str]:
             task_id, url = item
+            if url is None:
+                return task_id, (
+                    f"task {task_id}: expected the address of an image under {data_key[:80]!r} of the task's data, got "
+                    "none; correct the data, or the Image's value in the labeling config"
+                )
             try:
-                return task_id, self._images.get(task_id, url or "")
+                return task_id, self._images.get(task_id, url)
             except ImageError as error:
                 return task_id, str(error)
 

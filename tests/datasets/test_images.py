@@ -181,6 +181,8 @@ PNG, JPEG = encoded(picture(200, 200), "PNG"), encoded(picture(200, 200), "JPEG"
     [
         (b"", "empty file"),
         (b"<html>not an image", "another kind of file"),
+        (b"\n<!DOCTYPE html>\n<html><title>Sign in</title>", "got another kind of file, a web page: .* the file's own"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "another kind of file"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "another kind of file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "another kind of file"),
         (PNG[: len(PNG) // 2], "damaged"),

@@ -49,7 +49,7 @@ def test_few_images_are_asked_for_ahead_of_what_is_taken(monkeypatch):
             return ImageInfo(task_id, Path(url), 10, 10)
 
     source = LabelStudioSource(None, Images(), 1)
-    found = source._fetch([(i, f"/{i}.jpg") for i in range(200)])
+    found = source._fetch([(i, f"/{i}.jpg") for i in range(200)], "image")
     first = [next(found) for _ in range(5)]
     assert [i for i, _ in first] == [0, 1, 2, 3, 4] and first[3][1] == "task 3: it is gone"
     assert len(asked) <= 5 + 10
@@ -96,6 +96,19 @@ def test_images_that_cannot_be_used_are_counted_and_told(tmp_path, readable, tol
     fake.project["label_config"] = CONFIG
     annotated(fake, 1, 2)
     assert re.search(told, prepared(fake, tmp_path, SomeImages(readable)).problems["images"])
+
+
+def test_the_key_that_the_data_lacks_is_named(tmp_path):
+    """A config of another key than the tasks said: expected the address of an image, got ''."""
+    fake = FakeLabelStudio(tasks=3)
+    fake.project["label_config"] = CONFIG.replace("$image", "$photo.url")
+    fake.tasks[3]["data"] = {"photo": {"url": "/data/upload/1/3.jpg"}}
+    annotated(fake, 2)
+    assert prepared(fake, tmp_path, SomeImages(9)).problems["images"] == (
+        "2 of 3 images cannot be used, 1 of them annotated: expected the address of an image under 'photo.url' of the "
+        "task's data, got none; correct the data, or the Image's value in the labeling config (2 x); the first is task "
+        "2, make them readable and run a round"
+    )
 
 
 def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
