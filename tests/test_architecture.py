@@ -55,6 +55,7 @@ ALLOWED = {
         "service.auth",
         "service.readiness",
         "detector.environment",
+        "operations.control",
         "operations.detectors",
         "rounds.bucket",
     },

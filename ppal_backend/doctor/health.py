@@ -5,13 +5,14 @@ It is read from the state, where the worker keeps what it found out; nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
 from ppal_backend.doctor import Finding, from_problem, warning
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.schema import parse_label_config
+from ppal_backend.operations.control import again_in_words, portion
 from ppal_backend.operations.detectors import TOPIC, in_force
 from ppal_backend.service import readiness
 from ppal_backend.settings import Settings
@@ -48,9 +49,8 @@ def health(settings: Settings, store: Store, project: ProjectRecord | None = Non
     """
     found = list(_installation(settings, store, project))
     if project is not None:
-        rounds = store.rounds.of_project(project.id)
         known = {finding.check for finding in found}
-        found += _project(settings, project, rounds, known)
+        found += _project(settings, store, project, known)
         if "worker" in known:  # nobody is there to try
             found = [replace(finding, next_try_at=None) for finding in found]
     return sorted(found, key=lambda finding: ("failed", "warning", "note").index(finding.state))
@@ -73,7 +73,7 @@ def next_try(finding: Finding, time: datetime | None = None) -> str:
 
 def project_state(settings: Settings, store: Store, project: ProjectRecord) -> list[Finding]:
     """The findings of a project that are known from the state alone, for ``ppal doctor``."""
-    return list(_project(settings, project, store.rounds.of_project(project.id), set()))
+    return list(_project(settings, store, project, set()))
 
 
 def _installation(settings: Settings, store: Store, project: ProjectRecord | None) -> Iterator[Finding]:
@@ -89,10 +89,9 @@ def _installation(settings: Settings, store: Store, project: ProjectRecord | Non
         yield _titled(warning("events", events, "the worker's log has the reasons"))
 
 
-def _project(
-    settings: Settings, project: ProjectRecord, rounds: Sequence[RoundRecord], known: set[str]
-) -> Iterator[Finding]:
-    waiting = next((r for r in rounds if r.is_waiting), None)
+def _project(settings: Settings, store: Store, project: ProjectRecord, known: set[str]) -> Iterator[Finding]:
+    running, failed = store.rounds.running(project.id), store.rounds.failure(project.id)
+    waiting = running if running is not None and running.is_waiting else None
     poll = project.problems.get("poll")
     if poll:
         finding = replace(_label_studio(poll, project.poll_failed, project.next_poll_at), can_try_again=True)
@@ -108,8 +107,8 @@ def _project(
             next_try_at=None if project.paused else waiting.next_try_at,
             can_try_again=True,
         )
-    if rounds and rounds[-1].state == "failed":
-        yield _failed_round(rounds[-1])
+    if failed is not None:
+        yield _failed_round(settings, store, project, failed)
     for topic, text in project.problems.items():
         if topic not in _OF_ROUNDS and not (topic == "disk" and "disk" in known):
             finding = _titled(from_problem(topic, text))
@@ -142,12 +141,14 @@ def _label_studio(text: str, kind: str, next_try_at: datetime | None) -> Finding
     return replace(found, title=title, next_try_at=next_try_at)
 
 
-def _failed_round(record: RoundRecord) -> Finding:
+def _failed_round(settings: Settings, store: Store, project: ProjectRecord, record: RoundRecord) -> Finding:
     found = from_problem(f"round {record.number}", record.error)
-    again = (
-        "Nothing starts by itself until an annotation, the labeling config or an option changes; Try again (or "
-        f"`ppal round {record.project_id}{' --rank' if record.kind == 'rank' else ''}`) starts it at once"
-    )
+    try:
+        budget = settings.project_options(project.options).budget
+    except PPALError:  # another finding; nothing starts before they are corrected
+        again = "It is tried again when the project's settings are corrected"
+    else:
+        again = again_in_words(record, portion(store, project.id, budget) - store.ledger.new_count(project.id))
     advice = f"{_sentence(found.advice)} {again}" if "; " in record.error else again
     return replace(found, title=f"Round {record.number} failed", advice=advice, can_try_again=True)
 

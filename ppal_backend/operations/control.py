@@ -1,4 +1,5 @@
-"""What people tell a project, by a command or a button: cancel, pause, resume, try again, and back to a version.
+"""What people tell a project, by a command or a button: cancel, pause, resume, try again, and back to a version; and
+when a round starts without them.
 
 The first four write a wish into the store, which the worker fulfils.
 """
@@ -15,6 +16,7 @@ from ppal_backend.rounds.detections_store import read_queue
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact
 from ppal_backend.settings import Settings
 from ppal_backend.store import ModelVersion, RoundRecord, Store
+from ppal_backend.structures.quality import count
 from ppal_backend.structures.round import ModelRef, RoundSpec
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,34 @@ def pause(store: Store, project_id: int) -> bool:
     return changed
 
 
+def portion(store: Store, project_id: int, budget: int) -> int:
+    """How many new annotations start a training by themselves: the budget, after a failure too, and twice as many for
+    each further failure with the same settings. What can never succeed is tried ever more seldom, however fast people
+    label.
+
+    Args:
+        store: the state.
+        project_id: the project.
+        budget: of the project's options.
+    """
+    return int(budget * 2 ** max(0, store.rounds.failed_trainings(project_id) - 1))
+
+
+def again_in_words(failed: RoundRecord, missing: int) -> str:
+    """When what failed is tried again, and how at once, in a sentence without its end.
+
+    Args:
+        failed: the round.
+        missing: annotations to the next training.
+    """
+    when = f"after {count(missing, 'more annotation')}" if missing > 0 else "within seconds"
+    command = f"ppal round {failed.project_id}{' --rank' if failed.kind == 'rank' else ''}"
+    return (
+        f"A training starts by itself {when}, and round {failed.number} is tried again when the labeling config or an "
+        f"option changes; Try again (or `{command}`) starts it at once"
+    )
+
+
 def try_again(store: Store, project_id: int) -> str:
     """Try at once what waits or has failed: the round, and the poll of the project. What was done, in a sentence.
 
@@ -66,9 +96,9 @@ def try_again(store: Store, project_id: int) -> str:
     waiting = store.rounds.try_now(project_id)
     if waiting is not None:
         return f"Round {waiting.number} goes on now."
-    last = store.rounds.last(project_id)
-    if last is not None and last.state == "failed":
-        record = store.rounds.request(project_id, last.kind, f"round {last.number} failed and somebody tried again")
+    failed = store.rounds.failure(project_id)
+    if failed is not None:
+        record = store.rounds.request(project_id, failed.kind, f"round {failed.number} failed and somebody tried again")
         return f"Round {record.number} is asked for."
     return "Label Studio is asked again within seconds."
 

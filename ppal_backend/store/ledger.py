@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from ppal_backend.store.database import Database, repeat_on_conflict
-from ppal_backend.store.tables import AnnotationRow, ProjectRow
+from ppal_backend.store.tables import AnnotationRow
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class AnnotationLedger:
 
     @repeat_on_conflict
     def _see(self, project_id: int, seen: Mapping[int, SeenAnnotation]) -> None:
-        changed = False
         with self._database.transaction() as session:
             for chunk in _chunks(sorted(seen), 500):  # the same order everywhere, or workers could wait in a circle
                 known = session.scalars(
@@ -96,7 +95,6 @@ class AnnotationLedger:
                 for annotation_id in chunk:
                     item = seen[annotation_id]
                     row = rows.get(annotation_id)
-                    changed = changed or row is None or row.usable != item.usable
                     if row is None:
                         session.add(
                             AnnotationRow(
@@ -109,8 +107,6 @@ class AnnotationLedger:
                     else:
                         row.usable = item.usable
                         row.task_id = row.task_id if item.task_id is None else item.task_id
-            if changed:
-                _note_change(session, project_id)
 
     def used_by(self, project_id: int, round_number: int, annotation_ids: Iterable[int]) -> None:
         """Note that a round exported these annotations: they no longer count as new."""
@@ -137,14 +133,10 @@ class AnnotationLedger:
                 )
 
     def postpone(self, project_id: int, round_number: int) -> None:
-        """Somebody cancelled this round: the annotations that asked for it do not ask again. Every round's export
-        holds all annotations, so the next training uses them all the same."""
+        """This training was cancelled: the annotations that asked for it do not ask again. Every round's export holds
+        all annotations, so the next training uses them all the same."""
         with self._database.transaction() as session:
-            session.execute(
-                update(AnnotationRow)
-                .where(AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None))
-                .values(round_number=round_number)
-            )
+            postpone(session, project_id, round_number)
 
     def first_annotated(self, project_id: int, since: datetime, count: int) -> list[int]:
         """The first tasks, at most ``count``, whose first usable annotation was seen at or after a time (UTC)."""
@@ -168,10 +160,16 @@ class AnnotationLedger:
             return sorted(set(session.scalars(query)))
 
     def new_count(self, project_id: int) -> int:
-        """Usable annotations that no round has exported yet."""
+        """Usable annotations that have asked for no training yet: none has exported or postponed them."""
         query = select(func.count()).where(*_usable(project_id), AnnotationRow.round_number.is_(None))
         with self._database.reading() as session:
             return session.scalar(query) or 0
+
+
+def postpone(session: Session, project_id: int, round_number: int) -> None:
+    """As :meth:`AnnotationLedger.postpone`, within a transaction."""
+    waiting = AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None)
+    session.execute(update(AnnotationRow).where(*waiting).values(round_number=round_number))
 
 
 def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:
@@ -182,12 +180,7 @@ def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:
 def _take_back(session: Session, project_id: int, *which: ColumnElement[bool]) -> None:
     """Annotations that are no longer there do not count, whether or not a round has used them."""
     mine = update(AnnotationRow).where(*_usable(project_id), *which)
-    if session.execute(mine.values(usable=False)).rowcount:  # type: ignore[attr-defined]
-        _note_change(session, project_id)
-
-
-def _note_change(session: Session, project_id: int) -> None:
-    session.execute(update(ProjectRow).where(ProjectRow.id == project_id).values(changes=ProjectRow.changes + 1))
+    session.execute(mine.values(usable=False))
 
 
 def _chunks(values: list[int], size: int) -> Iterable[list[int]]:

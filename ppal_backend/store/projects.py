@@ -53,7 +53,6 @@ class ProjectRecord:
     polled_at: datetime | None
     problems: dict[str, str]
     paused: bool = False
-    changes: int = 0
     edits: int = 0
     task_count: int | None = None
     hostname: str = ""
@@ -161,8 +160,6 @@ class ProjectStore:
             if row is None or row.task_count == count:
                 return False
             known, row.task_count = row.task_count, count
-            if count is None or known is not None:
-                row.changes += 1
             return count is not None and known is not None and count > known
 
     def ask_poll(self, project_id: int) -> None:
@@ -234,7 +231,6 @@ def _record(row: ProjectRow) -> ProjectRecord:
         row.polled_at,
         dict(row.problems),
         row.paused,
-        row.changes,
         row.edits,
         row.task_count,
         row.hostname or "",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database, IntegrityError, repeat_on_conflict
-from ppal_backend.store.tables import AnnotationRow, ProjectRow, RoundRow, now
+from ppal_backend.store.ledger import postpone
+from ppal_backend.store.tables import ProjectRow, RoundRow, now
 from ppal_backend.store.workers import Lease
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ CRASH_LIMIT = 4
 FARTHEST_S = 900.0  # nothing is put off for longer: a time beyond it was written before the clock was set back
 KINDS = ("train", "rank")
 OPEN_STATES = ("pending", "running")
+BEFORE_EXPORT_ENDS = ("", "export")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class RoundRecord:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    changes: int = 0
     edits: int = 0
     next_try_at: datetime | None = None
 
@@ -94,7 +96,7 @@ class RoundStore:
             elif kind == "train" and row.kind == "rank":
                 row.kind, row.reason = kind, reason
                 row.number = row.number or _next_number(project)  # a training is never round 0
-            row.changes, row.edits = project.changes, project.edits
+            row.edits = project.edits
             session.flush()
             return _record(row)
 
@@ -297,6 +299,23 @@ class RoundStore:
             row = session.scalar(query)
             return None if row is None else _record(row)
 
+    def failure(self, project_id: int) -> RoundRecord | None:
+        """The failed round that none has made good or tried again since; a ranking makes no training good."""
+        training = _of_kind(project_id, "train").order_by(RoundRow.number.desc()).limit(1)
+        with self._database.reading() as session:
+            newest = session.scalar(training)
+        found = self.last(project_id), None if newest is None else _record(newest)
+        return next((record for record in found if record is not None and record.state == "failed"), None)
+
+    def failed_trainings(self, project_id: int) -> int:
+        """How many trainings have failed one after the other with the same settings, up to now."""
+        ended = _of_kind(project_id, "train").where(RoundRow.state.in_(("done", "failed")))
+        with self._database.reading() as session:
+            rows = session.execute(
+                ended.with_only_columns(RoundRow.state, RoundRow.edits).order_by(RoundRow.number.desc())
+            ).all()
+        return sum(1 for _ in takewhile(lambda row: tuple(row) == ("failed", rows[0].edits), rows))
+
     def is_open(self, project_id: int) -> bool:
         """Whether a round is pending or running."""
         query = select(func.count()).where(RoundRow.project_id == project_id, RoundRow.state.in_(OPEN_STATES))
@@ -319,12 +338,16 @@ class RoundStore:
             for name, value in {**values, "finished_at": now(), "lease_owner": "", "lease_until": None}.items():
                 setattr(row, name, value)
             if row.state == "failed":
-                _give_back(session, row)
+                _postpone(session, row)
             return True
 
 
 def _of(project_id: int, state: str) -> Any:
     return select(RoundRow).where(RoundRow.project_id == project_id, RoundRow.state == state)
+
+
+def _of_kind(project_id: int, kind: str) -> Any:
+    return select(RoundRow).where(RoundRow.project_id == project_id, RoundRow.kind == kind)
 
 
 def _next_number(project: ProjectRow) -> int:
@@ -350,10 +373,10 @@ def _is_due(when: datetime, time: datetime) -> bool:
     return when <= time or when > time + timedelta(seconds=FARTHEST_S)
 
 
-def _give_back(session: Session, failed: RoundRow) -> None:
-    """What a training that failed had exported counts as new again: nothing was learned from it."""
-    used = AnnotationRow.project_id == failed.project_id, AnnotationRow.round_number == failed.number
-    session.execute(update(AnnotationRow).where(*used).values(round_number=None))
+def _postpone(session: Session, failed: RoundRow) -> None:
+    """What a training that failed was to learn from asks for no other one, though it was not exported."""
+    if failed.kind == "train" and failed.step in BEFORE_EXPORT_ENDS:
+        postpone(session, failed.project_id, failed.number)
 
 
 def _gave_up(session: Session, row: RoundRow, error: str, limit: int) -> bool:
@@ -364,7 +387,7 @@ def _gave_up(session: Session, row: RoundRow, error: str, limit: int) -> bool:
     row.state, row.finished_at, row.lease_until = "failed", now(), None
     row.error = f"{error}; given up after {row.crashes} times in step {row.step or 'start'!r}"
     log.error("round %d of project %d: %s", row.number, row.project_id, row.error)
-    _give_back(session, row)
+    _postpone(session, row)
     return True
 
 

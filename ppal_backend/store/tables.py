@@ -31,7 +31,6 @@ class ProjectRow(Base):
     next_round: Mapped[int] = mapped_column(default=1)
     problems: Mapped[dict[str, Any]] = mapped_column(default=dict)
     paused: Mapped[bool] = mapped_column(default=False, server_default=false())
-    changes: Mapped[int] = mapped_column(default=0, server_default="0")  # how often annotations or tasks changed
     edits: Mapped[int] = mapped_column(default=0, server_default="0")  # how often config or options changed
     options_digest: Mapped[str | None]  # of the options in force
     hostname: Mapped[str | None]  # what Label Studio calls itself
@@ -62,7 +61,7 @@ class AnnotationRow(Base):
     annotation_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     task_id: Mapped[int | None] = mapped_column(BigInteger)
     usable: Mapped[bool] = mapped_column(default=True)  # false: skipped, or deleted
-    round_number: Mapped[int | None]  # the round that exported it first
+    round_number: Mapped[int | None]  # the training that it asked for: see AnnotationLedger.used_by and postpone
     first_seen_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -150,8 +149,7 @@ class RoundRow(Base):
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     cancel_asked: Mapped[bool] = mapped_column(default=False)
-    changes: Mapped[int] = mapped_column(default=0, server_default="0")  # those of its project when it was asked for
-    edits: Mapped[int] = mapped_column(default=0, server_default="0")
+    edits: Mapped[int] = mapped_column(default=0, server_default="0")  # those of its project when it was asked for
     lease_owner: Mapped[str] = mapped_column(default="")
     lease_until: Mapped[datetime | None]
 

@@ -23,6 +23,7 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
+from ppal_backend.operations.control import again_in_words, portion
 from ppal_backend.operations.detectors import known_or_none
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
@@ -30,7 +31,6 @@ from ppal_backend.store import LABEL_STUDIO_NOTE, EventRecord, ProjectRecord, Ro
 
 log = logging.getLogger(__name__)
 
-BEFORE_EXPORT_ENDS = ("", "export")
 EVENT_TRIES = 5
 EVENT_BATCH = 100  # events that share a transaction; webhooks wait while it writes
 POLL_BATCH = 1000  # tasks that a poll holds at a time
@@ -276,23 +276,23 @@ class Synchroniser:
     def _request_rounds(self, project: ProjectRecord) -> None:
         rounds = self._store.rounds
         running = rounds.running(project.id)
-        if running is not None and running.kind == "train" and running.step in BEFORE_EXPORT_ENDS:
-            return  # its snapshot will hold what came; it is decided again when the round ends
+        if running is not None and running.kind == "train":
+            return  # it is decided again when that one ends: what comes meanwhile may have to wait, should it fail
         options = self._settings.project_options(project.options)
         self._store.projects.set_options_digest(project.id, _digest(options))
-        last = rounds.last(project.id)
-        failed = last if last is not None and last.state == "failed" else None
+        last, failed = rounds.last(project.id), rounds.failure(project.id)
         edits = self._store.projects.get(project.id).edits
-        self._store.projects.set_problem(project.id, "round", "" if failed is None else _failure_text(failed))
-        if failed is not None and (failed.changes, failed.edits) == (project.changes, edits):
-            return  # it would fail again: nothing that it depends on is different
-        new = self._store.ledger.new_count(project.id)
-        if new >= options.budget:
-            rounds.request(project.id, "train", f"{new} new annotations, {options.budget} start a round")
+        new, wanted = self._store.ledger.new_count(project.id), portion(self._store, project.id, options.budget)
+        problem = ""
+        if new >= wanted:
+            rounds.request(project.id, "train", f"{new} new annotations, {wanted} start a round")
         elif failed is not None and failed.edits != edits:
             rounds.request(project.id, failed.kind, f"round {failed.number} failed, and settings changed since")
+        elif failed is not None:
+            problem = f"round {failed.number} failed: {failed.error}. {again_in_words(failed, wanted - new)}"
         elif last is None or self._is_known_anew(project, last):
             self._request_ranking(project, last)
+        self._store.projects.set_problem(project.id, "round", problem)
 
     def _request_ranking(self, project: ProjectRecord, last: RoundRecord | None) -> None:
         known = known_or_none(self._settings, project)
@@ -354,13 +354,6 @@ def failure_of(error: Exception) -> str:
     """Which kind of failure a request to Label Studio ended in: ``unavailable``, ``token`` or ``other``."""
     kinds = ((LabelStudioUnavailable, "unavailable"), (LabelStudioAuthError, "token"))
     return next((name for kind, name in kinds if isinstance(error, kind)), "other")
-
-
-def _failure_text(failed: RoundRecord) -> str:
-    return (
-        f"round {failed.number} failed: {failed.error}. Nothing starts by itself until an annotation, the labeling "
-        f"config or an option changes; `ppal round {failed.project_id}` or Start Training tries again at once"
-    )
 
 
 def _digest(options: ProjectOptions) -> str:

@@ -122,8 +122,9 @@ def test_a_failed_round_until_another_one_is_asked_for(world, kind, command):
     finding = world.only()
     assert finding.title == "Round 1 failed" and finding.can_try_again
     assert finding.seen == "training needs at least 2 annotated images, got 1"
-    assert (
-        finding.advice.startswith("Annotate more tasks. Nothing starts by itself until") and command in finding.advice
+    assert finding.advice == (
+        "Annotate more tasks. A training starts by itself after 50 more annotations, and round 1 is tried again when "
+        f"the labeling config or an option changes; Try again (or {command}) starts it at once"
     )
     assert control.try_again(world.store, 1) == "Round 2 is asked for."
     assert world.found() == [] and world.store.rounds.last(1).kind == kind

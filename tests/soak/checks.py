@@ -41,7 +41,7 @@ def of_project(site: Site, project_id: int) -> list[Check]:
     counted = set(store.ledger.usable(project_id))
     not_skipped = {int(a["id"]) for t in tasks for a in t["annotations"] if not a["was_cancelled"]}
     failed = [r for r in rounds if r.state == "failed"]
-    unasked = [(r.changes, r.edits) for r in failed if "by hand" not in r.reason]
+    unasked = [(r.reason, r.edits) for r in failed if "by hand" not in r.reason]
     versions = {p["model_version"] for p in predictions if str(p["model_version"]).startswith(VERSION_PREFIX)}
     known = {v.version for v in store.versions.of_project(project_id)}
     titles = [v["data"]["title"] for v in session.get("/api/dm/views", params={"project": project_id})]
@@ -63,7 +63,7 @@ def of_project(site: Site, project_id: int) -> list[Check]:
         _check("one webhook, one queue tab", len(hooks) == 1 and titles.count(TAB_TITLE) == 1, [len(hooks), titles]),
         _check("no round failed but by a bad config", all(SEVERAL_IMAGES in r.error for r in failed),
                [r.error for r in failed]),
-        _check("what failed was tried again only after a change", len(set(unasked)) == len(unasked), unasked),
+        _check("what failed was tried again only with a reason", len(set(unasked)) == len(unasked), unasked),
         _check("no problem is shown", not any(site.problems(project_id).values()), site.problems(project_id)),
     ]  # fmt: skip
 

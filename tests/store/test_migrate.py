@@ -22,7 +22,6 @@ from ppal_backend.store.tables import Base
 ADDED_SINCE_THE_FIRST_RELEASE = {
     "projects": {
         "paused",
-        "changes",
         "edits",
         "options_digest",
         "task_count",
@@ -35,7 +34,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
         "detector",
     },
     "events": {"attempts"},
-    "rounds": {"changes", "edits"},
+    "rounds": {"edits"},
 }
 SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas", "approvals", "approval_batches", "dismissals")
 NEW_TABLES = {"workers", "notes", "task_sides", *SINCE_THE_DETECTOR_CHOICE}
@@ -140,6 +139,8 @@ def test_projects_that_have_trained_keep_their_detector_and_others_get_one_chose
         store.versions.activate(ModelVersion(project_id, version, 1, detector, checkpoint, (), None, {}))
     with database.transaction() as session:
         session.execute(text("ALTER TABLE projects DROP COLUMN detector"))
+        for table in ("projects", "rounds"):
+            session.execute(text(f"ALTER TABLE {table} ADD COLUMN changes INTEGER NOT NULL DEFAULT 0"))
         for name in SINCE_THE_DETECTOR_CHOICE:
             session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0006'"))

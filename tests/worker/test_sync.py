@@ -190,11 +190,12 @@ def test_a_running_rank_round_does_not_hold_up_training(world):
 
 def test_annotations_after_the_export_make_one_following_round(world):
     world.annotate(1, 2, 3)
-    world.finish_first()
-    world.annotate(101, 102)
-    assert world.rounds() == [("train", "running")]
-    world.annotate(103, 104, 105)
-    assert world.rounds() == [("train", "running"), ("train", "pending")]
+    record = world.finish_first()
+    world.annotate(101, 102, 103, 104, 105)
+    assert world.rounds() == [("train", "running")], "whether it fails decides when the next one is due"
+    world.store.rounds.finish(record.id, {})
+    world.sync(1)
+    assert world.rounds() == [("train", "done"), ("train", "pending")]
 
 
 def test_skips_do_not_count_and_deletions_are_taken_back(world):
@@ -369,39 +370,77 @@ def fail(world, error="bad labeling config"):
     world.sync(1)
 
 
-def test_a_round_that_failed_is_not_asked_for_again_until_something_changed(world):
+def test_a_training_that_failed_waits_for_as_many_annotations_again(world):
     world.annotate(1, 2, 3)
     fail(world)
-    world.sync(1)
     world.remote.annotated = [10, 20, 30]
     world.poll_now()
     assert world.rounds() == [("train", "failed")]
-    assert "round 1 failed: bad labeling config" in world.store.projects.get(1).problems["round"]
-    world.annotate(4)
+    problem = world.store.projects.get(1).problems["round"]
+    assert "round 1 failed: bad labeling config" in problem and "after 3 more annotations" in problem
+    world.annotate(4, 5)
+    assert world.rounds() == [("train", "failed")]
+    assert "after 1 more annotation," in world.store.projects.get(1).problems["round"]
+    world.annotate(6)
     assert world.rounds() == [("train", "failed"), ("train", "pending")]
     world.sync(1)
     assert world.store.projects.get(1).problems == {}
 
 
 @pytest.mark.parametrize("how", ["failed", "given up"])
-def test_what_a_failed_training_exported_counts_as_new_again(world, how):
+@pytest.mark.parametrize("step", ["export", "train"])
+def test_a_training_that_fails_every_time_is_tried_ever_more_seldom(world, how, step):
+    """A detector that runs out of memory trained and failed at each annotation, for as long as people labelled."""
+    annotated, tried_at = 0, []
+    while annotated < 100:
+        record = world.store.rounds.claim(1, Lease.mine())
+        if record is not None and record.kind == "train":
+            tried_at.append(annotated)
+            world.store.rounds.report(record.id, step, {})
+            if step == "train":
+                world.store.ledger.used_by(1, record.number, range(1, annotated + 1))
+            while how == "given up" and world.store.rounds.crashed(record.id, "killed by signal 9", 2, 0.0):
+                pass
+            if how == "failed":
+                world.store.rounds.fail(record.id, "out of memory")
+        elif record is not None:
+            world.store.rounds.finish(record.id, {})
+        annotated += 1
+        world.annotate(annotated)
+    assert tried_at == [3, 6, 12, 24, 48, 96], "each failure doubles the portion"
+    world.store.rounds.request(1, "train", "by hand")
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
+    world.store.ledger.used_by(1, 99, range(1, annotated + 1))
+    world.annotate(101, 102, 103)
+    assert world.rounds()[-1] == ("train", "pending"), "one that succeeds makes an end of it"
+
+
+def test_what_is_annotated_while_a_training_fails_does_not_start_the_next_one_at_once(world):
+    """Many people at a slow training: a whole portion came meanwhile, and the next round waited already."""
     world.annotate(1, 2, 3)
-    record = world.finish_first()
-    if how == "failed":
+    for times, more in enumerate((range(4, 7), range(7, 13)), start=1):
+        record = world.store.rounds.claim(1, Lease.mine())
+        world.store.rounds.report(record.id, "train", {})
+        world.store.ledger.used_by(1, record.number, range(1, more[0]))
+        world.annotate(*more[:-1])
         world.store.rounds.fail(record.id, "out of memory")
-    else:
-        while world.store.rounds.crashed(record.id, "died", 2, 0.0):
-            pass
+        world.sync(1)
+        assert world.rounds() == [("train", "failed")] * times
+        world.annotate(more[-1])
+        assert world.rounds() == [("train", "failed")] * times + [("train", "pending")]
+
+
+def test_a_failed_training_is_told_though_the_pool_was_ordered_since(world):
+    world.annotate(1, 2, 3)
+    fail(world, "out of memory")
+    world.import_tasks(5, "event")
+    world.store.rounds.finish(world.store.rounds.claim(1, Lease.mine()).id, {})
     world.sync(1)
-    assert world.rounds() == [("train", "failed")], "nothing is different: it would fail again"
-    world.annotate(101)
-    assert world.rounds() == [("train", "failed"), ("train", "pending")], (
-        "as the page says: until an annotation changes"
-    )
-    done = world.finish_first()
-    world.store.rounds.finish(done.id, {})
-    world.sync(1)
-    assert world.store.ledger.new_count(1) == 1, "what a later training learned from stays learned"
+    assert world.rounds() == [("train", "failed"), ("rank", "done")]
+    assert "round 1 failed: out of memory" in world.store.projects.get(1).problems["round"]
+    world.remote.config = "<View><Image/></View>"
+    world.poll_now()
+    assert world.rounds()[2:] == [("train", "pending")]
 
 
 @pytest.mark.parametrize("kind", ["train", "rank"])
@@ -456,7 +495,7 @@ def test_a_project_that_trains_all_the_time_keeps_no_other_waiting(world):
         annotate(BUDGET)
         world.store.rounds.finish(record.id, {})
         world.sync(1)
-    assert ran == [1, 1, 2], "the round that was pending before project 2 asked, then project 2"
+    assert ran == [1, 2], "project 1 asks again when its round has ended"
 
 
 def test_a_label_studio_that_does_not_answer_holds_up_no_other_project(world):

@@ -306,7 +306,6 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
     total = last.images + _pool_size(project.rounds)
     goal = goal or total
     pace = pace_per_hour(points)
-    missing = max(0, budget - project.new_annotations)
     return {
         "points": points,
         "others": curve.others,
@@ -324,8 +323,8 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         "advice": advice_of(points, forecast, budget, goal, _uncertainty(project)),
         "goal": goal,
         "total": total,
-        "missing": missing,
-        "hours": missing / pace if pace else None,
+        "missing": project.missing,
+        "hours": project.missing / pace if pace else None,
     }
 
 

@@ -128,27 +128,26 @@ class Pace:
     left_out: int
 
 
-def quality_in_words(metrics: Mapping[str, Any] | None, budget: int) -> str:
+def quality_in_words(metrics: Mapping[str, Any] | None, portion: int) -> str:
     """How good the model is, in a sentence.
 
     Args:
         metrics: of the training that made the model in force; None before there is one.
-        budget: annotations that start a training.
+        portion: annotations that start a training.
     """
     if metrics is None or (metrics.get("map") is None and metrics.get("measured") is None):
-        return f"No model yet: the first one trains by itself after {count(budget, 'annotation')}."
+        return f"No model yet: the first one trains by itself after {count(portion, 'annotation')}."
     quality = Quality.of(metrics)
     return " ".join(part for part in (quality.sentence, quality.comparison_sentence) if part)
 
 
-def next_in_words(project: Project, state: str, left: float | None, missing: int) -> str:
+def next_in_words(project: Project, state: str, left: float | None) -> str:
     """What happens next and when, in a sentence.
 
     Args:
         project: the project.
         state: of its open round (see :func:`state_of`), "" without one.
         left: seconds until that round is done, None where nobody can tell.
-        missing: annotations to the next training.
     """
     if project.record.paused:
         return "Paused: nothing starts until somebody presses Resume."
@@ -162,8 +161,7 @@ def next_in_words(project: Project, state: str, left: float | None, missing: int
             "waiting": f"Round {record.number} waits, and is tried again by itself.",
             "cancelling": f"Round {record.number} is being cancelled.",
         }.get(state, f"Round {record.number} starts as soon as a worker is free.")
-    if project.rounds and project.rounds[-1].state == "failed":
-        return "Nothing starts by itself: the last round failed."
+    missing = project.missing
     if project.record.task_count and project.labelled_tasks >= project.record.task_count and missing:
         return "Everything is labelled. More tasks get a place in the queue as soon as they are imported."
     if not missing:
@@ -213,13 +211,12 @@ def paces(times: Mapping[str, Mapping[str, float]]) -> list[Pace]:
 def summary_of(project: Project, state: str, left: float | None) -> dict[str, Any]:
     """What a lead wants to know at a glance."""
     number, facts = project.snapshot or (None, {})
-    missing = max(0, project.options.budget - project.new_annotations)
     rows = class_counts(facts.get("labelled_per_class") or {})
     return {
         "labelled": project.labelled_tasks,
         "tasks": project.record.task_count,
-        "quality": quality_in_words(project.trained.metrics if project.trained else None, project.options.budget),
-        "next": next_in_words(project, state, left, missing),
+        "quality": quality_in_words(project.trained.metrics if project.trained else None, project.portion),
+        "next": next_in_words(project, state, left),
         "classes": rows[:CLASSES_SHOWN],
         "more_classes": rows[CLASSES_SHOWN:],
         "balance": balance_in_words(rows),
@@ -269,7 +266,7 @@ def now_page(project: Project) -> dict[str, Any]:
         "summary": summary_of(project, shown["state"], shown["left_s"]),
         "waiting": project.opened[1:],
         "last": [r for r in reversed(project.rounds) if r.finished_at is not None][:ROUNDS_SHOWN],
-        "missing": max(0, project.options.budget - project.new_annotations),
+        "missing": project.missing,
         "known": known_label_lines(project.runtime.settings, project.runtime.store, project.record),
     }
 

@@ -18,6 +18,7 @@ from ppal_backend.errors import StateError
 from ppal_backend.files import collector_paused, read_json
 from ppal_backend.label_studio.schema import LabelSchema
 from ppal_backend.logs import Redacting
+from ppal_backend.operations.control import portion
 from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.predicting import schema_of
@@ -257,6 +258,16 @@ class Project:
     def new_annotations(self) -> int:
         """Annotations that no training has used yet."""
         return self.runtime.store.ledger.new_count(self.id)
+
+    @cached_property
+    def portion(self) -> int:
+        """How many new annotations start a training by themselves."""
+        return portion(self.runtime.store, self.id, self.options.budget)
+
+    @property
+    def missing(self) -> int:
+        """How many of these are not there yet."""
+        return max(0, self.portion - self.new_annotations)
 
     @cached_property
     def labelled_tasks(self) -> int:

@@ -153,7 +153,19 @@ def test_what_is_next_follows_the_rounds(place, client):
     assert "Next Round 1 waits, and is tried again by itself." in text_of(client.get("/ui/projects/1/"))
     place.store.rounds.claim(1, Lease.mine())
     place.store.rounds.fail(record.id, "broken; mend it")
-    assert "Next Nothing starts by itself: the last round failed" in text_of(client.get("/ui/projects/1/"))
+    assert "Next The next training starts by itself after 5 more annotations." in text_of(client.get("/ui/projects/1/"))
+
+
+def test_after_trainings_that_failed_every_page_tells_the_portion_that_starts_the_next(place, client):
+    for _ in range(2):
+        place.store.rounds.request(1, "train", "x")
+        place.store.rounds.fail(place.store.rounds.claim(1, Lease.mine()).id, "out of memory; take another detector")
+    place.store.ledger.see(1, [SeenAnnotation(i, i) for i in range(3)])
+    text = text_of(client.get("/ui/projects/1/"))
+    assert "Next The next training starts by itself after 7 more annotations." in text
+    assert "3 new annotations, 10 start a round by themselves: 7 to go." in text
+    assert "Take another detector. A training starts by itself after 7 more annotations, and round 2 is tried" in text
+    assert "starts by itself after 10 new annotations, 3 are there." in text_of(client.get("/ui/projects/1/learning"))
 
 
 def test_when_all_is_labelled_that_is_said(place, client):
