@@ -245,6 +245,8 @@ class StagedStrategy:
         """
         limits = self._budget(context, budget)
         chosen = candidates if candidates is not None else self.candidates(context, budget, rng)
+        if not chosen.image_ids:
+            return QuerySet((), dict(chosen.utilities), ())
         place = {image_id: p for p, image_id in enumerate(context.pool_ids)}
         outside = [i for i in chosen.image_ids if i not in place]
         if outside:

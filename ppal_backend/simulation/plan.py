@@ -11,7 +11,7 @@ from typing import Any
 
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.settings import as_slices
-from ppal_backend.simulation.variants import Variant, check_matches, parse_variants
+from ppal_backend.simulation.variants import Variant, check_matches
 from ppal_backend.structures.round import RoundSpec
 
 SCORE_THRESHOLD = 0.05
@@ -84,11 +84,12 @@ class Plan:
         except ValueError as error:
             raise SettingsError(f"simulation: slices: {error}, got {self.slices!r}; choose another value") from None
         check_matches(self.variants)
-        needed = self.start + self.rounds * self.budget
+        budget = max([self.budget, *(v.budget or 0 for v in self.variants if v.counts_images)])
+        needed = self.start + self.rounds * budget
         if needed > self.pool_images:
             raise SettingsError(
                 f"simulation: expected a pool of at least {needed} images (a start of {self.start} and {self.rounds} "
-                f"rounds of {self.budget}), got {self.pool_images}; label fewer or use more images"
+                f"rounds of {budget}), got {self.pool_images}; label fewer or use more images"
             )
 
     def variant(self, name: str) -> Variant:
@@ -144,7 +145,7 @@ class Plan:
         return cls(**{**value, "seeds": tuple(value["seeds"]), "variants": variants})
 
     def extends(self, earlier: Plan) -> Plan:
-        """This plan, and then what an earlier one in the same folder did: seeds, strategies and rounds may grow.
+        """This plan with the seeds and rounds of an earlier one in the same folder, whose strategies it has already.
 
         Raises:
             StateError: They differ in anything else, so their results would not compare.
@@ -163,7 +164,6 @@ class Plan:
             self,
             rounds=max(earlier.rounds, self.rounds),
             seeds=tuple(dict.fromkeys((*earlier.seeds, *self.seeds))),
-            variants=parse_variants([v.as_dict() for v in self.variants], earlier.variants),
         )
 
 

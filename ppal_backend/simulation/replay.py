@@ -179,7 +179,7 @@ class Replay:
             theirs = round_place(self._root, seed, followed, number + 1).labelled()
             boxes = self._benchmark.boxes
             return take_boxes(sum(boxes[i] for i in theirs) - sum(boxes[i] for i in labelled), boxes)
-        if variant.options.get("unit", "images") != "images":
+        if not variant.counts_images:
             return take_query
         return take_images(variant.budget or self._plan.budget)
 

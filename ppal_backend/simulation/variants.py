@@ -107,6 +107,11 @@ class Variant:
         return self.strategy in rival_names()
 
     @property
+    def counts_images(self) -> bool:
+        """Whether the budget counts images, not predicted boxes or those of another strategy."""
+        return self.match is None and self.options.get("unit", "images") == "images"
+
+    @property
     def looks_at_labelled(self) -> bool:
         """Whether the strategy uses the model's detections on labelled images."""
         return self.strategy in USES_LABELLED

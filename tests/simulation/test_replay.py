@@ -308,6 +308,11 @@ def test_a_strategy_that_reads_counts_has_them_from_the_first_query_on(tmp_path,
     assert engine.calls.count("train") == 1 + strategies_with_a_second_model, "the first model was trained once"
 
 
+def test_a_last_round_that_chooses_nothing_warns_of_nothing(tmp_path, caplog):
+    run(tmp_path, "pal,auto", seeds=(0,), rounds=1)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_only_small_artifacts_stay(tmp_path):
     run(tmp_path, "random,ppal", seeds=(0,))
     folder = tmp_path / "seed-0" / "ppal" / "round-01"

@@ -122,12 +122,19 @@ def test_a_plan_survives_the_trip_to_disk():
     assert Plan.from_dict(earlier) == plan, "a folder of an earlier release cannot be gone on with"
 
 
+def test_a_budget_of_its_own_must_fit_the_pool():
+    with pytest.raises(SettingsError, match=r"at least 68 images \(a start of 8 and 3 rounds of 20\), got 60"):
+        make_plan(benchmark(), "random,random:budget=20")
+    assert make_plan(benchmark(), "random,ppal:budget=20,unit=boxes").budget == 6, "boxes are no images"
+
+
 def test_seeds_strategies_and_rounds_of_a_simulation_may_grow_nothing_else():
     data = benchmark()
     earlier = make_plan(data, "random,ppal")
-    now = make_plan(data, "ppal,entropy", seeds=(1, 2)).extends(earlier)
-    assert [v.name for v in now.variants] == ["ppal", "entropy", "random"], "what was asked for now runs first"
-    assert now.seeds == (0, 1, 2)
+    variants = parse_variants("ppal,entropy", earlier.variants)
+    assert [v.name for v in variants] == ["ppal", "entropy", "random"], "what was asked for now runs first"
+    now = smaller(earlier, variants=variants, seeds=(1, 2)).extends(earlier)
+    assert now.variants == variants and now.seeds == (0, 1, 2)
     assert smaller(earlier, rounds=5).extends(earlier).rounds == 5
     assert smaller(earlier, rounds=1).extends(earlier).rounds == earlier.rounds, "what was run stays"
     for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}, {"slices": "auto"}):
