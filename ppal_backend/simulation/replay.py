@@ -190,6 +190,7 @@ class Replay:
         self, result: RoundResult, folder: RoundFolder, number: int, labelled: list[int], picks: list[int]
     ) -> dict[str, Any]:
         """What the report is made of."""
+        last = number == self._plan.rounds
         difficulty = None if result.model is None else result.model.difficulty
         named = None if difficulty is None else dict(zip(self._benchmark.labels, difficulty, strict=True))
         metrics = result.metrics
@@ -205,7 +206,7 @@ class Replay:
             "per_class": dict(metrics.get("per_class", {})),
             "difficulty": named,
             "picks": picks,
-            "work": work_on(picks, self._benchmark, folder / "detections") if picks else None,
+            "work": None if last else work_on(picks, self._benchmark, folder / "detections"),
             "seconds": result.seconds,
             "training": folder.facts("train"),
             "retrieval": retrieval,

@@ -319,8 +319,7 @@ def _against(results: Results, name: str, baseline: str) -> dict[str, Any]:
         answer[what] = label_saving(*mine, *theirs)
         each = [label_saving(*results.curve(name, seed, x), *results.curve(baseline, seed, x)) for seed in seeds]
         answer[f"{what}_per_seed"] = each
-    rows = [results.plan.seeds.index(seed) for seed in seeds]
-    gaps = (results.table(name, "map") - results.table(baseline, "map"))[rows, 1:]
+    gaps = np.array([_round_gaps(results, name, baseline, seed) for seed in seeds])
     by_images = [_aulc_gap(results, name, baseline, seed, "labelled_images") for seed in seeds]
     by_boxes = [_aulc_gap(results, name, baseline, seed, "labelled_boxes") for seed in seeds]
     answer["map_gap"] = _means(gaps)
@@ -332,10 +331,18 @@ def _against(results: Results, name: str, baseline: str) -> dict[str, Any]:
     return answer
 
 
-def _aulc_gap(results: Results, name: str, baseline: str, seed: int, x: str) -> float:
-    """Mean height above the baseline over the range of ``x`` that both curves cover."""
+def _round_gaps(results: Results, name: str, baseline: str, seed: int) -> np.ndarray:
+    """Height above the baseline at its numbers of images after each query, NaN where the strategy never had so many."""
+    (x, y), (at, theirs) = (results.curve(which, seed, "labelled_images") for which in (name, baseline))
+    return (np.interp(at, x, y, left=np.nan, right=np.nan) - theirs)[1:]
+
+
+def _aulc_gap(results: Results, name: str, baseline: str, seed: int, x: str) -> float | None:
+    """Mean height above the baseline over the range of ``x`` that both curves cover; None where there is none."""
     mine, theirs = results.curve(name, seed, x), results.curve(baseline, seed, x)
     low, high = max(mine[0][0], theirs[0][0]), min(mine[0][-1], theirs[0][-1])
+    if high < low:
+        return None
     return area_between(*mine, low, high) - area_between(*theirs, low, high)
 
 
@@ -350,7 +357,7 @@ def _means(table: np.ndarray) -> list[dict[str, float] | None]:
     return [None if pair is None else {"mean": pair[0], "std": pair[1]} for pair in found]
 
 
-def _spread(values: list[float]) -> dict[str, Any] | None:
+def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     pair = mean_std(values)
     return None if pair is None else {"mean": pair[0], "std": pair[1], "per_seed": list(values)}
 

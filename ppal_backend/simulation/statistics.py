@@ -20,7 +20,6 @@ NEIGHBOURS_SHOWN = 3
 _EXACT_UP_TO = 18
 _DRAWS = 100_000
 _BATCH = 10_000
-_GRID = 201
 
 
 def area_under_curve(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
@@ -44,8 +43,8 @@ def area_under_curve(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
 def area_between(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, low: float, high: float) -> float:
     """Mean height of a curve over ``[low, high]``, linear between its points and flat beyond its ends."""
     a, b = _curve(x, y)
-    grid = np.linspace(low, high, _GRID)
-    return area_under_curve(grid, np.interp(grid, a, b))
+    within, (first, last) = (a >= low) & (a <= high), np.interp([low, high], a, b)
+    return area_under_curve([low, *a[within], high], [first, *b[within], last])
 
 
 def first_reached(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, level: float) -> float | None:
@@ -83,13 +82,13 @@ def label_saving(
     return None if reached is None else 1.0 - reached / used
 
 
-def permutation_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -> float | None:
+def permutation_test(differences: Sequence[float | None] | np.ndarray, seed: int = 0) -> float | None:
     """Two-sided paired permutation test: how often random signs give a mean as far from 0 as the one observed.
 
     Exact for up to 18 differences, else 100,000 draws (the observed signs count as one of them).
 
     Args:
-        differences: Paired differences; those that are NaN are left out.
+        differences: Paired differences; those that are NaN or None are left out.
         seed: Of the draws.
 
     Returns:
@@ -114,8 +113,8 @@ def permutation_test(differences: Sequence[float] | np.ndarray, seed: int = 0) -
     return float(found.pvalue)
 
 
-def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """Mean and sample standard deviation (0 for one value) of what is not NaN; None of nothing."""
+def mean_std(values: Sequence[float | None] | np.ndarray) -> tuple[float, float] | None:
+    """Mean and sample standard deviation (0 for one value) of what is not NaN or None; None of nothing."""
     kept = np.asarray(values, np.float64)
     kept = kept[np.isfinite(kept)]
     if not len(kept):

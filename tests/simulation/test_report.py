@@ -1,6 +1,7 @@
 """The report: figures against hand counts, partial results, sweeps, and equal files for equal results."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from ppal_backend.simulation.folder import Results, round_place
 from ppal_backend.simulation.report import write_detectors, write_report
 from ppal_backend.simulation.schedule import run_tasks
 from ppal_backend.simulation.statistics import compare_retrieval, permutation_test
+from ppal_backend.simulation.variants import parse_variants
 from tests.simulation.fakes import FakeEngine, benchmark, dataset, detections_of, features_of, lay_out, make_plan
 
 STRATEGIES = "random,random:match=ppal,entropy,ppal,ppal:delta=2,ppal:delta=3,ppal:uncertainty=margin"
@@ -59,6 +61,77 @@ def test_summary_holds_what_is_promised(finished):
     assert summary["strategies"]["ppal"]["aulc"]["std"] == pytest.approx(np.std(by_seed, ddof=1))
     assert summary["p_value"] == pytest.approx(permutation_test(gaps(root, plan, "ppal", "random")))
     assert 0 < summary["label_saving"] < 1, "PPAL finds the images with more boxes, from which the fake learns"
+
+
+def height(curve, at):
+    """mAP of a curve of (labels, mAP) at a number of labels, None beyond its ends."""
+    for (left, low), (right, high) in itertools.pairwise(curve):
+        if left <= at <= right and left < right:
+            return low + (high - low) * (at - left) / (right - left)
+    return None
+
+
+def slow_curve(root, plan, name, seed, count):
+    """(labels, mAP) of every round, the labels summed up by hand: images, boxes or seconds of work."""
+    found, total = results_of(root, plan.variant(name).folder, seed, plan.rounds), 0.0
+    curve = []
+    for k, r in enumerate(found):
+        if count == "seconds":
+            work = found[k - 1]["work"] if k else {"image": r["labelled_images"], "drawn": r["labelled_boxes"]}
+            each = {"image": 5, "drawn": 7, "moved": 3.5, "kept": 1.6, "deleted": 1.6}
+            total += sum(times * each[what] for what, times in work.items())
+        curve.append((total if count == "seconds" else r[count], r["map"]))
+    return curve
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ppal",
+        "random:match=ppal",
+        "random:budget=9",
+        "entropy:budget=12,unit=boxes",
+        "random:match=random:budget=2,unit=boxes",
+    ],
+)
+def test_savings_and_gaps_are_those_of_a_slow_reference(uneven, name):
+    root, plan = uneven
+    found = read_json(root / "report" / "summary.json")["strategies"][name]
+    keys = {"labelled_images": "label_saving", "labelled_boxes": "box_saving", "seconds": "time_saving"}
+    for count, saving in keys.items():
+        curves = {n: [slow_curve(root, plan, n, s, count) for s in plan.seeds] for n in (name, "random")}
+        mine, theirs = ([tuple(np.mean(points, axis=0)) for points in zip(*curves[n], strict=True)] for n in curves)
+        grid = np.linspace(mine[0][0], mine[-1][0], 20_001)
+        reached = next((at for at in grid if (height(mine, at) or 0) >= theirs[-1][1] - 1e-12), None)
+        wanted = None if reached is None else pytest.approx(1 - reached / theirs[-1][0], abs=1e-3)
+        assert found[saving] == wanted, saving
+    for count, gap in (("labelled_images", "aulc_gap"), ("labelled_boxes", "aulc_gap_by_boxes")):
+        each = []
+        for seed in plan.seeds:
+            a, b = (slow_curve(root, plan, n, seed, count) for n in (name, "random"))
+            grid = np.linspace(a[0][0], min(a[-1][0], b[-1][0]), 20_001)
+            each.append(np.mean([height(a, at) - height(b, at) for at in grid]))
+        assert found[gap]["per_seed"] == pytest.approx(each, abs=1e-4), gap
+    pairs = []  # at the baseline's numbers of images
+    for seed in plan.seeds:
+        a, b = (slow_curve(root, plan, n, seed, "labelled_images") for n in (name, "random"))
+        pairs += [height(a, at) - value for at, value in b[1:] if height(a, at) is not None]
+    assert found["p_value"] == pytest.approx(permutation_test(pairs))
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Strategies that label other numbers of images, boxes or neither in a round."""
+    root, data = tmp_path_factory.mktemp("uneven"), benchmark()
+    named = "random,ppal,random:match=ppal,random:budget=9,entropy:budget=12,unit=boxes,random:budget=2,unit=boxes"
+    follower = {"strategy": "random", "match": "random:budget=2,unit=boxes"}
+    plan = make_plan(data, [*(v.as_dict() for v in parse_variants(named)), follower], retrieval_images=0)
+    lay_out(root, data, plan)
+    run_tasks(root, plan, lambda _: FakeEngine())
+    write_report(root, plots=False)
+    picks = [r["picks"] for seed in plan.seeds for r in results_of(root, plan.variants[-1].folder, seed, plan.rounds)]
+    assert [] in picks[:3], "rounds that label nothing are among them"
+    return root, plan
 
 
 def test_box_matched_random_is_compared_round_by_round(finished):
