@@ -59,6 +59,10 @@ class ImageError(PPALError):
     """An image is gone, truncated, too large or not an image."""
 
 
+class ImageInterrupted(ImageError):
+    """The transfer of an image ended too soon; another try may bring all of it."""
+
+
 class DatasetError(PPALError):
     """A COCO file or an annotation export cannot be used."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ppal_backend.errors import ImageError
+from ppal_backend.errors import ImageError, ImageInterrupted
 from ppal_backend.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -158,20 +158,28 @@ class ImageCache:
         return ImageInfo(task_id, path, width, height, checksum)
 
     def _download(self, task_id: int, url: str, part: Path) -> None:
-        size = 0
         try:
-            with self._fetch(task_id, url) as chunks, part.open("wb") as file:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if size > self._max_bytes:
-                        raise ImageError(f"expected at most {self._max_bytes} bytes, got more; use a smaller file")
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                size = self._fetch_once(task_id, url, part)
+            except ImageInterrupted:
+                size = self._fetch_once(task_id, url, part)
         except ImageError as error:
             raise ImageError(f"task {task_id}: {error}") from None
         if size == 0:
             raise ImageError(f"task {task_id}: expected an image, got an empty file; upload it again")
+
+    def _fetch_once(self, task_id: int, url: str, part: Path) -> int:
+        """Write the image to ``part``; its bytes."""
+        size = 0
+        with self._fetch(task_id, url) as chunks, part.open("wb") as file:
+            for chunk in chunks:
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise ImageError(f"expected at most {self._max_bytes} bytes, got more; use a smaller file")
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        return size
 
     def _verify(self, task_id: int, part: Path, converted: Path) -> tuple[str | None, int, int]:
         """Decode ``part`` in full; return its suffix when it can stay as it is, else None and write ``converted``."""

@@ -11,6 +11,7 @@ import base64
 import ipaddress
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +22,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 import httpcore
 import httpx
 
-from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
+from ppal_backend.errors import (
+    ImageError,
+    ImageInterrupted,
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnavailable,
+)
 from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.transport import certificate_problem
@@ -37,6 +44,8 @@ _SIGNED_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _UNAVAILABLE = (502, 503, 504)
 _CHUNK = 1 << 16
+MOST_SILENCES = 3
+SILENT_S = 60.0
 _NETWORK_ERRORS = (
     httpx.TransportError,
     httpcore.NetworkError,
@@ -68,13 +77,16 @@ def target_of(task_id: int, url: str, own: Addresses) -> Target:
     """
     url = url.strip()
     scheme = url.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url) else ""
-    if re.search(r"[\x00-\x1f\x7f\\]", url):
+    place = re.split("[?#]", url)[0]
+    on_windows = "\\" not in place and ".." not in url  # the query then names a local file there
+    if re.search(r"[\x00-\x1f\x7f]", url) or ("\\" in url and not on_windows):
         raise ImageError(
             "expected a plain address, got one with control characters or backslashes; correct the task's data"
         )
     if scheme in CLOUD_SCHEMES:
         coded = base64.urlsafe_b64encode(url.encode()).decode()
         return Target(f"{own.base}/tasks/{int(task_id)}/resolve/?fileuri={coded}", True)
+    url = url.replace("\\", "%5C")
     if scheme and scheme not in ("http", "https"):
         raise ImageError(
             f"expected an http(s), cloud storage or uploaded image, got {scheme}:; import the image another way"
@@ -175,6 +187,48 @@ class HostRules:
             )
 
 
+class _NoAnswer(ImageError):
+    """Nobody answers at an image's host."""
+
+
+class SilentHosts:
+    """Hosts that were silent :data:`MOST_SILENCES` times in a row are asked again after :data:`SILENT_S` seconds only.
+
+    Each try waits for minutes, so a pool of thousands of images behind a firewall would hold up its round for days.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._silences: dict[str, tuple[int, float]] = {}
+
+    @contextmanager
+    def asking(self, host: str) -> Iterator[None]:
+        """Ask a host.
+
+        Raises:
+            ImageError: It has been silent; or what the body raises.
+        """
+        with self._lock:
+            times, last = self._silences.get(host, (0, 0.0))
+            if times >= MOST_SILENCES and self._clock() - last < SILENT_S:
+                raise ImageError(
+                    f"expected an image from {host!r}, got no answer {times} times in a row, so it is not asked for a "
+                    "while; check that it is up and that the backend can reach it"
+                )
+        try:
+            yield
+        except _NoAnswer:
+            with self._lock:
+                times = self._silences.get(host, (0, 0.0))[0]
+                self._silences[host] = min(times + 1, MOST_SILENCES), self._clock()
+            raise
+        with self._lock:
+            self._silences.pop(host, None)
+
+
 class GuardedNetwork(httpcore.NetworkBackend):
     """Connects only to addresses that :class:`HostRules` lets pass; a name is resolved once, so it cannot change."""
 
@@ -196,7 +250,7 @@ class GuardedNetwork(httpcore.NetworkBackend):
         try:
             addresses = self._resolver(host, port)
         except (OSError, UnicodeError):
-            raise ImageError(f"expected a host that exists, got {host!r}; correct the task's data") from None
+            raise _NoAnswer(f"expected a host that exists, got {host!r}; correct the task's data") from None
         for address in addresses:
             self._rules.check_address(host, port, address)
         failure: Exception = httpcore.ConnectError(f"no address for {host!r}")
@@ -231,6 +285,7 @@ class ImageSource:
         tries: How often a fetch is started in all.
         resolver: Replaces name resolution (tests).
         sleep: Replaces waiting (tests).
+        clock: Replaces monotonic time (tests).
     """
 
     def __init__(
@@ -244,8 +299,10 @@ class ImageSource:
         tries: int = 3,
         resolver: Resolver = resolve,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
+        self._silent = SilentHosts(clock)
         self._rules = HostRules(allowed_hosts)
         self._timeout_s = timeout_s
         self._total_s = total_s
@@ -338,7 +395,8 @@ class ImageSource:
             location = named.get(b"location", b"").decode("latin-1")
             return _Response(reply.status, location, lambda _size: reply.iter_stream(), reply.close)
 
-        return self._repeat(send, False, target)
+        with self._silent.asking(url.netloc.decode("ascii")):
+            return self._repeat(send, False, target)
 
     def _repeat(self, send: Callable[[], _Response], own: bool, target: Target) -> _Response:
         for attempt in range(1, self._tries + 1):
@@ -367,15 +425,16 @@ class ImageSource:
                 f"Label Studio refused the token for an image; {self._client.transport.auth.advice}"
             )
         if own and status in _UNAVAILABLE:
-            raise LabelStudioUnavailable(f"Label Studio answered {status} for an image; try again")
+            raise LabelStudioUnavailable(
+                f"Label Studio answered {status} for {safe_url(target.url)}; try again, see its log if it lasts"
+            )
         gone = own and status in (404, 424, 500)
         why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
         raise ImageError(
             f"expected an image at {safe_url(target.url)}, got {why}; check the file and the storage connection"
         )
 
-    @staticmethod
-    def _chunks(response: _Response, own: bool, target: Target, deadline: float) -> Iterator[bytes]:
+    def _chunks(self, response: _Response, own: bool, target: Target, deadline: float) -> Iterator[bytes]:
         try:
             for chunk in response.chunks(_CHUNK):
                 if time.monotonic() > deadline:
@@ -384,7 +443,20 @@ class ImageSource:
                     )
                 yield chunk
         except _NETWORK_ERRORS as error:
-            raise _unreachable(own, target, error) from None
+            if own and not self._is_label_studio_up():
+                raise _unreachable(own, target, error) from None
+            limit = ", or raise its RESOLVER_PROXY_TIMEOUT where it proxies a slow storage" if own else ""
+            raise ImageInterrupted(
+                f"expected the whole of {safe_url(target.url)}, got a part of it ({type(error).__name__}); check the "
+                f"file and its server{limit}"
+            ) from None
+
+    def _is_label_studio_up(self) -> bool:
+        """Whether it answers: then a transfer that it ends is no reason to wait for it."""
+        try:
+            return bool(self._client.version())
+        except LabelStudioError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -407,4 +479,4 @@ def _unreachable(own: bool, target: Target, error: Exception) -> Exception:
         return LabelStudioError(problem) if own else ImageError(problem)
     if own:
         return LabelStudioUnavailable(f"Label Studio did not send {safe_url(target.url)} ({kind}); check that it is up")
-    return ImageError(f"expected an image at {safe_url(target.url)}, got no answer ({kind}); check that the host is up")
+    return _NoAnswer(f"expected an image at {safe_url(target.url)}, got no answer ({kind}); check that the host is up")

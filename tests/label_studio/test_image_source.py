@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import httpx
 import pytest
+from PIL import Image
 
+from ppal_backend.datasets.images import ImageCache
 from ppal_backend.errors import ImageError, LabelStudioAuthError, LabelStudioError, LabelStudioUnavailable
 from ppal_backend.label_studio.auth import Addresses
 from ppal_backend.label_studio.client import LabelStudioClient
@@ -89,6 +93,12 @@ def test_upload_is_fetched_with_the_token_and_any_name(own):
 def test_local_files_keep_their_query(own):
     own.answers["/data/local-files/?d=a/b.jpg"] = (200, {}, b"x")
     assert read(source(own), "/data/local-files/?d=a/b.jpg") == b"x"
+
+
+@pytest.mark.parametrize("prefix", ["", BASE])
+def test_local_files_of_a_label_studio_on_windows(prefix):
+    target = target_of(1, prefix + "/data/local-files/?d=photos\\a.jpg", Addresses(BASE))
+    assert (target.url, target.signed) == (BASE + "/data/local-files/?d=photos%5Ca.jpg", True)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/k ü.jpg", "gs://b/k.jpg", "azure-blob://c/k.jpg"])
@@ -263,6 +273,82 @@ def test_cut_off_transfer_is_noticed(own, other, whose):
     kind = LabelStudioUnavailable if whose == "own" else ImageError
     with pytest.raises(kind):
         read(source(own, ["127.0.0.1"]), site.url + "/data/a")
+
+
+def test_a_transfer_that_a_running_label_studio_cuts_off_is_that_images_fault(own, tmp_path):
+    """It ends a proxied transfer after RESOLVER_PROXY_TIMEOUT: one slow image held up all rounds of its project."""
+    own.answers["/api/version"] = (200, {"Content-Type": "application/json"}, b'{"release": "1.23.2"}')
+    own.answers["/data/a"] = (200, {"Content-Length": "100", "Connection": "close"}, b"short")
+    images = ImageCache(tmp_path, source(own))
+    with pytest.raises(ImageError, match=r"^task 7: expected the whole of http.*/data/a, got a part.*PROXY_TIMEOUT"):
+        images.get(7, "/data/a")
+    assert [path for path, _ in own.asked].count("/data/a") == 2, "it is tried once more"
+
+
+@pytest.mark.parametrize("whose", ["own", "other"])
+def test_a_transfer_that_is_cut_off_once_costs_nothing(own, other, whose, tmp_path):
+    site, whole = own if whose == "own" else other, BytesIO()
+    Image.new("RGB", (30, 20)).save(whole, "PNG")
+    own.answers["/api/version"] = (200, {"Content-Type": "application/json"}, b'{"release": "1.23.2"}')
+    site.answers["/data/a"] = (200, {"Content-Length": "100", "Connection": "close"}, b"short")
+    images = source(own, ["127.0.0.1"])
+    opened = images.open
+
+    def open_and_mend(task_id, url):
+        found = opened(task_id, url)
+        if site.asked:
+            site.answers["/data/a"] = (200, {}, whole.getvalue())
+        return found
+
+    images.open = open_and_mend
+    assert ImageCache(tmp_path, images).get(7, site.url + "/data/a").width == 30
+
+
+def test_a_host_that_does_not_answer_is_not_asked_for_every_image(own):
+    """Each try waits for minutes: a pool of 10,000 images behind a firewall took more than a day to say so."""
+    asked, now = [], [1000.0]
+
+    def resolver(host, port):
+        asked.append(host)
+        if host == "nowhere.test":
+            raise OSError("temporary failure in name resolution")
+        return ["127.0.0.1"]
+
+    client = LabelStudioClient(own.url, LEGACY, tries=1, sleep=lambda s: None)
+    allowed = ["silent.test:9", "nowhere.test"]
+    images = ImageSource(client, allowed, resolver=resolver, sleep=lambda s: None, tries=1, clock=lambda: now[0])
+    for host in ("silent.test:9", "nowhere.test"):
+        asked.clear()
+        for _ in range(20):
+            with pytest.raises(ImageError) as caught:
+                read(images, f"http://{host}/a?signature=secret")
+        assert len(asked) == 3, host
+        assert re.search(f"expected an image from '{host}', got no answer 3 times in a row", str(caught.value))
+        now[0] += 61
+        with pytest.raises(ImageError):
+            read(images, f"http://{host}/a")
+        assert len(asked) == 4, "after a while it is asked again"
+
+
+def test_a_host_that_answers_now_and_then_is_always_asked(own, other):
+    other.answers["/a"] = (200, {}, b"x")
+    is_known = [True]
+
+    def resolver(host, port):
+        if not is_known[0]:
+            raise OSError("temporary failure in name resolution")
+        return ["127.0.0.1"]
+
+    client = LabelStudioClient(own.url, LEGACY, tries=1, sleep=lambda s: None)
+    images = ImageSource(client, ["store.test"], resolver=resolver, sleep=lambda s: None, tries=1)
+    for _ in range(3):
+        is_known[0] = False
+        images._pool.close()  # the next request connects anew
+        for _ in range(2):
+            with pytest.raises(ImageError, match="host that exists"):
+                read(images, f"http://store.test:{other.port}/a")
+        is_known[0] = True
+        assert read(images, f"http://store.test:{other.port}/a") == b"x"
 
 
 def test_time_limit_for_one_image(own):
