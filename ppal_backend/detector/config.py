@@ -11,12 +11,20 @@ from typing import Any
 from mmengine.config import Config
 
 from ppal_backend.detector.open_vocabulary import Prompts, is_open, set_prompts
-from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average
+from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average, type_name
 from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 
-__all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo"]
+__all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo", "prediction_steps", "read_config"]
+
+_UNREADABLE = (  # a config file is Python
+    OSError, SyntaxError, KeyError, ValueError, TypeError, NameError, AttributeError, ImportError, RuntimeError,
+    ArithmeticError, IndexError, AssertionError,
+)  # fmt: skip
+
+_PRETRAINED = ("Pretrained", "PretrainedInit")  # as it is registered, and its class
+_TEACHER = "teacher_"  # of mmdetection's distillation (LAD, LD): another model and its weights, fetched while building
 
 
 def build_config(
@@ -44,21 +52,27 @@ def build_config(
         prompts: What a detector with an open vocabulary looks for, in the order of the classes.
 
     Returns:
-        A Config with ``model``, ``train_pipeline`` and ``test_pipeline``, and for a training
+        A Config with ``model``, ``trained_backbone``, ``train_pipeline`` and ``test_pipeline``, and for a training
         ``train_dataloader`` (without the data set, which the caller adds), ``train_cfg``, ``param_scheduler``,
         ``optim_wrapper`` and what the file's hooks mean (see :mod:`recipe`). Images
         without objects stay in the data (``filter_empty_gt=False``).
 
     Raises:
-        DetectorError: No classes, repeated classes, the file has no model or pipeline, or prompts that cannot be read.
+        DetectorError: No classes, repeated classes, the file has no model or pipeline, its model learns from another
+            one, or prompts cannot be read.
     """
     labels = tuple(classes)
     if not labels or len(set(labels)) != len(labels):
         raise DetectorError(f"expected at least one class and no class twice, got {list(labels)}; fix the labels")
-    base = _read(entry.config)
+    base = read_config(entry.config)
     if "model" not in base:
         raise DetectorError(f"expected a 'model' in {entry.config}, found none; use an mmdetection config file")
     model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
+    if teacher := next((key for key in model if key.startswith(_TEACHER)), None):
+        raise DetectorError(
+            f"expected a detector that learns from images alone in {entry.config}, got one with a {teacher}: the "
+            f"weights of a trained teacher are not read here; use the config of the detector without distillation"
+        )
     if train_images is None:
         model = plain_model(model)
     if not is_open(model):  # else no weight depends on the classes
@@ -69,12 +83,15 @@ def build_config(
     recipe = read_recipe(base)
     if not recipe.steps:
         raise DetectorError(f"expected a 'train_pipeline' in {entry.config}, found none; add one")
-    test_steps = _test_pipeline(base, entry)
+    test_steps = prediction_steps(base)
+    if not test_steps:
+        raise DetectorError(f"expected a 'test_pipeline' in {entry.config}, found none; add one")
     if prompts is not None:
         set_prompts(model, [recipe.steps, recipe.late_steps or [], test_steps], prompts)
     parts: dict[str, Any] = {
         "default_scope": "mmdet",
         "model": model,
+        "trained_backbone": trained_backbone,
         "classes": labels,
         "train_pipeline": recipe.steps,
         "test_pipeline": test_steps,
@@ -87,11 +104,37 @@ def build_config(
     return Config(parts)
 
 
+def read_config(path: Path) -> Config:
+    """An mmdetection config file with everything that it inherits; the file runs as Python.
+
+    Raises:
+        DetectorError: It is missing or cannot be run.
+    """
+    try:
+        return Config.fromfile(str(path))
+    except _UNREADABLE as error:
+        raise DetectorError(
+            f"expected an mmdetection config file at {path}, which cannot be read ({error}); check the path, and that "
+            f"every file it inherits from is there"
+        ) from error
+
+
+def prediction_steps(base: Config) -> list[dict[str, Any]]:
+    """The test pipeline of a config file, also where its data set is wrapped in others; [] for none."""
+    steps = base.get("test_pipeline")
+    if steps is None:
+        dataset = base.get("test_dataloader", {}).get("dataset", {})
+        while dataset and "pipeline" not in dataset and "dataset" in dataset:
+            dataset = dataset["dataset"]
+        steps = dataset.get("pipeline") if dataset else None
+    return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps or ()]
+
+
 def set_class_count(node: Any, count: int) -> None:
     """Set ``num_classes`` in every head of a model configuration except region-proposal heads, in place."""
 
     def visit(item: dict[str, Any]) -> None:
-        if "num_classes" in item and not str(item.get("type", "")).startswith("RPN"):
+        if "num_classes" in item and not type_name(item).startswith("RPN"):
             item["num_classes"] = count
 
     _walk(node, visit)
@@ -106,10 +149,10 @@ def strip_pretrained(node: Any) -> None:
     def visit(item: dict[str, Any]) -> None:
         item.pop("pretrained", None)
         init = item.get("init_cfg")
-        if isinstance(init, Mapping) and init.get("type") == "Pretrained":
+        if isinstance(init, Mapping) and type_name(init) in _PRETRAINED:
             item.pop("init_cfg")
         elif isinstance(init, list | tuple):
-            kept = [part for part in init if part.get("type") != "Pretrained"]
+            kept = [part for part in init if type_name(part) not in _PRETRAINED]
             if len(kept) != len(init):
                 item["init_cfg"] = kept or None
 
@@ -117,11 +160,13 @@ def strip_pretrained(node: Any) -> None:
 
 
 def unfreeze(node: Any) -> None:
-    """Let every part of a model configuration train, in place; for models that start from random weights."""
+    """Let every part of a model configuration train, in place; for models that start from random weights.
+
+    Every backbone freezes no stage by itself; the number that says so differs (EfficientNet refuses -1).
+    """
 
     def visit(item: dict[str, Any]) -> None:
-        if "frozen_stages" in item:
-            item["frozen_stages"] = -1
+        item.pop("frozen_stages", None)
         if "norm_eval" in item:
             item["norm_eval"] = False
         norm = item.get("norm_cfg")
@@ -196,13 +241,6 @@ def _training_part(
     }
 
 
-def _read(path: Path) -> Config:
-    try:
-        return Config.fromfile(str(path))
-    except (OSError, SyntaxError, KeyError, ValueError, TypeError) as error:
-        raise DetectorError(f"the detector configuration {path} cannot be read: {error}") from error
-
-
 def _recipe_part(base: Config, recipe: Recipe, total: int) -> dict[str, Any]:
     """The hooks of the file as they stand, and what they mean in a training of ``total`` steps."""
     parts: dict[str, Any] = {}
@@ -216,18 +254,6 @@ def _recipe_part(base: Config, recipe: Recipe, total: int) -> dict[str, Any]:
     if recipe.average is not None:
         parts["weight_average"] = scaled_average(recipe.average, total)
     return parts
-
-
-def _test_pipeline(base: Config, entry: ZooEntry) -> list[dict[str, Any]]:
-    steps = base.get("test_pipeline")
-    if steps is None:
-        dataset = base.get("test_dataloader", {}).get("dataset", {})
-        while dataset and "pipeline" not in dataset and "dataset" in dataset:
-            dataset = dataset["dataset"]
-        steps = dataset.get("pipeline") if dataset else None
-    if not steps:
-        raise DetectorError(f"expected a 'test_pipeline' in {entry.config}, found none; add one")
-    return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps]
 
 
 def _walk(node: Any, visit: Callable[[dict[str, Any]], None]) -> None:

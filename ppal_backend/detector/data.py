@@ -27,6 +27,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import Dataset, Sampler
 
 from ppal_backend.datasets.coco import CocoDataset
+from ppal_backend.detector.recipe import type_name
 from ppal_backend.errors import DetectorError, ImageError
 
 logger = logging.getLogger(__name__)
@@ -374,5 +375,5 @@ def collate(batch: Sequence[Any]) -> Any:
 
 def _one_branch(step: dict[str, Any]) -> dict[str, Any]:
     """The branches of unlabelled images would be empty, which mmdetection's preprocessor does not take."""
-    branches = {"branch_field": [_LABELLED_BRANCH]} if step["type"] == "MultiBranch" else {}
+    branches = {"branch_field": [_LABELLED_BRANCH]} if type_name(step) == "MultiBranch" else {}
     return {**step, **branches}

@@ -25,6 +25,10 @@ from ppal_backend.detector.weights import FinalCheckpoint, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.errors import CheckpointError, DetectorError
 
+_CANNOT_BUILD = (
+    KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError, RuntimeError, ImportError, OSError,
+)  # fmt: skip
+
 
 class HalfPrecisionOverflow(Exception):
     """A head's results are nan in half precision; the batch has to be looked at in full precision."""
@@ -100,8 +104,12 @@ def build_model(config: Config, rival: str | None = None) -> Any:
         changes.change(config.model)
     try:
         model = MODELS.build(config.model.copy())
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+    except _CANNOT_BUILD as error:
         raise DetectorError(f"mmdetection cannot build this detector: {error}") from error
+    if not config.get("trained_backbone", True):
+        for module in model.modules():
+            if getattr(module, "norm_eval", False):  # as many backbones have it where their config says nothing
+                module.norm_eval = False
     head = getattr(model, "bbox_head", None)
     if isinstance(head, BaseDenseHead) and not hasattr(head, "loss_cls"):
         head.loss_cls = None  # SSD's head has none, yet mmdet's prediction looks at it

@@ -61,7 +61,7 @@ def read_recipe(base: Mapping[str, Any]) -> Recipe:
     late_steps, late_from, late_l1, average = None, 1.0, False, None
     left_out = []
     for hook in map(_plain, base.get("custom_hooks") or ()):
-        kind = _kind(hook)
+        kind = type_name(hook)
         if kind == "EMAHook":
             average = {**hook, "type": "EMAHook"}
         elif kind == "PipelineSwitchHook":
@@ -70,13 +70,22 @@ def read_recipe(base: Mapping[str, Any]) -> Recipe:
         elif kind == "YOLOXModeSwitchHook":
             late_from = 1 - hook.get("num_last_epochs", 15) / _epochs(base)
             skipped = hook.get("skip_type_keys", ("Mosaic", "RandomAffine", "MixUp"))
-            late_steps = [step for step in steps if _kind(step.get("step", step)) not in skipped]
+            late_steps = [step for step in steps if type_name(step.get("step", step)) not in skipped]
             late_l1 = True
         elif kind not in _NOT_NEEDED:
             left_out.append(kind)
     if late_steps is not None and not 0 < late_from < 1:
         late_steps, late_l1 = None, False
     return Recipe(steps, late_steps, late_from, late_l1, average, tuple(left_out))
+
+
+def type_name(item: Mapping[str, Any]) -> str:
+    """The class that a dictionary of a config file means, without its module; "" for none.
+
+    Config files name it as registered, import it themselves, or hold the path to it once such a file was stored.
+    """
+    kind = item.get("type") or ""
+    return (kind if isinstance(kind, str) else str(getattr(kind, "__name__", kind))).rsplit(".", 1)[-1]
 
 
 def late_step(recipe: Recipe, total: int) -> int:
@@ -97,7 +106,7 @@ def scaled_average(average: Mapping[str, Any], total: int) -> dict[str, Any]:
     """mmengine's ``EMAHook`` with a memory that suits a training of ``total`` steps."""
     momentum = average_momentum(float(average.get("momentum", 0.0002)), total)
     scaled = {**average, "momentum": momentum}
-    if _kind({"type": average.get("ema_type", "")}) == "ExpMomentumEMA":
+    if type_name({"type": average.get("ema_type", "")}) == "ExpMomentumEMA":
         scaled["gamma"] = max(1, min(int(average.get("gamma", 2000)), total // _RAMPS))
     return scaled
 
@@ -111,11 +120,11 @@ def device_optimizer(optimizer: Mapping[str, Any], device_type: str, half: str |
         half: ``bfloat16`` or ``float16`` to train in where the file says nothing; None for full precision.
     """
     plain = dict(optimizer)
-    if device_type != "cuda" and _kind(plain) == "AmpOptimWrapper":
+    if device_type != "cuda" and type_name(plain) == "AmpOptimWrapper":
         plain["type"] = "OptimWrapper"
         for option in ("loss_scale", "dtype", "use_fsdp"):
             plain.pop(option, None)
-    if half is None or _kind(plain) not in ("", "OptimWrapper"):
+    if half is None or type_name(plain) not in ("", "OptimWrapper"):
         return plain
     if device_type == "cuda":
         return {**plain, "type": "AmpOptimWrapper", "loss_scale": "dynamic", "dtype": half}
@@ -127,7 +136,7 @@ def _training_steps(base: Mapping[str, Any]) -> Steps:
     data = base.get("train_dataloader", {}).get("dataset", {})
     while data and "pipeline" not in data and "dataset" in data:
         data = data["dataset"]
-    if data and _kind(data) == "MultiImageMixDataset":
+    if data and type_name(data) == "MultiImageMixDataset":
         inner = data["dataset"]
         while "pipeline" not in inner and "dataset" in inner:
             inner = inner["dataset"]
@@ -155,7 +164,7 @@ def _combined(steps: Sequence[Any], source: Steps | None = None) -> Steps:
     done: Steps = []
     for item in steps:
         step = _positive(_plain(item))
-        kind = _kind(step)
+        kind = type_name(step)
         if kind not in _COMBINING:
             done.append(step)
             continue
@@ -177,7 +186,7 @@ def _combined(steps: Sequence[Any], source: Steps | None = None) -> Steps:
 
 def _positive(step: dict[str, Any]) -> dict[str, Any]:
     """The step, without leave to drop an image: one without objects, or a crop without any, is a true negative."""
-    kind = _kind(step)
+    kind = type_name(step)
     if kind == "RandomCrop":
         return {**step, "allow_negative_crop": True}
     if kind == "FilterAnnotations":
@@ -193,11 +202,6 @@ def _epochs(base: Mapping[str, Any]) -> int:
             "YOLOXModeSwitchHook), found none; add it"
         )
     return int(epochs)
-
-
-def _kind(step: Mapping[str, Any]) -> str:
-    kind = step.get("type", "")
-    return str(kind if isinstance(kind, str) else getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
 
 
 def _plain(step: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from mmdet.registry import TRANSFORMS
 
 from ppal_backend.detector.data import ImageRecord
+from ppal_backend.detector.recipe import type_name
 from ppal_backend.errors import DetectorError
 
 OVERLAP = 0.2
@@ -198,7 +199,7 @@ def slice_steps(steps: Sequence[Mapping[str, Any]], tile: int) -> list[dict[str,
             sliced.append({**step, "source": slice_steps(step["source"], tile)})
         else:
             sliced.append(dict(step))
-        if not read and str(step["type"]).rsplit(".", 1)[-1] == "LoadAnnotations":
+        if not read and type_name(step) == "LoadAnnotations":
             sliced.append({"type": "RandomSlice", "tile": tile})
             read = True
     if not read:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from mmdet.registry import MODELS
 
 from ppal_backend.detector.config import (
     build_config,
@@ -14,7 +19,7 @@ from ppal_backend.detector.config import (
 )
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
-from ppal_backend.detector.zoo import Schedule
+from ppal_backend.detector.zoo import Schedule, ZooEntry
 from ppal_backend.errors import DetectorError
 
 
@@ -50,11 +55,39 @@ def test_frozen_parts_are_freed_only_for_random_starts() -> None:
     with_weights = build_config(entry, ("a",)).model.backbone
     assert (with_weights.frozen_stages, with_weights.norm_eval) == (1, True)
     without = build_config(entry, ("a",), trained_backbone=False).model.backbone
-    assert (without.frozen_stages, without.norm_eval, without.norm_cfg.requires_grad) == (-1, False, True)
+    assert (without.norm_eval, without.norm_cfg.requires_grad) == (False, True)
     assert "init_cfg" not in with_weights and "init_cfg" not in without
     node = {"backbone": [{"frozen_stages": 2, "norm_cfg": {"type": "BN", "requires_grad": False}}]}
     unfreeze(node)
-    assert node == {"backbone": [{"frozen_stages": -1, "norm_cfg": {"type": "BN", "requires_grad": True}}]}
+    assert node == {"backbone": [{"norm_cfg": {"type": "BN", "requires_grad": True}}]}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"type": "ResNet", "depth": 18, "base_channels": 8, "frozen_stages": 1, "norm_eval": True,
+         "norm_cfg": {"type": "BN", "requires_grad": False}},
+        {"type": "MobileNetV2", "widen_factor": 0.25, "frozen_stages": 2},
+        {"type": "EfficientNet", "arch": "b0", "frozen_stages": 1, "norm_eval": True},
+        {"type": "CSPDarknet", "widen_factor": 0.125, "frozen_stages": 2},
+        {"type": "Darknet", "depth": 53, "frozen_stages": 2, "norm_eval": True},
+        {"type": "SwinTransformer", "embed_dims": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1),
+         "frozen_stages": 1},
+    ],
+    ids=lambda backbone: str(backbone["type"]),
+)  # fmt: skip
+def test_every_backbone_trains_whole_from_a_random_start(backbone: dict[str, Any]) -> None:
+    """Whether 0 or -1 stands for no frozen stage differs between them."""
+    with isolated("test-freed"):
+        frozen = MODELS.build(copy.deepcopy(backbone))
+        frozen.train()
+        assert not all(parameter.requires_grad for parameter in frozen.parameters())
+        unfreeze(backbone)
+        free = MODELS.build(backbone)
+        free.train()
+    assert all(parameter.requires_grad for parameter in free.parameters())
+    norms = [layer for layer in free.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert all(layer.training for layer in norms)
 
 
 def test_r50_is_the_papers_recipe() -> None:
@@ -118,3 +151,47 @@ def test_what_mmdetection_cannot_build_is_a_detector_error() -> None:
     config.model.bbox_head.type = "NoSuchHead"
     with isolated("test-build"), pytest.raises(DetectorError, match="NoSuchHead"):
         build_model(config)
+
+
+def test_what_a_package_is_missing_for_is_a_detector_error() -> None:
+    """mmdetection's wrapper of Detectron2 asks for it when it is built."""
+    config = build_config(find_entry("retinanet_tiny"), ("a",))
+    config.model = {"type": "Detectron2Wrapper", "detector": {"META_ARCHITECTURE": "RetinaNet"}}
+    with isolated("test-build"), pytest.raises(DetectorError, match="install Detectron2"):
+        build_model(config)
+
+
+def own_entry(tmp_path: Path, text: str) -> ZooEntry:
+    (tmp_path / "own.py").write_text(text)
+    return dataclasses.replace(find_entry("retinanet_tiny"), config=tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    "text", ["x = undefined", "__import__('no_such_package')", "1 / 0", "raise RuntimeError('no')"]
+)
+def test_a_config_file_that_fails_is_a_detector_error(text: str, tmp_path: Path) -> None:
+    with pytest.raises(DetectorError, match=r"own\.py, which cannot be read"):
+        build_config(own_entry(tmp_path, text), ("a",))
+
+
+@pytest.mark.parametrize("images", [None, 4])
+@pytest.mark.parametrize("key", ["teacher_ckpt", "teacher_config"])
+def test_a_detector_that_learns_from_a_trained_teacher_is_refused(key: str, images: int | None, tmp_path: Path) -> None:
+    """mmengine would fetch the teacher's weights while it builds, and unpickle whatever they hold."""
+    base = find_entry("retinanet_tiny").config
+    entry = own_entry(tmp_path, f"_base_ = [{str(base)!r}]\nmodel = dict({key}='http://127.0.0.1:9/teacher.pth')\n")
+    with pytest.raises(DetectorError, match=f"{key}.*without distillation"):
+        build_config(entry, ("a",), train_images=images)
+
+
+def test_norms_learn_from_a_random_start_where_the_config_says_nothing(tmp_path: Path) -> None:
+    """ResNet's own default keeps the statistics that it has, which would be 0 and 1 for ever."""
+    backbone = "dict(_delete_=True, type='ResNet', depth=18, base_channels=16, stem_channels=16)"
+    base = find_entry("retinanet_tiny").config
+    entry = own_entry(tmp_path, f"_base_ = [{str(base)!r}]\nmodel = dict(backbone={backbone})\n")
+    with isolated("test-norms"):
+        for trained in (True, False):
+            model = build_model(build_config(entry, ("a",), train_images=4, trained_backbone=trained))
+            model.train()
+            norms = [layer for layer in model.backbone.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+            assert len(norms) == 20 and {layer.training for layer in norms} == {not trained}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppal_backend.detector.weights import apply_weights, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights import apply_weights, classes_of, load_checkpoint, state_dict_of
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.detector.zoo.fetch import weights_file
 from ppal_backend.errors import CheckpointError, WeightsUnavailable
@@ -67,6 +67,25 @@ def test_state_dict_is_found_in_its_usual_places() -> None:
         assert tensors["n"].dtype == torch.int64
     with pytest.raises(CheckpointError, match="no tensor"):
         state_dict_of({"meta": 3}, Path("x"))
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"classes": ["a", "b"]},
+        {"dataset_meta": {"classes": ("a", "b")}},
+        {"dataset_meta": {"CLASSES": ("a", "b"), "PALETTE": [(1, 2, 3)]}},
+        {"CLASSES": ("a", "b")},
+    ],
+)
+def test_classes_are_found_where_every_release_of_mmdetection_writes_them(meta: dict[str, Any]) -> None:
+    """Release candidates of mmdetection 3, which published RTMDet, wrote capitals."""
+    assert classes_of({"meta": meta}) == ("a", "b")
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"CLASSES": None}, {"dataset_meta": {"CLASSES": "ab"}}, {"classes": [1]}])
+def test_without_names_of_classes_there_are_none(meta: Any) -> None:
+    assert classes_of({"meta": meta}) == ()
 
 
 def test_of_a_student_and_its_teacher_the_teacher_counts() -> None:

@@ -125,6 +125,57 @@ def test_an_own_detector_is_found_and_trains_from_its_own_weights(
     assert added.tensors == len(start) - 2  # all but the layer that depends on the classes
 
 
+LAZY = """
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
+from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
+from mmdet.models.task_modules import AnchorGenerator, MaxIoUAssigner, PseudoSampler
+from mmengine.model import PretrainedInit
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+model = dict(
+    type=RetinaNet,
+    data_preprocessor=dict(type=DetDataPreprocessor, pad_size_divisor=32),
+    backbone=dict(type=ResNet, depth=18, base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3), frozen_stages=1,
+                  init_cfg=dict(type=PretrainedInit, checkpoint="/no/such/file.pth")),
+    neck=dict(type=FPN, in_channels=[8, 16, 32, 64], out_channels=16, start_level=1, num_outs=3),
+    bbox_head=dict(type=RetinaHead, num_classes=7, in_channels=16, feat_channels=16, stacked_convs=1,
+                   anchor_generator=dict(type=AnchorGenerator, octave_base_scale=4, scales_per_octave=1,
+                                         ratios=[1.0], strides=[8, 16, 32])),
+    train_cfg=dict(assigner=dict(type=MaxIoUAssigner, pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+                   sampler=dict(type=PseudoSampler), allowed_border=-1, pos_weight=-1, debug=False),
+    test_cfg=dict(nms_pre=100, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=20),
+)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.02, momentum=0.9))
+train = [
+    dict(type=LoadImageFromFile),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=Resize, scale=96, keep_ratio=True),
+    dict(type=PackDetInputs),
+]
+test = [
+    dict(type=LoadImageFromFile),
+    dict(type=Resize, scale=96, keep_ratio=True),
+    dict(type=PackDetInputs, meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+train_dataloader = dict(batch_size=4, dataset=dict(pipeline=train))
+test_dataloader = dict(batch_size=1, dataset=dict(dataset=dict(pipeline=test)))
+"""
+
+
+def test_a_config_that_imports_its_classes_is_taken(own_zoo: Path, tmp_path: Path) -> None:
+    """mmengine's newer style. Its class of weights to fetch has another name than it is registered by."""
+    (tmp_path / "lazy.py").write_text(LAZY)
+    added = add(tmp_path / "lazy.py", None, own_zoo, device="cpu")
+    assert (added.entry.title, added.entry.input_size) == ("RetinaNet, ResNet18 (your own)", (96, 96))
+    images = write_set(tmp_path / "images", 4, size=(400, 300))
+    request = TrainRequest(
+        "lazy", CLASSES, images, None, tmp_path / "work", device="cpu", max_iterations=1, zoo_root=own_zoo,
+        init_weights="random", slices=64,
+    )  # fmt: skip
+    assert train(request).iterations == 1
+
+
 def test_a_second_detector_joins_the_first(config: Path, own_zoo: Path) -> None:
     add(config, None, own_zoo, name="first", device="cpu")
     (own_zoo / "zoo.toml").write_text((own_zoo / "zoo.toml").read_text() + "# a remark\n")

@@ -15,7 +15,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 
 from ppal_backend.detector.data import ImageRecord
-from ppal_backend.detector.recipe import COMBINE
+from ppal_backend.detector.recipe import COMBINE, type_name
 from ppal_backend.files import atomic_file
 
 FOLDER = "images"
@@ -43,13 +43,15 @@ def with_image_cache(
         folder: Where copies go, as long as there is room: at most 4 GiB, and never the last 2 GiB of the disk.
     """
     plain = [_with_cached_source(dict(step), records, folder) for step in steps]
-    kinds = [step["type"] for step in plain[:3]]
+    kinds = [type_name(step) for step in plain[:3]]
     if kinds == ["LoadImageFromFile", "LoadAnnotations", "RandomSlice"]:
         return [{**plain[0], "type": "LoadDecodedImage", "folder": str(folder)}, *plain[1:]]
     if kinds != ["LoadImageFromFile", "LoadAnnotations", "Resize"]:
         return plain
     scale = plain[2].get("scale")
-    if set(plain[2]) != {"type", "scale", "keep_ratio"} or not plain[2]["keep_ratio"] or scale is None:
+    if set(plain[2]) != {"type", "scale", "keep_ratio"} or not plain[2]["keep_ratio"]:
+        return plain
+    if not isinstance(scale, list | tuple):
         return plain
     if not any(_is_worth_caching(record.width, record.height, scale) for record in records):
         return plain

@@ -83,12 +83,16 @@ def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.
 
 
 def classes_of(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes that a checkpoint names, as this project, mmdetection 3 and mmdetection 2 write them; () for none."""
+    """The classes that a checkpoint names; () for none.
+
+    This project and mmdetection 2 (in capitals) name them in ``meta``, mmdetection 3 in ``meta.dataset_meta`` (its
+    release candidates in capitals).
+    """
     meta = checkpoint.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     dataset = meta.get("dataset_meta")
-    inner = dataset.get("classes") if isinstance(dataset, Mapping) else None
-    for found in (meta.get("classes"), inner, meta.get("CLASSES")):
+    dataset = dataset if isinstance(dataset, Mapping) else {}
+    for found in (meta.get("classes"), dataset.get("classes"), dataset.get("CLASSES"), meta.get("CLASSES")):
         if isinstance(found, list | tuple) and found and all(isinstance(label, str) for label in found):
             return tuple(found)
     return ()

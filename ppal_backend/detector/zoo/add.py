@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ppal_backend.detector.config import build_config
+from ppal_backend.detector.config import build_config, prediction_steps, read_config
 from ppal_backend.detector.heads import detection_head, inference_family, training_family
 from ppal_backend.detector.models import build_model
-from ppal_backend.detector.recipe import read_recipe
+from ppal_backend.detector.recipe import read_recipe, type_name
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.train.semi import is_semi, predicting_part
 from ppal_backend.detector.weights import (
@@ -42,10 +42,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # what a project may name
 _RECIPE_OF = "retinanet_r50_fpn"  # its schedule is the paper's
 _HEADER = "# Detectors of your own, beside the packaged ones. The keys are told in model_zoo/README.md.\n"
 _WEIGHTS_NAME = "weights.pth"
-_UNREADABLE = (
-    OSError, SyntaxError, KeyError, ValueError, TypeError, NameError, AttributeError, ImportError, RuntimeError,
+_TRIAL_FAILURES = (
+    RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, ImportError,
 )  # fmt: skip
-_TRIAL_FAILURES = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,7 @@ def _free_name(wanted: str, own_zoo: Path) -> str:
 
 def _flat(path: Path) -> Config:
     """The config with its bases resolved, and pipelines under the names that this package looks for."""
-    try:
-        flat = Config.fromfile(str(path))
-    except _UNREADABLE as error:
-        raise DetectorError(
-            f"expected an mmdetection config file at {path}, which cannot be read ({error}); check the path, and that "
-            f"every file it inherits from is there"
-        ) from error
+    flat = read_config(path)
     model = flat.get("model")
     if not isinstance(model, dict) or "type" not in model:
         raise DetectorError(f"expected a 'model' with a 'type' in {path}, found none; use an mmdetection config file")
@@ -144,8 +137,7 @@ def _flat(path: Path) -> Config:
 def _remarks(flat: Config, device: str) -> tuple[str, ...]:
     """What the file asks for and a training here does otherwise."""
     remarks = [f"its hook {name} is left out" for name in read_recipe(flat).left_out]
-    kind = str(flat.optim_wrapper.get("type", "")).rsplit(".", 1)[-1]
-    if kind == "AmpOptimWrapper" and not device.startswith("cuda"):
+    if type_name(flat.optim_wrapper) == "AmpOptimWrapper" and not device.startswith("cuda"):
         remarks.append("mixed precision is used on a GPU only")
     return tuple(remarks)
 
@@ -171,7 +163,7 @@ def _entry_of(name: str, file: Path, flat: Config) -> ZooEntry:
     size = _input_size(flat)
     if size is None:
         raise DetectorError("expected a step with a 'scale' in the test pipeline, found none; add a Resize")
-    parts = f"{flat.model.type}, {backbone.get('type', 'unknown')}{backbone.get('depth', '')}"
+    parts = f"{type_name(flat.model)}, {type_name(backbone) or 'unknown'}{backbone.get('depth', '')}"
     return ZooEntry(
         name=name,
         title=f"{parts} (your own)",
@@ -186,9 +178,10 @@ def _entry_of(name: str, file: Path, flat: Config) -> ZooEntry:
 
 def _input_size(flat: Config) -> tuple[int, int] | None:
     """Longest and shortest side that the test pipeline resizes to."""
-    steps = flat.get("test_pipeline") or flat.get("test_dataloader", {}).get("dataset", {}).get("pipeline", ())
-    for step in steps:
+    for step in prediction_steps(flat):
         scale = step.get("scale")
+        if type(scale) is int:
+            return scale, scale
         if isinstance(scale, list | tuple) and len(scale) == 2 and all(isinstance(side, int) for side in scale):
             return max(scale), min(scale)
     return None
