@@ -212,6 +212,15 @@ class LabelStudioClient:
         for task in self._pages_by_id(project_id, [unlabelled], "id,data"):
             yield int(task["id"]), task["data"]
 
+    def all_tasks(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield ``(task_id, data)`` of every task, by rising id; ``data`` as :meth:`unlabelled_tasks` gives it."""
+        for task in self._pages_by_id(project_id, [], "id,data"):
+            yield int(task["id"]), task["data"]
+
+    def task_count(self, project_id: int) -> int:
+        """How many tasks a project has."""
+        return int(self._page(project_id, [], "tasks:id", "id", size=1).get("total") or 0)
+
     def task_ids(self, project_id: int) -> Iterator[int]:
         """Yield the ids of all tasks of a project, rising."""
         for task in self._pages_by_id(project_id, [], "id"):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -67,9 +68,13 @@ class LabelSchema:
         if twice:
             raise LabelConfigError(f"expected every label once, got {', '.join(map(repr, twice))} again; remove one")
 
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.labels)
+
     def label(self, name: str) -> str | None:
         """Return the label that an annotation's string or a displayed value stands for, None if there is none."""
-        if name in self.labels:
+        if name in self._known:
             return name
         return self.aliases.get(name)
 

@@ -70,12 +70,29 @@ def earlier_snapshot(folder: Path) -> Path | None:
 
 def _read_whole(client: LabelStudioClient, project_id: int, folder: Path, schema: LabelSchema) -> dict[str, Any]:
     until = client.last_change(project_id)  # first: what changes from here on is asked for the next time
+    listed = set()
     with atomic_file(folder / "pool.jsonl", "w") as file:
         for task_id, data in client.unlabelled_tasks(project_id):
             file.write(_pool_line(task_id, data, schema))
+            listed.add(task_id)
     client.download_export(project_id, folder / "annotated.json")
-    ids = [i for task in read_export(folder / "annotated.json") for i in _annotation_ids(task)]
+    ids: list[int] = []
+    for task in read_export(folder / "annotated.json"):
+        ids += _annotation_ids(task)
+        listed.add(int(task["id"]))
+    if client.task_count(project_id) > len(listed):
+        _add_unlisted(client, project_id, folder / "pool.jsonl", schema, listed)
     return {"annotation_ids": ids, "told": {"until": until, "taken_over": None}}
+
+
+def _add_unlisted(
+    client: LabelStudioClient, project_id: int, pool: Path, schema: LabelSchema, listed: Collection[int]
+) -> None:
+    """Add to the pool what neither listing held: tasks that came meanwhile, and those of which Label Studio's counter
+    says that they are annotated while they are not."""
+    missing = {i: _pool_line(i, data, schema) for i, data in client.all_tasks(project_id) if i not in listed}
+    log.info("project %d: %d tasks were in no listing, they are in the pool", project_id, len(missing))
+    _write_merged(pool, pool, (), missing)
 
 
 def _update_earlier(
@@ -167,13 +184,20 @@ def _merge_pool(
     tasks: set[int],
 ) -> None:
     """Write ``pool.jsonl`` and add its tasks to ``tasks``."""
-    new = ((i, _pool_line(i, pooled[i]["data"], schema)) for i in sorted(pooled))
-    with (earlier / "pool.jsonl").open(encoding="utf-8") as old, atomic_file(folder / "pool.jsonl", "w") as file:
+    new = {i: _pool_line(i, task["data"], schema) for i, task in pooled.items()}
+    tasks.update(_write_merged(folder / "pool.jsonl", earlier / "pool.jsonl", changed, new))
+
+
+def _write_merged(path: Path, earlier: Path, gone: Collection[int], new: Mapping[int, str]) -> list[int]:
+    """Write a pool of another one's lines, without those of some tasks and with new ones; ids of its tasks."""
+    written = []
+    with earlier.open(encoding="utf-8") as old, atomic_file(path, "w") as file:
         known = ((int(line[1 : line.index(",")]), line) for line in old)
-        kept = ((task_id, line) for task_id, line in known if task_id not in changed)
-        for task_id, line in heapq.merge(kept, new):
+        kept = ((task_id, line) for task_id, line in known if task_id not in gone)
+        for task_id, line in heapq.merge(kept, sorted(new.items())):
             file.write(line)
-            tasks.add(task_id)
+            written.append(task_id)
+    return written
 
 
 def _pool_line(task_id: int, data: Mapping[str, Any], schema: LabelSchema) -> str:

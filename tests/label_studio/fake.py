@@ -42,6 +42,7 @@ class FakeLabelStudio:
         self.fault: Callable[[httpx.Request], httpx.Response | None] = lambda request: None
         self.after: Callable[[httpx.Request, httpx.Response], httpx.Response] = lambda request, response: response
         self.drop: Callable[[dict[str, Any]], bool] = lambda item: False
+        self.stale: dict[int, dict[str, int]] = {}  # counters of tasks that the real one failed to keep up to date
         self.most_on_a_page = 10**6  # TASK_API_PAGE_SIZE_MAX of the real one, which cuts without a word
         for i in range(1, tasks + 1):
             self.add_task(i)
@@ -130,7 +131,7 @@ class FakeLabelStudio:
         params = request.url.params
         query, page = json.loads(params["query"]), int(params["page"])
         size = min(int(params["page_size"]), self.most_on_a_page)
-        rows = [{**task, **_counts(task["annotations"])} for task in self.tasks.values()]
+        rows = [{**t, **_counts(t["annotations"]), **self.stale.get(t["id"], {})} for t in self.tasks.values()]
         for item in query["filters"]["items"]:
             column = item["filter"].removeprefix("filter:tasks:")
             if column == "total_annotations":

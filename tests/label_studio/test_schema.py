@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ppal_backend.errors import LabelConfigError
@@ -235,3 +237,16 @@ def test_prompts_by_label_for_labels_that_have_one():
     labels += '<Label value="x" prompt=""/>'
     schema = parse_label_config(f"{head}{labels}</RectangleLabels></View>")
     assert dict(schema.prompts) == {"crab": "small red crab", "c1": "car"}
+
+
+def test_a_look_up_takes_no_longer_with_thousands_of_labels():
+    """With the 1,203 classes of LVIS, writing the pre-annotations of an image took 45 ms of look-ups."""
+
+    def seconds(number):
+        schema = LabelSchema("label", "image", "image", tuple(f"label {i}" for i in range(number)))
+        started = time.perf_counter()
+        assert all(schema.label(f"label {i}") for i in [number - 1] * 2000)
+        return time.perf_counter() - started
+
+    few = min(seconds(10) for _ in range(5))
+    assert min(seconds(10_000) for _ in range(5)) < 20 * few

@@ -148,3 +148,24 @@ def test_the_newest_earlier_round_counts_and_later_ones_do_not(tmp_path, fake):
 def test_a_training_reads_everything(rounds, fake):
     fake.tasks[3]["annotations"][0]["result"] = []  # changed without a trace
     assert rounds.take(2, takes_over=False) and rounds.content(2)[0][3]["annotations"][0]["result"] == []
+
+
+def test_a_task_whose_counter_says_annotated_and_that_is_not_is_in_the_pool(rounds, fake):
+    """Label Studio's counters drift; such a task was in no training and in no pool, without a word."""
+    fake.stale = {5: {"total_annotations": 1}, 11: {"total_annotations": 0}, 29: {"total_annotations": 2}}
+    rounds.take(2, takes_over=False)
+    tasks, pool, _ = rounds.content(2)
+    assert sorted(tasks) == [3, 7, 11, 15]
+    assert [json.loads(line)[0] for line in pool.splitlines()] == [i for i in range(1, 31) if i not in (3, 7)]
+    assert json.loads(pool.splitlines()[3])[1] == "/data/upload/1/5.jpg"
+
+
+def test_tasks_that_come_while_everything_is_read_are_in_the_pool(rounds, fake):
+    def fault(request):
+        if request.url.path.endswith("/export"):
+            fake.add_task(31)
+        return None
+
+    fake.fault = fault
+    rounds.take(2, takes_over=False)
+    assert [json.loads(line)[0] for line in rounds.content(2)[1].splitlines()][-2:] == [30, 31]
