@@ -134,9 +134,19 @@ def _what_was_run(results: Results) -> str:
         f"Detector `{plan.detector}` ({training}, {plan.init_weights} weights). Data: {facts['source']}; pool of "
         f"{facts['pool_images']} images with {facts['pool_boxes']} boxes of {len(facts['labels'])} classes, "
         f"{facts['test_images']} test images. Start {plan.start} images, {plan.budget} a round, {plan.rounds} rounds, "
-        f"seeds {', '.join(map(str, plan.seeds))}. Every strategy of a seed begins with the same images and the same "
-        f"first model."
+        f"seeds {', '.join(map(str, plan.seeds))}. "
     )
+    one_start = len({v.start for v in plan.variants}) == 1
+    whoever = "every strategy" if one_start else "every random start, and every typical one,"
+    sharing: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        sharing.setdefault(variant.first_model, []).append(variant.name)
+    groups = " | ".join(map(", ".join, sharing.values()))
+    models = "the same first model" if len(sharing) == 1 else f"a first model that is shared by: {groups}"
+    text += f"In a seed {whoever} begins with the same images and {models}."
+    uneven = [v.name for v in plan.variants if not v.counts_images or v.budget not in (None, plan.budget)]
+    if uneven:
+        text += f" Other numbers of images than the columns say: {', '.join(uneven)} (see *Labelled images*)."
     if not results.complete:
         done = sum(len(found) for found in results.rounds.values())
         total = len(results.rounds) * (plan.rounds + 1)
@@ -160,8 +170,9 @@ def _headline(summary: Mapping[str, Any]) -> str:
     same_boxes = (
         ""
         if matched is None
-        else f" Against {matched['against']}, which has as many labelled boxes in every round: "
-        f"{100 * matched['mean_gap']:+.1f} mAP in the mean, p = {tables.figure(matched['p_value'], 4)}."
+        else f" Against {matched['against']}, which has as many labelled boxes in every round (to within "
+        f"{100 * matched['boxes_off']:.0f} %): {100 * matched['mean_gap']:+.1f} mAP in the mean, "
+        f"p = {tables.figure(matched['p_value'], 4)}."
     )
     return (
         f"**{subject} against {baseline}:** {100 * gap['mean']:+.1f} mAP in the mean over the curve, "
@@ -207,14 +218,14 @@ def _write_text(path: Path, text: str) -> None:
 def summarise(results: Results) -> dict[str, Any]:
     """All figures of a simulation.
 
-    ``label_saving`` and ``p_value`` at the top are those of ``subject`` (``ppal``, or the strategy with the largest
-    area under the curve where it was not run or is the baseline) against ``baseline`` (``random``, or ``ppal`` where
+    ``label_saving`` and ``p_value`` at the top are those of ``subject`` (``ppal``, or the strategy farthest above the
+    baseline over the curve where it was not run or is the baseline) against ``baseline`` (``random``, or ``ppal`` where
     that was not run); they are None where one is missing.
     """
     baseline = next((name for name in BASELINES if name in results.names), None)
     strategies = {name: _strategy(results, name, baseline) for name in results.names}
     others = {name: s for name, s in strategies.items() if name != baseline}
-    subject = SUBJECT if SUBJECT in others else _best(others)
+    subject = SUBJECT if SUBJECT in others else _best(others, "aulc" if baseline is None else "aulc_gap")
     chosen = strategies.get(subject or "", {})
     return {
         "title": results.plan.title,
@@ -236,19 +247,21 @@ def summarise(results: Results) -> dict[str, Any]:
 
 
 def box_matched(results: Results) -> dict[str, Any]:
-    """Strategies against a baseline with as many labelled boxes, round by round; by name of the strategy."""
+    """Strategies against one with as many labelled boxes, of several ``random``; by name of the strategy."""
     answer: dict[str, Any] = {}
-    for variant in results.plan.variants:
-        if variant.match is None or variant.name not in results.names:
+    for variant in sorted(results.plan.variants, key=lambda v: v.strategy != BASELINES[0]):
+        if variant.match is None or variant.match in answer or variant.name not in results.names:
             continue
         seeds = results.complete_seeds(variant.match, variant.name)
         if not seeds:
             continue
         rows = [results.plan.seeds.index(seed) for seed in seeds]
         gaps = (results.table(variant.match, "map") - results.table(variant.name, "map"))[rows, 1:]
+        boxes, wanted = (results.table(n, "labelled_boxes")[rows, 1:] for n in (variant.name, variant.match))
         answer[variant.match] = {
             "against": variant.name,
             "compared_seeds": seeds,
+            "boxes_off": float((abs(boxes - wanted) / wanted).max()),
             "map_gap": _means(gaps),
             "mean_gap": float(gaps.mean()),
             "p_value": permutation_test(gaps),
@@ -362,6 +375,6 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     return None if pair is None else {"mean": pair[0], "std": pair[1], "per_seed": list(values)}
 
 
-def _best(strategies: dict[str, dict[str, Any]]) -> str | None:
-    rated = [(s["aulc"]["mean"], name) for name, s in strategies.items() if s["aulc"]]
+def _best(strategies: dict[str, dict[str, Any]], by: str) -> str | None:
+    rated = [(s[by]["mean"], name) for name, s in strategies.items() if s.get(by)]
     return max(rated)[1] if rated else None

@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppal_backend.simulation.folder import Results
+from ppal_backend.simulation.folder import QUERY_STEPS, Results
+from ppal_backend.simulation.statistics import mean_std
 from ppal_backend.simulation.variants import DIFFICULTY_OPTIONS, INFERENCE_OPTIONS, STARTS, Variant
 
 STAGES: Mapping[str, tuple[str, str]] = {
@@ -113,16 +114,18 @@ def near_duplicates(summary: Mapping[str, Any], results: Results) -> str:
 
 
 def seconds_by_step(results: Results) -> str:
-    """Mean seconds of every step of a round."""
+    """Mean seconds of every step of a round after the shared first one; of looking and choosing where images were."""
     steps: dict[str, None] = {}
     for found in results.rounds.values():
         for r in found:
             steps.update(dict.fromkeys(r["seconds"]))
     rows = []
     for name in results.names:
-        taken = [r["seconds"] for s in results.plan.seeds for r in results.rounds[name, s][1:]]
-        means = [sum(t.get(step, 0.0) for t in taken) / len(taken) if taken else None for step in steps]
-        rows.append([name, *(figure(m, 1) for m in means)])
+        rounds = [r for s in results.plan.seeds for r in results.rounds[name, s][1:]]
+        chose = [r for r in rounds if r["round"] < results.plan.rounds]
+        taken = {step: chose if step in ("infer", *QUERY_STEPS) else rounds for step in steps}
+        means = [mean_std([r["seconds"].get(step, 0.0) for r in among]) for step, among in taken.items()]
+        rows.append([name, *(figure(pair and pair[0], 1) for pair in means)])
     return markdown(["strategy", *steps], rows)
 
 

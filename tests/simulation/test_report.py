@@ -148,6 +148,71 @@ def test_box_matched_random_is_compared_round_by_round(finished):
     assert abs(matched["mean_gap"]) < 0.02, "the fake learns from boxes alone, so equal boxes mean equal mAP"
 
 
+def test_random_is_the_one_told_of_several_that_follow_a_strategy_and_how_near_it_came_is_told(tmp_path):
+    root, data = tmp_path, benchmark()
+    plan = make_plan(data, "ppal,entropy:match=ppal,random:match=ppal,dcus:match=ppal,random", retrieval_images=0)
+    lay_out(root, data, plan)
+    run_tasks(root, plan, lambda _: FakeEngine())
+    text = write_report(root, plots=False).read_text()
+    matched = read_json(root / "report" / "summary.json")["box_matched"]["ppal"]
+    assert matched["against"] == "random:match=ppal"
+    boxes = np.array([[[r["labelled_boxes"] for r in results_of(root, plan.variant(n).folder, s, plan.rounds)[1:]]
+                       for s in plan.seeds] for n in ("random:match=ppal", "ppal")], float)  # fmt: skip
+    assert matched["boxes_off"] == pytest.approx(np.abs(boxes[0] / boxes[1] - 1).max())
+    assert f"as many labelled boxes in every round (to within {100 * matched['boxes_off']:.0f} %)" in text
+
+
+def test_the_best_strategy_is_not_one_that_was_given_more_labels(tmp_path):
+    data = benchmark()
+    plan = make_plan(data, "random,entropy,random:budget=16", retrieval_images=0)
+    lay_out(tmp_path, data, plan)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    text = write_report(tmp_path, plots=False).read_text()
+    summary = read_json(tmp_path / "report" / "summary.json")
+    assert summary["aulc"]["random:budget=16"] > summary["aulc"]["entropy"], "over a longer range"
+    assert summary["subject"] == "entropy"
+    assert "Other numbers of images than the columns say: random:budget=16" in text
+
+
+def test_first_models_and_images_are_told_as_they_were(tmp_path, finished):
+    shared = "In a seed every strategy begins with the same images and the same first model."
+    data = benchmark()
+    plan = make_plan(data, "random,ppal,ppal:start=typical,ppal:xi=0.2", rounds=1, retrieval_images=0)
+    lay_out(tmp_path, data, plan)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    text = write_report(tmp_path, plots=False).read_text()
+    assert shared not in text and shared in (finished[0] / "report" / "report.md").read_text()
+    assert "In a seed every random start, and every typical one, begins with the same images and a first model" in text
+    assert "that is shared by: random, ppal | ppal:start=typical | ppal:xi=0.2." in text
+
+
+def test_curves_without_a_common_range_of_boxes_have_no_gap(tmp_path):
+    data = benchmark()
+    plan = make_plan(data, "random,ppal:start=typical", rounds=1, retrieval_images=0)
+    lay_out(tmp_path, data, plan)
+    run_tasks(tmp_path, plan, lambda _: FakeEngine())
+    for number in (0, 1):
+        place = round_place(tmp_path, 1, plan.variants[1].folder, number)
+        place.write_result({**place.result(), "labelled_boxes": 1000 + number})
+    write_report(tmp_path, plots=False)
+    by_boxes = read_json(tmp_path / "report" / "summary.json")["strategies"]["ppal:start=typical"]["aulc_gap_by_boxes"]
+    assert by_boxes["per_seed"][1] is None and by_boxes["mean"] == by_boxes["per_seed"][0]
+
+
+def test_seconds_of_looking_and_choosing_are_those_of_rounds_that_did(finished, tmp_path):
+    root, plan = tmp_path / "copy", finished[1]
+    shutil.copytree(finished[0], root)
+    for number in range(plan.rounds + 1):
+        place = round_place(root, 0, "ppal", number)
+        chose = number < plan.rounds
+        place.write_result({**place.result(), "seconds": {"train": 10.0 * number, "infer": 4.0 if chose else 0.1}})
+        round_place(root, 1, "ppal", number).path.joinpath("result.json").unlink()
+    text = write_report(root, plots=False).read_text().split("## Seconds per step")[1]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in text.split("##")[0].strip().splitlines()]
+    shown = dict(zip(header, next(row for row in rows if row[0] == "ppal"), strict=True))
+    assert (shown["train"], shown["infer"]) == ("20.0", "4.0"), "the last round looks at no pool"
+
+
 def test_tail_and_head_are_thirds_by_frequency(finished):
     root, plan = finished
     results = Results.read(root)
