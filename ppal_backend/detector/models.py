@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def build_model(config: Config, rival: str | None = None) -> Any:
     if changes is not None:
         changes.change(config.model)
     try:
-        model = MODELS.build(config.model.copy())
+        model = MODELS.build(deepcopy(config.model))  # heads write into what they are built of
     except _CANNOT_BUILD as error:
         raise DetectorError(f"mmdetection cannot build this detector: {error}") from error
     if not config.get("trained_backbone", True):

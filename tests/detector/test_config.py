@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 
 from ppal_backend.detector.config import (
     build_config,
@@ -21,6 +23,7 @@ from ppal_backend.detector.models import build_model
 from ppal_backend.detector.runtime import isolated
 from ppal_backend.detector.zoo import Schedule, ZooEntry
 from ppal_backend.errors import DetectorError
+from tests.detector.families import FILES, shrunk, ssd
 
 
 def test_class_count_reaches_every_head_but_proposals() -> None:
@@ -159,6 +162,17 @@ def test_what_a_package_is_missing_for_is_a_detector_error() -> None:
     config.model = {"type": "Detectron2Wrapper", "detector": {"META_ARCHITECTURE": "RetinaNet"}}
     with isolated("test-build"), pytest.raises(DetectorError, match="install Detectron2"):
         build_model(config)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_detector_writes_nothing_into_the_config_it_is_built_of(name: str) -> None:
+    """DETR's head puts a tensor of class weights into its loss, and the config of a training is kept as JSON."""
+    model = ssd() if name == "ssd" else shrunk(name)
+    config = Config({"model": model})
+    before = config.to_dict()
+    with isolated("test-build"):
+        build_model(config)
+    assert json.dumps(config.to_dict()) == json.dumps(before)
 
 
 def own_entry(tmp_path: Path, text: str) -> ZooEntry:
