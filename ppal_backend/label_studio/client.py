@@ -8,6 +8,7 @@ failures translated, in :mod:`ppal_backend.label_studio.transport`.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ import ijson
 from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable
 from ppal_backend.files import atomic_file
 from ppal_backend.label_studio.auth import Addresses
-from ppal_backend.label_studio.transport import NotFound, Transport
+from ppal_backend.label_studio.transport import NotFound, TimedOut, Transport
 
 if TYPE_CHECKING:
     from label_studio_sdk.base_client import LabelStudioBase
+
+log = logging.getLogger(__name__)
 
 PAGE_SIZE = 1000
 """Tasks of a page as asked for; a Label Studio with TASK_API_PAGE_SIZE_MAX gives fewer without a word."""
@@ -177,7 +180,8 @@ class LabelStudioClient:
         """Write every task that has an annotation, cancelled ones included, to ``path`` for :func:`read_export`.
 
         Memory use does not grow with the export. The file is replaced only by a complete one; a project without
-        annotations gives ``[]``.
+        annotations gives ``[]``. What Label Studio does not manage as a whole, since a proxy ends it or it runs out of
+        memory, is read in parts.
 
         Raises:
             LabelStudioError: The answer is no list of tasks.
@@ -199,7 +203,24 @@ class LabelStudioClient:
                     raise LabelStudioUnavailable("expected a complete export, got a cut-off one; try again")
             return path
 
-        return self.transport.repeat(attempt)
+        try:
+            return self.transport.repeat(attempt, but=(TimedOut,))
+        except LabelStudioUnavailable as error:
+            log.warning("project %d: %s; its export is read in parts", project_id, error)
+            try:
+                return self._export_in_parts(project_id, path)
+            except LabelStudioError:
+                raise error from None
+
+    def _export_in_parts(self, project_id: int, path: Path) -> Path:
+        skipped = self._pages_by_id(project_id, [_filter("cancelled_annotations", "greater", "Number", 0)], "id")
+        ids = sorted({*self.annotated_task_ids(project_id), *(int(task["id"]) for task in skipped)})
+        with atomic_file(path, "w") as file:
+            file.write("[")
+            for number, task in enumerate(self.exported_tasks(project_id, ids)):
+                file.write(("," if number else "") + "\n" + json.dumps(task, separators=(",", ":")))
+            file.write("\n]")
+        return path
 
     def unlabelled_tasks(self, project_id: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield ``(task_id, data)`` of every task without a submitted annotation, by rising id.

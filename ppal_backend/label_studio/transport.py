@@ -22,6 +22,7 @@ WRITE_TIMEOUT_S = 300.0
 _MAX_DELAY_S = 30.0
 _SHOWN_BODY = 300
 _WEB_PAGE = "a web page"
+_PROXY_TIMEOUTS = (408, 504, 524)
 BLOCKED = ("reserved network address", "URL provided was not allowed")
 
 
@@ -31,6 +32,10 @@ class NotFound(LabelStudioError):
 
 class Rejected(LabelStudioError):
     """Label Studio answered 4xx: it will not take this request as it is, however often it is sent."""
+
+
+class TimedOut(LabelStudioUnavailable):
+    """Label Studio did not finish an answer within the limit, ours or that of a proxy before it."""
 
 
 class Transport:
@@ -113,11 +118,13 @@ class Transport:
             finally:
                 response.close()
 
-    def repeat(self, call: Callable[[], T]) -> T:
-        """Run ``call``, again with back-off as long as it raises :class:`LabelStudioUnavailable`."""
+    def repeat(self, call: Callable[[], T], but: tuple[type[LabelStudioUnavailable], ...] = ()) -> T:
+        """Run ``call``, again with back-off as long as it raises :class:`LabelStudioUnavailable`, ``but`` these."""
         for attempt in range(1, self._tries):
             try:
                 return call()
+            except but:
+                raise
             except LabelStudioUnavailable as error:
                 delay_s = min(self._backoff_s * 2 ** (attempt - 1), _MAX_DELAY_S) * (1 + random.random() / 4)
                 logger.warning("%s; try %d of %d in %.1f s", error, attempt + 1, self._tries, delay_s)
@@ -169,7 +176,7 @@ class Transport:
         try:
             yield
         except httpx.TimeoutException as error:
-            raise LabelStudioUnavailable(
+            raise TimedOut(
                 f"Label Studio at {self.base_url} did not answer in time{what} ({type(error).__name__}); "
                 "check that it is up and not overloaded"
             ) from None
@@ -212,9 +219,8 @@ class Transport:
                 f"Label Studio refused {word} for {what} (status {status}: {reason}); {self.auth.advice}"
             )
         if status >= 500 or status in (408, 425, 429):
-            return LabelStudioUnavailable(
-                f"Label Studio answered {status} to {what}; try again, see its log if it lasts"
-            )
+            kind_of = TimedOut if status in _PROXY_TIMEOUTS else LabelStudioUnavailable
+            return kind_of(f"Label Studio answered {status} to {what}; try again, see its log if it lasts")
         kind = NotFound if status == 404 else Rejected
         return kind(f"Label Studio answered {status} to {what}: {reason}")
 

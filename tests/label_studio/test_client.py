@@ -203,6 +203,40 @@ def test_cut_off_export_is_fetched_again_and_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["export.json"]
 
 
+@pytest.mark.parametrize(("answer", "tries"), [(504, 1), (524, 1), (httpx.ReadTimeout("slow"), 1), (502, 4), (500, 4)])
+def test_an_export_that_takes_too_long_as_a_whole_is_read_in_parts(tmp_path, monkeypatch, answer, tries):
+    """Proxies end it after a minute or five: a large project could never be trained on."""
+    monkeypatch.setattr(client_module, "EXPORT_AT_ONCE", 2)
+    fake, whole = FakeLabelStudio(tasks=9), []
+    for number in (1, 3, 4, 6, 8):
+        fake.tasks[number]["annotations"] = [annotation(number) | {"result": [{"value": {"x": 1.25}}]}]
+    fake.tasks[7]["annotations"] = [annotation(17, cancelled=True)]
+    wanted = list(exported(fake.client(), tmp_path))
+    assert [task["id"] for task in wanted] == [1, 3, 4, 6, 7, 8]
+
+    def fault(request):
+        if not request.url.path.endswith("/export") or request.url.params.get_list("ids[]"):
+            return None
+        whole.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer, html="<html>gateway</html>")
+
+    fake.fault = fault
+    assert list(exported(fake.client(), tmp_path)) == wanted
+    assert len(whole) == tries, "asking for the same again would take as long, and Label Studio works on all of them"
+    assert [p.name for p in tmp_path.iterdir()] == ["export.json"]
+
+
+def test_an_export_of_a_label_studio_that_is_down_keeps_the_old_file(tmp_path):
+    fake, path = FakeLabelStudio(), tmp_path / "export.json"
+    path.write_text("[]")
+    fake.fault = lambda request: httpx.Response(504)
+    with pytest.raises(LabelStudioUnavailable, match=r"answered 504 to GET /api/projects/1/export"):
+        fake.client().download_export(1, path)
+    assert path.read_text() == "[]" and [p.name for p in tmp_path.iterdir()] == ["export.json"]
+
+
 def test_broken_export_file_is_named(tmp_path):
     path = tmp_path / "annotated.json"
     path.write_text('[{"id": 1}, {]')

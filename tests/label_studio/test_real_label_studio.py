@@ -108,6 +108,9 @@ def test_reading_tasks_and_annotations(project, tmp_path):
     assert unlabelled[second] == {"image": "/data/upload/1/1.jpg"}
     exported = project.exported(tmp_path)
     assert [task["id"] for task in exported] == [first, second, third, fourth]
+    parts = project.client._export_in_parts(project.id, tmp_path / "parts.json")
+    assert list(read_export(parts)) == exported, "what is read in parts is what is read as a whole"
+    assert project.client.task_count(project.id) == len(list(project.client.all_tasks(project.id)))
     counted = list(project.client.annotated_task_ids(project.id)), project.client.annotated_task_count(project.id)
     assert counted == ([first, third, fourth], 3)
 
