@@ -82,7 +82,7 @@ def rank(
 
     Raises:
         DatasetError: The pool has no images, or files are missing.
-        SettingsError: The strategy does not exist.
+        SettingsError: The strategy does not exist, or an option of it is for simulations alone.
         CheckpointError: The checkpoint cannot be used.
     """
     variant = parse_variants([options.strategy])[0]
@@ -90,6 +90,12 @@ def rank(
         raise SettingsError(
             f"strategy {variant.strategy!r} changes the detector and runs in simulations only (ppal simulate); choose "
             f"another"
+        )
+    beside = sorted({*variant.as_dict()} - {"strategy", *variant.options, *variant.inference})
+    if beside:
+        raise SettingsError(
+            f"strategy {variant.strategy!r}: expected options of the choice itself, got {', '.join(beside)} beside; "
+            f"leave them out"
         )
     if options.budget < 1:
         raise DatasetError(f"expected a budget of at least 1, got {options.budget}; ask for more")
@@ -199,6 +205,7 @@ def _spec(options: RankOptions, variant: Variant, model: ModelRef) -> RoundSpec:
         device=options.device,
         model=model,
         strategy_options=settings,
+        **variant.inference,
         look_at_labelled=variant.looks_at_labelled and options.labelled is not None,
     )
 

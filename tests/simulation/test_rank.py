@@ -126,6 +126,17 @@ def test_strategies_that_change_the_detector_are_refused(tmp_path):
         rank(options(tmp_path, strategy="learnloss"), engine_of=lambda _: Ranker())
 
 
+def test_what_describes_objects_counts_and_options_of_simulations_alone_are_refused(tmp_path):
+    class Watching(Ranker):
+        def infer(self, spec, *rest):
+            assert (spec.embedding, spec.levels) == ("sampled", "scale"), "it was left out silently"
+            return super().infer(spec, *rest)
+
+    rank(options(tmp_path, strategy="ppal:embedding=sampled,levels=scale"), engine_of=lambda _: Watching())
+    with pytest.raises(SettingsError, match=r"got absent, budget, start beside; leave them out"):
+        rank(options(tmp_path, strategy="ppal:budget=2,start=typical,absent=drift"), engine_of=lambda _: Ranker())
+
+
 def test_a_budget_of_nothing_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="budget of at least 1"):
         rank(options(tmp_path, budget=0), engine_of=lambda _: Ranker())
