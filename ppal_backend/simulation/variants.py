@@ -150,7 +150,7 @@ def parse_variants(given: str | Sequence[Any], earlier: Sequence[Variant] = ()) 
         earlier: What the folder of the simulation holds already; ``match`` may name one of these.
 
     Returns:
-        At least one variant, no two with the same name; then the earlier ones that were not named again.
+        At least one variant, no two with the same name or folder; then the earlier ones that were not named again.
 
     Raises:
         SettingsError: None is given, one is given twice, a name or option does not exist, or ``match`` names no
@@ -161,10 +161,11 @@ def parse_variants(given: str | Sequence[Any], earlier: Sequence[Variant] = ()) 
     names = [variant.name for variant in variants]
     if not names:
         raise SettingsError("expected at least one strategy, got none; name one, such as ppal,random")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SettingsError(f"expected every strategy once, got {', '.join(twice)} again; remove it")
     variants = (*variants, *(variant for variant in earlier if variant.name not in names))
+    folders = [variant.folder for variant in variants]
+    twice = sorted({variant.name for variant in variants if folders.count(variant.folder) > 1})
+    if twice:
+        raise SettingsError(f"expected every strategy once, got {', '.join(twice)} again; remove one")
     check_matches(variants)
     return variants
 

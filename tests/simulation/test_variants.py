@@ -112,6 +112,14 @@ def test_a_plan_that_cannot_be_is_refused(changes, told):
         make_plan(benchmark(), **changes)
 
 
+def test_two_strategies_never_share_a_folder():
+    margin = {"strategy": "ppal", "match": "auto", "uncertainty": "margin"}
+    of_margin = {"strategy": "ppal", "match": "auto:uncertainty=margin"}
+    earlier = parse_variants(["auto", "auto:uncertainty=margin", margin])
+    with pytest.raises(SettingsError, match=r"every strategy once, got ppal:match=auto,unc.*, ppal:match=auto:unc"):
+        parse_variants([of_margin], earlier)
+
+
 def test_a_plan_survives_the_trip_to_disk():
     plan = make_plan(benchmark(), "ppal:delta=2,ppal,random:match=ppal", max_iterations=5)
     assert Plan.from_dict(plan.as_dict()) == plan
