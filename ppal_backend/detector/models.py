@@ -22,10 +22,14 @@ from ppal_backend.detector.data import build_pipeline
 from ppal_backend.detector.infer.relabelling import Relabelling
 from ppal_backend.detector.open_vocabulary import ENCODER, Prompts, is_open
 from ppal_backend.detector.rivals import find_rival
-from ppal_backend.detector.weights import FinalCheckpoint, load_final
+from ppal_backend.detector.weights import FinalCheckpoint, complete_weights, load_final
 from ppal_backend.detector.zoo import ZooEntry, find_entry
-from ppal_backend.errors import CheckpointError, DetectorError
+from ppal_backend.errors import DetectorError
 
+_OTHER_WEIGHTS = (
+    "choose the checkpoint of this detector and all its classes in order (--classes of ppal rank and export-model), or "
+    "train it again"
+)
 _CANNOT_BUILD = (
     KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError, RuntimeError, ImportError, OSError,
 )  # fmt: skip
@@ -130,6 +134,7 @@ def load_detector(
     Raises:
         UnknownDetector: The zoo has no such detector.
         CheckpointError: The checkpoint is damaged or belongs to another detector or other classes.
+        DetectorError: The detector cannot be built.
     """
     entry = find_entry(detector, zoo_root)
     final = load_final(checkpoint, detector, classes)
@@ -137,10 +142,8 @@ def load_detector(
     config = build_config(entry, classes if rows is None else rows, prompts=Prompts.from_meta(final.meta))
     model = build_model(config, final.meta.get("rival"))
     relabelling = None if rows is None else Relabelling.of(rows, classes, final.meta["known"])
-    try:
-        model.load_state_dict(final.state_dict)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {checkpoint} do not fit {detector}: {error}") from error
+    what = f"{detector} with {len(config.classes)} classes"
+    model.load_state_dict(complete_weights(model, final.state_dict, what, checkpoint, _OTHER_WEIGHTS))
     pipeline = build_pipeline(config.test_pipeline)
     return LoadedDetector(model.to(device).eval(), entry, config, final, device, pipeline, relabelling)
 

@@ -165,6 +165,21 @@ def test_weights_that_are_not_this_detectors_are_told(
         save_as_is("small", ("x",), {"x": (DISC,)}, tmp_path / "as_is.pth", root)
 
 
+def test_weights_without_counters_of_batch_norms_are_whole(published: Path, tmp_path: Path) -> None:
+    """Weights that were converted from other software have none, and torch does without."""
+
+    def change(root: Path) -> None:
+        stored = torch.load(root / "small.pth")["state_dict"]
+        kept = {name: value for name, value in stored.items() if not name.endswith("num_batches_tracked")}
+        assert len(kept) < len(stored)
+        torch.save({"state_dict": kept}, root / "small.pth")
+
+    root = zoo_with(published, tmp_path, change)
+    save_as_is("small", ("x",), {"x": (DISC,)}, tmp_path / "as_is.pth", root)
+    whole = load_checkpoint(published / "small.pth")["state_dict"]
+    assert load_checkpoint(tmp_path / "as_is.pth")["state_dict"].keys() == whole.keys()
+
+
 def test_a_class_list_of_another_length_is_told(published: Path, tmp_path: Path) -> None:
     longer = ENTRY + f"classes = {[*CLASSES, 'more']}\n".replace("'", '"')
     root = zoo_with(published, tmp_path, lambda root: (root / "zoo.toml").write_text(longer))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from ppal_backend.detector.infer.embeddings import image_features, levels_of_siz
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference, PoolResult
 from ppal_backend.detector.infer.prediction import mixed_precision, read_batches, workers_for
 from ppal_backend.detector.train.training import TrainRequest, TrainResult, train
+from ppal_backend.detector.weights import load_checkpoint, save_final
 from ppal_backend.errors import CheckpointError, ImageError
 from ppal_backend.structures import QueryContext
 from ppal_backend.structures.round import Progress
@@ -348,6 +350,51 @@ def test_batch_size_must_be_positive(engine: PoolInference, images: list[PoolIma
 def test_a_checkpoint_of_other_classes_is_refused(trained: TrainResult, zoo_root: Path) -> None:
     with pytest.raises(CheckpointError, match="order counts"):
         PoolInference("small", trained.checkpoint, ("a", "b", "c"), "cpu", zoo_root)
+
+
+@pytest.fixture
+def foreign(trained: TrainResult, tmp_path: Path) -> Callable[[dict[str, torch.Tensor], tuple[str, ...]], Path]:
+    """Makes a checkpoint from elsewhere: tensors and classes."""
+
+    def make(tensors: dict[str, torch.Tensor], classes: tuple[str, ...]) -> Path:
+        meta = {"detector": "small", "classes": list(classes), "difficulty": None}
+        save_final(tmp_path / "foreign.pth", tensors, meta)
+        return tmp_path / "foreign.pth"
+
+    return make
+
+
+def test_a_head_of_another_number_of_classes_is_told_shortly(
+    trained: TrainResult, zoo_root: Path, foreign: Any
+) -> None:
+    """Somebody forgot a class, or the background: torch's own error is a page long."""
+    path = foreign(load_checkpoint(trained.checkpoint)["state_dict"], ("a", "b"))
+    with pytest.raises(
+        CheckpointError, match=r"small with 2 classes.*2 of \d+ tensors missing or of another shape"
+    ) as it:
+        PoolInference("small", path, ("a", "b"), "cpu", zoo_root)
+    assert "bbox_head.retina_cls.weight" in str(it.value) and "--classes" in str(it.value)
+    assert len(str(it.value)) < 500 and "\n" not in str(it.value)
+
+
+def test_weights_of_another_detector_are_told_shortly(zoo_root: Path, foreign: Any) -> None:
+    with pytest.raises(CheckpointError, match="small with 3 classes") as it:
+        PoolInference("small", foreign({"x": torch.ones(1)}, CLASSES), CLASSES, "cpu", zoo_root)
+    assert len(str(it.value)) < 500 and "\n" not in str(it.value)
+
+
+def test_what_a_checkpoint_holds_beside_the_detector_is_left_out_and_counted(
+    trained: TrainResult, zoo_root: Path, images: list[PoolImage], foreign: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """mmdetection 2 kept averaged weights beside the others; other software leaves a mask head or a counter."""
+    tensors = load_checkpoint(trained.checkpoint)["state_dict"]
+    more = {f"ema_{name.replace('.', '_')}": value for name, value in list(tensors.items())[:5]}
+    plain = list(PoolInference("small", trained.checkpoint, CLASSES, "cpu", zoo_root).run(images[:2]))
+    path = foreign({**tensors, **more}, CLASSES)
+    found = list(PoolInference("small", path, CLASSES, "cpu", zoo_root).run(images[:2]))
+    assert sum(map(len, found)) > 0
+    assert all(np.array_equal(a.scores, b.scores) for a, b in zip(plain, found, strict=True))
+    assert "5 tensors" in caplog.text and "ema_backbone" in caplog.text
 
 
 def test_embeddings_take_height_and_width_in_the_right_order() -> None:

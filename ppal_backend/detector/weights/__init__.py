@@ -156,6 +156,39 @@ def apply_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], k
     return len(fitting)
 
 
+def complete_weights(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str, path: Path, advice: str
+) -> dict[str, torch.Tensor]:
+    """Everything that a model needs, out of weights that may hold more; what is left out is counted in the log.
+
+    Args:
+        model: Detector to fill.
+        tensors: Weights by name.
+        what: What is expected, for messages.
+        path: File they came from, for messages.
+        advice: What to do where something lacks, for messages.
+
+    Returns:
+        Weights by name, as many as the model has. Counters of batch norms are the model's own where older software
+        kept none.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    own = model.state_dict()
+    counted = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
+    found = {**counted, **tensors}
+    differing = [name for name, value in own.items() if name not in found or found[name].shape != value.shape]
+    if differing:
+        raise CheckpointError(
+            f"expected weights of {what} in {path}, got {len(differing)} of {len(own)} tensors missing or of another "
+            f"shape ({differing[0]}); {advice}"
+        )
+    if more := sorted(found.keys() - own.keys()):
+        logger.warning("left out %d tensors of %s that %s has no place for, such as %s", len(more), path, what, more[0])
+    return {name: found[name] for name in own}
+
+
 _NEEDED_FOR_TENSORS = frozenset(
     {("collections", "OrderedDict"), ("torch", "Size"), ("torch._utils", "_rebuild_tensor_v2"),
      ("torch._utils", "_rebuild_parameter")}

@@ -22,6 +22,7 @@ from ppal_backend.detector.train.semi import trained_part
 from ppal_backend.detector.weights import (
     apply_weights,
     classes_of,
+    complete_weights,
     has_folded_statistics,
     kind_of,
     load_any,
@@ -319,14 +320,8 @@ def save_as_is(
         model = build_model(build_config(entry, rows, prompts=prompts))
         if kind_of(tensors, model) == "backbone":
             raise CheckpointError(_backbone_alone(entry.name, file))
-        own = model.state_dict()
-        differing = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
-        if differing:
-            raise CheckpointError(
-                f"expected weights of {detector} with {len(rows)} classes in {file}, got {len(differing)} of "
-                f"{len(own)} tensors missing or of another shape ({differing[0]}); choose the right file, and "
-                "correct weights.classes of its zoo entry"
-            )
+        advice = "choose the right file, and correct weights.classes of its zoo entry"
+        weights = complete_weights(model, tensors, f"{detector} with {len(rows)} classes", file, advice)
     meta = {
         "detector": detector,
         "classes": list(labels),
@@ -339,7 +334,7 @@ def save_as_is(
         **({} if tile is None else {"slices": tile}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_final(path, {name: tensors[name] for name in own}, meta)
+    save_final(path, weights, meta)
 
 
 def save_untrained(
