@@ -125,6 +125,17 @@ def test_an_own_detector_never_hides_a_packaged_one(name: str, tmp_path: Path) -
         (ENTRY.replace("one.py", "two.py"), "two.py does not exist"),
         (ENTRY.replace("lr = 0.1", "lr = 0.1\nlearning = 3"), "'one' is not valid.*learning"),
         ("[one", "valid TOML"),
+        ("one = 3", "'one' is not valid.*table"),
+        (ENTRY.split("[one.schedule]")[0] + "schedule = 3", "'one' is not valid.*schedule"),
+        (ENTRY + "[one.inference]\nbatch_cpu = 'two'", "'one' is not valid"),
+        (ENTRY.replace("[one.sch", "inference = 4\n[one.sch"), "'one' is not valid.*inference"),
+        (ENTRY.replace("[one.sch", "weights = 'w.pth'\n[one.sch"), "'one' is not valid.*weights"),
+        (ENTRY.replace("[one.sch", "aliases = 'uno'\n[one.sch"), "'one' is not valid.*aliases"),
+        (ENTRY.replace('title = "One"', "title = 1"), "'one' is not valid.*title"),
+        ("recipe = 5\n" + ENTRY, r"table \[recipe\]"),
+        (ENTRY.replace("lr = 0.1", "lr = nan"), "'one' is not valid.*lr"),
+        (ENTRY.replace("batch_size = 4", "batch_size = 4.5"), "'one' is not valid.*batch_size"),
+        (ENTRY.replace("[64, 64]", "[64.5, 64]"), "'one' is not valid.*input_size"),
     ],
 )
 def test_a_broken_entry_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -132,6 +143,16 @@ def test_a_broken_entry_says_what_is_wrong(tmp_path: Path, text: str, message: s
     (tmp_path / "one.py").write_text("")
     with pytest.raises(DetectorError, match=message):
         load_zoo(tmp_path)
+
+
+def test_a_file_in_another_encoding_says_so(tmp_path: Path) -> None:
+    """As editors on Windows save it."""
+    (tmp_path / "zoo.toml").write_bytes(ENTRY.replace("One", "Détecteur").encode("latin-1"))
+    (tmp_path / "one.py").write_text("")
+    with pytest.raises(DetectorError, match=r"zoo\.toml.*UTF-8"):
+        load_zoo(tmp_path)
+    (tmp_path / "zoo.toml").write_bytes(b"\xef\xbb\xbf" + ENTRY.encode())
+    assert list(load_zoo(tmp_path)) == ["one"], "with a byte order mark"
 
 
 def test_a_missing_zoo_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ This module imports nothing heavy, so a command line can list the zoo at once.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _DECAYS = ("cosine", "step", "constant")
 _WEIGHT_KINDS = ("detector", "backbone", "vocabulary")
 _DIGEST_DIGITS = 64
 _CLASS_LISTS = {"coco": COCO_CLASSES}  # what an entry may name instead of listing them
+_TABLES = ("weights", "schedule", "inference", "vocabulary")
 _RECIPES = "recipe"  # the table that holds named schedules
 AUTO = "auto"  # instead of a name: the first that can be had, in the order of the table of that name
 _INCLUDE = "include_packaged"  # set in an operator's zoo: its detectors come on top of the packaged ones
@@ -99,12 +101,17 @@ class Schedule:
     min_epochs: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("min_iterations", "max_iterations", "batch_size", "warmup_iterations"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"expected {name} as a whole number, got {getattr(self, name)!r}")
         if not 1 <= self.min_iterations <= self.max_iterations:
             raise ValueError(
                 f"expected 1 <= min_iterations <= max_iterations, got {self.min_iterations} and {self.max_iterations}"
             )
-        if self.epochs <= 0 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError("expected positive epochs, batch_size and lr")
+        if not (0 < self.epochs < math.inf and self.batch_size >= 1 and 0 < self.lr < math.inf):
+            raise ValueError(
+                f"expected positive epochs, batch_size and lr, got {self.epochs}, {self.batch_size} and {self.lr}"
+            )
         if self.warmup_iterations < 0 or not 0 <= self.min_epochs <= self.epochs:
             raise ValueError("expected warmup_iterations >= 0 and min_epochs from 0 to epochs")
         if self.decay not in _DECAYS or not 0 < self.step_at < 1:
@@ -173,7 +180,11 @@ class ZooEntry:
     vocabulary: Weights | None = None
 
     def __post_init__(self) -> None:
-        if len(self.input_size) != 2 or min(self.input_size) < 32:
+        texts = (self.title, self.paper, self.head_family, self.memory, self.speed)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("expected text as title, paper, head_family, memory and speed")
+        sides = [side for side in self.input_size if isinstance(side, int) and side >= 32]
+        if not len(sides) == len(self.input_size) == 2:
             raise ValueError(f"expected input_size as two sides of at least 32 px, got {self.input_size}")
         if self.batch_cpu < 1 or self.batch_cuda < 1:
             raise ValueError("expected inference batches of at least 1 image")
@@ -207,7 +218,10 @@ def load_zoo(root: Path | None = None) -> dict[str, ZooEntry]:
     recipes: dict[str, Any] = {}
     if tables.pop(_INCLUDE, False):
         packaged, recipes = load_zoo(), zoo_tables(default_zoo_root()).get(_RECIPES, {})
-    recipes = {**recipes, **tables.pop(_RECIPES, {})}
+    own_recipes = tables.pop(_RECIPES, {})
+    if not isinstance(own_recipes, dict) or not all(isinstance(recipe, dict) for recipe in own_recipes.values()):
+        raise DetectorError(f"expected a table [{_RECIPES}] of tables in {folder / ZOO_FILE}, got {own_recipes!r:.80}")
+    recipes = {**recipes, **own_recipes}
     tables.pop(AUTO, None)
     taken = names_in(packaged)
     own = {name: _entry(folder, name, table, recipes) for name, table in tables.items()}
@@ -236,9 +250,11 @@ def zoo_tables(folder: Path) -> dict[str, Any]:
     """
     file = folder / ZOO_FILE
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DetectorError(f"expected a model zoo at {file}, found none; give the folder that holds it") from error
+    except UnicodeDecodeError as error:
+        raise DetectorError(f"expected text in UTF-8 in {file}, got other bytes ({error}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise DetectorError(f"expected valid TOML in {file}: {error}") from error
 
@@ -262,8 +278,12 @@ def find_entry(name: str, root: Path | None = None) -> ZooEntry:
     return zoo[name]
 
 
-def _entry(folder: Path, name: str, table: Mapping[str, Any], recipes: Mapping[str, Any]) -> ZooEntry:
+def _entry(folder: Path, name: str, table: Any, recipes: Mapping[str, Any]) -> ZooEntry:
     try:
+        if not isinstance(table, dict):
+            raise ValueError(f"expected a table, got {table!r:.80}")
+        if wrong := [key for key in _TABLES if not isinstance(table.get(key, {}), dict)]:
+            raise ValueError(f"expected a table for {wrong[0]}, got {table[wrong[0]]!r:.80}")
         config = folder / table["config"]
         if not config.is_file():
             raise ValueError(f"config file {config} does not exist")
@@ -281,7 +301,7 @@ def _entry(folder: Path, name: str, table: Mapping[str, Any], recipes: Mapping[s
             batch_cuda=inference.get("batch_cuda", 8),
             memory=table.get("memory", ""),
             speed=table.get("speed", ""),
-            aliases=tuple(table.get("aliases", ())),
+            aliases=_names(table.get("aliases", []), "aliases"),
             coco_ap=table.get("coco_ap"),
             from_scratch=bool(table.get("from_scratch", False)),
             vocabulary=_weights(folder, table.get("vocabulary"), "vocabulary"),
@@ -322,6 +342,10 @@ def _weights(folder: Path, table: Mapping[str, Any] | None, kind: str | None = N
 def _classes(given: Any) -> tuple[str, ...]:
     if isinstance(given, str) and given in _CLASS_LISTS:
         return _CLASS_LISTS[given]
+    return _names(given, "classes", f" or one of {sorted(_CLASS_LISTS)}")
+
+
+def _names(given: Any, what: str, other: str = "") -> tuple[str, ...]:
     if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
-        raise ValueError(f"expected classes as a list of names or one of {sorted(_CLASS_LISTS)}, got {given!r:.80}")
+        raise ValueError(f"expected {what} as a list of names{other}, got {given!r:.80}")
     return tuple(given)
