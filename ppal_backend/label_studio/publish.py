@@ -35,7 +35,7 @@ from ppal_backend.errors import LabelStudioError, LabelStudioUnavailable, Publis
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.predictions import detections_to_result
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
-from ppal_backend.label_studio.transport import Rejected
+from ppal_backend.label_studio.transport import Rejected, TooLarge
 from ppal_backend.rounds.ports import QueueEntry
 from ppal_backend.structures.round import VERSION_PREFIX, ModelRef, RoundSpec
 
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLING = "Uncertainty sampling"
 MAX_BODY_BYTES = 200 * 1024 * 1024
+LEAST_BODY_BYTES = 64 * 1024
+"""Bodies that are too large for somebody are sent again as smaller ones, down to this."""
 EMPTY = "-empty"
 """End of the name of a version that ranks nothing: Label Studio holds no prediction of it."""
 SCORE_STEP = 1e-10
@@ -374,13 +376,17 @@ class _Publish:
         delete_version(self.client, self.project_id, version)
 
     def _import(self) -> str:
-        """Import under a fresh version, at most twice, and return it when every prediction is stored."""
-        for last in (False, True):
+        """Import under a fresh version, at most twice (not counting what was too large to be taken), and return it when
+        every prediction is stored."""
+        last = False
+        while True:
             version = self._fresh_version()
             self._report_state("importing", version)
             problem: LabelStudioError | None = None
+            size = 0
             try:
                 for body in self._bodies(version):
+                    size = len(body)
                     self.client.import_predictions(self.project_id, body)
                 stored = self._stored(version)
             except LabelStudioUnavailable as error:
@@ -390,13 +396,17 @@ class _Publish:
             if stored == self.expected:
                 return version
             self._abandon(version)
+            smaller = max(size // 4, LEAST_BODY_BYTES)
+            if isinstance(problem, TooLarge) and smaller < min(size, self.max_body_bytes):
+                self.max_body_bytes = smaller
+                continue
             gone = self._deleted_task_ids()
             if last or not (gone or isinstance(problem, LabelStudioUnavailable)):
                 raise self._failure(version, stored, problem)
             self.gone += gone
             if not self.expected:
                 raise PublishError("expected tasks to rank, got none: all were deleted meanwhile; run another round")
-        raise AssertionError("unreachable")
+            last = True
 
     def _failure(self, version: str, stored: int, problem: LabelStudioError | None) -> LabelStudioError:
         if isinstance(problem, LabelStudioUnavailable):

@@ -34,6 +34,10 @@ class Rejected(LabelStudioError):
     """Label Studio answered 4xx: it will not take this request as it is, however often it is sent."""
 
 
+class TooLarge(Rejected):
+    """A proxy before Label Studio, or itself, takes no request of this size."""
+
+
 class TimedOut(LabelStudioUnavailable):
     """Label Studio did not finish an answer within the limit, ours or that of a proxy before it."""
 
@@ -221,6 +225,11 @@ class Transport:
         if status >= 500 or status in (408, 425, 429):
             kind_of = TimedOut if status in _PROXY_TIMEOUTS else LabelStudioUnavailable
             return kind_of(f"Label Studio answered {status} to {what}; try again, see its log if it lasts")
+        if status == 413:
+            return TooLarge(
+                f"something before Label Studio takes no {what} of this size (status 413); raise its limit, such as "
+                "nginx's client_max_body_size"
+            )
         kind = NotFound if status == 404 else Rejected
         return kind(f"Label Studio answered {status} to {what}: {reason}")
 

@@ -303,6 +303,45 @@ def test_large_bodies_are_split_into_as_few_as_fit():
     assert fake.served() == list(range(40, 0, -1))
 
 
+def limited(fake, limit):
+    """A proxy before Label Studio that takes no larger bodies."""
+
+    def fault(request):
+        if request.url.path.endswith("/import/predictions") and len(request.content) > limit:
+            return httpx.Response(413, html="<html>413 Request Entity Too Large</html>")
+        return None
+
+    fake.fault = fault
+
+
+def test_one_task_that_is_too_large_ends_it():
+    fake = FakeLabelStudio(tasks=4)
+    limited(fake, 100_000)
+    items = [QueueItem(1, [{"id": "x" * 300_000}]), *(QueueItem(i) for i in (2, 3, 4))]
+    with pytest.raises(PublishError, match="status 413"):
+        publish(fake.client(), 1, "r1", items)
+    assert fake.counts() == {}
+
+
+@pytest.mark.parametrize("limit", [150_000, 1_000_000])
+def test_a_proxy_that_takes_small_bodies_only_gets_smaller_ones(limit):
+    """An ingress takes 1 MB unless told otherwise: no queue of some hundred images with boxes was ever published."""
+    fake = FakeLabelStudio(tasks=40)
+    limited(fake, limit)
+    items = [QueueItem(i, [{"id": "x" * 30_000}, {"id": "y" * 30_000}]) for i in range(40, 0, -1)]
+    before = publish(fake.client(), 1, "r0", [QueueItem(1)]).version
+    result = publish(fake.client(), 1, "r1", items)
+    assert fake.served() == list(range(40, 0, -1)) and fake.counts() == {before: 1, result.version: 40}
+
+
+def test_a_proxy_that_takes_not_even_one_task_is_told_with_what_to_do():
+    fake = FakeLabelStudio(tasks=4)
+    limited(fake, 50)
+    with pytest.raises(PublishError, match=r"store 4 predictions, got 0.*status 413.*raise its limit.*client_max_body"):
+        publish(fake.client(), 1, "r1", [QueueItem(i) for i in (1, 2, 3, 4)])
+    assert fake.counts() == {} and len(fake.paths("POST")) < 6
+
+
 def test_prune_keeps_the_last_three_the_active_one_and_other_peoples():
     fake = FakeLabelStudio()
     versions = [publish(fake.client(), 1, f"r{i}", ITEMS, keep=None).version for i in range(5)]
