@@ -1,11 +1,14 @@
 """Workers and a service that share a database and a bucket, and no disk."""
 
+import json
 import shutil
+import time
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from ppal_backend.errors import SettingsError, StoreUnavailable
+from ppal_backend.operations.control import roll_back
 from ppal_backend.operations.pruning import prune_project
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
@@ -209,6 +212,90 @@ def test_a_service_whose_files_cannot_be_removed_now_predicts_all_the_same(predi
         predicting.train()
         predicting.predict()
     assert "old files stay for now: the state is away" in caplog.text
+
+
+@pytest.fixture
+def restored(machine, tmp_path):
+    """A service whose machine fetched rounds 1 to 3 for pages and predictions, and then a state that knows none of
+    them: ``train(version)`` makes its next round elsewhere."""
+
+    class Restored:
+        def __init__(self, name, keep_artifacts):
+            url = {"database_url": f"sqlite:///{tmp_path}/state/{name}.db"}
+            self.settings = machine("service", keep_artifacts=keep_artifacts).model_copy(update=url)
+            self.elsewhere = machine("a", keep_artifacts=9).model_copy(update=url)
+            self.store, self.predictor = open_store(self.settings), FakePredictor()
+            self.store.projects.connect(1, KEY, CONFIG, "http://ls", {"delta": 2.0})
+            images = FakeImages(tmp_path)
+            self.app = create_app(self.settings, self.store, RecordingJobs(), self.predictor, images=images)
+
+        def train(self, version):
+            self.store.rounds.request(1, "train", "x")
+            world = FakeWorld()
+            world.trained_weights = f"weights of {version}".encode()
+            world.publish = lambda *_: version
+            run_next_round(self.elsewhere, 1, world.ports)
+
+        def predict(self):
+            payload = {"tasks": [{"id": 5, "data": {"image": "/data/5.jpg"}}], "project": KEY, "label_config": CONFIG}
+            assert self.app.test_client().post("/predict", json=payload).status_code == 200
+
+        def show(self):
+            assert self.app.test_client().get("/ui/projects/1/queue").status_code == 200
+
+    lost = Restored("lost", 9)
+    for number in (1, 2, 3):
+        lost.train(f"lost-{number}")
+        lost.predict()
+        lost.show()
+    lost.store.close()
+    new = Restored("new", 2)
+    yield new
+    new.store.close()
+
+
+def test_a_service_predicts_with_no_checkpoint_of_a_lost_round(restored, tmp_path):
+    restored.train("new-1")
+    restored.predict()
+    ((model, _, _),) = restored.predictor.calls
+    assert model.checkpoint == str(tmp_path / "service/projects/1/rounds/1/train/model.pth")
+    assert (tmp_path / "service/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of new-1"
+
+
+def test_a_service_shows_no_round_that_is_lost(restored, tmp_path):
+    restored.train("new-1")
+    restored.show()
+    rounds = tmp_path / "service/projects/1/rounds"
+    identity = restored.store.rounds.last(1).identity
+    assert json.loads((rounds / "1/round.json").read_text()) == {"identity": identity}
+
+
+def test_a_command_beside_a_service_goes_back_to_no_lost_round(restored, tmp_path):
+    restored.train("new-1")
+    with pytest.raises(StopHere):
+        roll_back(restored.settings, restored.store, StopHere(), 1, "new-1")
+    assert (tmp_path / "service/projects/1/rounds/1/train/model.pth").read_bytes() == b"weights of new-1"
+
+
+class StopHere(Exception):
+    """A Label Studio that ends what is asked of it."""
+
+    def model_version_counts(self, _project_id):
+        raise self
+
+
+def test_a_service_removes_lost_rounds_after_as_many_versions_as_are_kept(restored, tmp_path):
+    rounds = tmp_path / "service/projects/1/rounds"
+    restored.train("new-1")
+    restored.predict()
+    assert sorted(path.name.split("-")[0] for path in rounds.glob("*.replaced-*")) == [f"{i}.replaced" for i in "123"]
+    time.sleep(1.1)  # the folders are named by whole seconds
+    restored.train("new-2")
+    restored.predict()
+    assert len(list(rounds.glob("*.replaced-*"))) == 3, "one version since"
+    restored.train("new-3")
+    restored.predict()
+    assert not list(rounds.glob("*.replaced-*")), "two versions since, and two are kept"
 
 
 def test_a_bucket_that_is_away_makes_the_round_wait_and_says_why(machine, store, monkeypatch):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -273,7 +273,8 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the files of old versions (PPAL_KEEP_ARTIFACTS) and fetched images beyond PPAL_IMAGE_CACHE_GIB.
+    """Remove files of old versions and what was moved away before them (PPAL_KEEP_ARTIFACTS), and fetched images beyond
+    PPAL_IMAGE_CACHE_GIB.
 
     Never those of an active version or of an open round. With a project, its versions' files alone.
 
@@ -283,8 +284,8 @@ def prune(
 
     with opened(as_json, project) as (settings, store):
         projects = store.projects.all() if project is None else [store.projects.get(project)]
-        rows = [
-            {"project": p.id, "round": item.round_number, "bytes": item.size_bytes}
+        rows: list[dict[str, Any]] = [
+            {"project": p.id, "round": item.round_number, "bytes": item.size_bytes, "replaced": item.is_replaced}
             for p in projects
             for item in prune_project(settings, store, p.id, dry_run)
         ]
@@ -295,7 +296,9 @@ def prune(
             print_json({"dry_run": dry_run, "rounds": rows, "images": told, "bytes": total})
             return
         for row in rows:
-            console.print(f"project {row['project']} round {row['round']}: {row['bytes'] / 2**20:.1f} MiB")
+            what = f" round {row['round']}" if row["round"] is not None else ""
+            moved = " (moved away: the state does not know it)" if row["replaced"] else ""
+            console.print(f"project {row['project']}{what}{moved}: {row['bytes'] / 2**20:.1f} MiB", soft_wrap=True)
         if images is not None:
             left = images.bytes_left / 2**30
             console.print(f"fetched images: {images.bytes / 2**20:.1f} MiB of {images.images}, {left:.2f} GiB stay")

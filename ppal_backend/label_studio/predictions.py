@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,6 @@ def detections_to_result(
     classes = to_numpy(detections.class_indices)
     if len(classes) and int(classes.max()) >= len(class_names):
         raise ValueError(f"expected class indices below {len(class_names)}, got {int(classes.max())}; pass all names")
-    named = [schema.label_of_class(name) for name in class_names]
     wanted = schema.shown_from(class_names, score_threshold)
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order].astype(np.float64) >= np.array(wanted)[classes[order]]]
@@ -59,11 +59,11 @@ def detections_to_result(
     regions = []
     found = zip(order.tolist(), classes[order].tolist(), scores[order].tolist(), shares.tolist(), strict=True)
     for row, index, score, corners_pct in found:
-        label, box_pct = named[index], _percent(corners_pct)
+        label, box_pct = schema.label_of_class(class_names[index]), _percent(corners_pct)
         if label is not None and box_pct is not None:
             region_id = _region_id(detections.image_id, row, label, box_pct)
             regions.append(_region(schema, label, box_pct, score, width, height, region_id))
-    unknown = Counter(class_names[index] for index in classes.tolist() if named[index] is None) if None in named else {}
+    unknown = Counter(class_names[index] for index in classes.tolist() if wanted[index] == math.inf)
     if unknown:
         logger.debug("task %d: boxes of classes not in the labeling config left out: %s", detections.image_id, unknown)
     return regions

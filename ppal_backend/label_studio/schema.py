@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
@@ -88,7 +88,11 @@ class LabelSchema:
 
         A version's classes are labels of the project, so a label of the name comes before ``predicted_values``.
         """
-        return self.label(class_name) or self.predicted_values.get(class_name)
+        return self._label_by_class.get(class_name)
+
+    @cached_property
+    def _label_by_class(self) -> Mapping[str, str]:
+        return {**self.predicted_values, **self.aliases, **{label: label for label in self.labels}}
 
     def threshold(self, label: str, default: float) -> float:
         """Return the least score of a pre-annotation of ``label``: the Label's, the control's, else ``default``."""
@@ -106,8 +110,9 @@ class LabelSchema:
         return value if isinstance(value, str) and value.strip() else None
 
 
+@lru_cache(maxsize=16)
 def parse_label_config(xml: str, from_name: str | None = None) -> LabelSchema:
-    """Read a labeling config.
+    """Read a labeling config; one that was read lately is not parsed again.
 
     Args:
         xml: The config as Label Studio stores it. Document types and entities are refused.

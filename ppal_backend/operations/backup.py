@@ -26,6 +26,7 @@ from typing import Any
 from ppal_backend.detector.zoo import ZOO_FILE
 from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
+from ppal_backend.operations.pruning import move_lost_away
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import CONFIG_FILE, Settings
 from ppal_backend.store import Store, database_file, open_store
@@ -152,6 +153,7 @@ def _files(settings: Settings, store: Store, left_out: list[str]) -> Iterator[Pa
         active = [store.versions.active(project.id), store.versions.active(project.id, with_model=True)]
         numbers = {v.round_number for v in active if v is not None}
         checkpoints = {root / v.checkpoint for v in active if v is not None and v.checkpoint}
+        move_lost_away(settings, store, project.id)
         for checkpoint in checkpoints:
             rounds.fetch_checkpoint(project.key, str(checkpoint.relative_to(root)))
         for number in numbers:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ppal_backend.errors import StateError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.publish import LabelStudioPublisher, activate_version
+from ppal_backend.operations.pruning import move_lost_away
 from ppal_backend.rounds.detections_store import read_queue
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact
 from ppal_backend.settings import Settings
@@ -142,6 +143,7 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
     key = store.projects.get(project_id).key
     version = store.versions.get(project_id, name)
     rounds = Rounds(settings)
+    move_lost_away(settings, store, project_id)
     if version.checkpoint:
         need_intact(rounds.fetch_checkpoint(key, version.checkpoint), name)
     running = store.rounds.running(project_id)

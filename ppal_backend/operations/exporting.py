@@ -16,6 +16,7 @@ from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.label_studio.snapshot import read_pool
 from ppal_backend.label_studio.source import LabelStudioSource, image_cache
+from ppal_backend.operations.pruning import move_lost_away
 from ppal_backend.rounds.detections_store import Box, read_boxes
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import Settings
@@ -70,6 +71,7 @@ def predictions_of(settings: Settings, store: Store, project_id: int) -> BoxExpo
             f"(ppal round {project_id})"
         )
     steps = ("export", "dataset", "infer")
+    move_lost_away(settings, store, project_id)
     folder = Rounds(settings).fetch(record.key, project_id, version.round_number, steps)
     if not (folder / "dataset" / "pool.json").is_file() or not (folder / "detections").is_dir():
         raise StateError(

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -17,9 +17,9 @@ from pathlib import Path
 from ppal_backend.datasets import images
 from ppal_backend.errors import ArtifactsUnavailable, StoreUnavailable
 from ppal_backend.files import read_json
-from ppal_backend.rounds.folder import HEAVY, RESUMABLE, Rounds
+from ppal_backend.rounds.folder import HEAVY, RESUMABLE, Replaced, Rounds
 from ppal_backend.settings import Settings
-from ppal_backend.store import ModelVersion, RoundRecord, Store
+from ppal_backend.store import ModelVersion, ProjectRecord, RoundRecord, Store
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def prune_project(
     in_bucket: bool = True,
 ) -> list[Pruned]:
     """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of the
-    model that predicts, or of what an open round needs; and of rounds that failed or were cancelled what only they
-    could have gone on with.
+    model that predicts, or of what an open round needs; of rounds that failed or were cancelled what only they could
+    have gone on with; and what was moved away before the last ``keep_artifacts`` versions came.
 
     Args:
         settings: the operator's settings.
@@ -62,6 +62,7 @@ def prune_project(
     oldest = _oldest(versions, settings.keep_artifacts)
     ended_early = {r.number for r in rounds if r.state in ("failed", "cancelled")} - whole
     pruned = prune_rounds(root, whole, oldest, checkpoints | set(reading), dry_run, ended_early)
+    pruned += _prune_replaced(Rounds(settings).replaced(project_id), versions, settings.keep_artifacts, dry_run)
     if in_bucket and not dry_run:
         names = [str(c.relative_to(root)) for c in checkpoints if c.is_relative_to(root)]
         _prune_copies(settings, store.projects.get(project_id).key, whole, oldest, names)
@@ -69,6 +70,13 @@ def prune_project(
         mib = sum(p.size_bytes for p in pruned) / 2**20
         log.info("project %d: files of %d old rounds removed, %.0f MiB", project_id, len(pruned), mib)
     return pruned
+
+
+def move_lost_away(settings: Settings, store: Store, project_id: int) -> None:
+    """Move away what this machine has of rounds that the state does not know: it was restored, or is another one. To be
+    done before files of the project are fetched to be read."""
+    of_project = store.rounds.of_project
+    Rounds(settings).move_lost_away(project_id, lambda: {r.number: r.identity for r in of_project(project_id)})
 
 
 class FetchedFiles:
@@ -83,10 +91,19 @@ class FetchedFiles:
         self._settings, self._store = settings, store
         self._lock = threading.Lock()
         self._reading: Counter[Path] = Counter()
+        self._settled: set[tuple[int, str]] = set()  # ids and keys of projects
         self._pruned: dict[int, tuple[str, set[Path]]] = {}  # by project: the version in force, what was read just then
 
+    def settle(self, project: ProjectRecord) -> None:
+        """See to it, once for each project, that nothing of lost rounds is read. A state is restored while no service
+        runs, and a project that is set up afresh has another key."""
+        with self._lock:
+            if (project.id, project.key) not in self._settled:
+                move_lost_away(self._settings, self._store, project.id)
+                self._settled.add((project.id, project.key))
+
     @contextmanager
-    def reading(self, key: str, checkpoint: str) -> Iterator[Path]:
+    def reading(self, project: ProjectRecord, checkpoint: str) -> Iterator[Path]:
         """A version's checkpoint, given relative to the data folder, fetched where it is missing; it stays until the
         block ends.
 
@@ -94,11 +111,12 @@ class FetchedFiles:
             DamagedArtifact: its copy is not as it was written.
             ArtifactsUnavailable: the bucket does not answer.
         """
+        self.settle(project)
         path = self._settings.model_dir.resolve() / checkpoint
         with self._lock:
             self._reading[path] += 1
         try:
-            yield Rounds(self._settings).fetch_checkpoint(key, checkpoint)
+            yield Rounds(self._settings).fetch_checkpoint(project.key, checkpoint)
         finally:
             with self._lock:
                 self._reading[path] -= 1
@@ -194,10 +212,12 @@ def _models_of(root: Path, rounds: list[RoundRecord]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed, or would be, of one round."""
+    """What was removed, or would be, of one round; ``round_number`` is None for a whole project's folder."""
 
-    round_number: int
+    round_number: int | None
     size_bytes: int
+    is_replaced: bool = False
+    """Whether it was moved away, as of a state that is gone or of an earlier project with this id."""
 
 
 def prune_rounds(
@@ -240,6 +260,22 @@ def prune_rounds(
         if not dry_run:
             for path in doomed:
                 _remove(path)
+    return pruned
+
+
+def _prune_replaced(
+    found: Sequence[Replaced], versions: Sequence[ModelVersion], keep: int, dry_run: bool
+) -> list[Pruned]:
+    """Remove what was moved away before the last ``keep`` versions came."""
+    made_at_s = sorted(v.created_at.replace(tzinfo=UTC).timestamp() for v in versions if v.created_at is not None)
+    pruned = []
+    for replaced in found:
+        if len(made_at_s) < keep or made_at_s[-keep] < replaced.at_s + 1:  # whole seconds
+            continue
+        number = int(replaced.name) if replaced.path.parent.name == "rounds" and replaced.name.isdigit() else None
+        pruned.append(Pruned(number, sum(f.stat().st_size for f in _files(replaced.path)), is_replaced=True))
+        if not dry_run:
+            _remove(replaced.path)
     return pruned
 
 

@@ -10,11 +10,14 @@ checks them by the SHA-256 in the mark. Without a bucket nothing of this happens
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +51,8 @@ STATES = ("spec.json", "publish.json")
 
 IDENTITY = "round.json"
 """Which round the folder, or its copy, is of: numbers come again where the state's database was lost or restored."""
+
+_REPLACED = ".replaced-"
 
 GROW_WITH_THE_POOL = frozenset(
     {"dataset/pool.json", "dataset/data.json", "candidates.json", "query_set.json", "map.json"}
@@ -142,16 +147,33 @@ class Rounds:
                 folder.undo(["dataset"])
         return folder
 
-    def move_others_away(self, project_id: int, identities: Mapping[int, str]) -> None:
-        """Move away what this machine has of other rounds than these (number -> identity), so that theirs is fetched.
+    def move_lost_away(self, project_id: int, identities: Callable[[], Mapping[int, str]]) -> None:
+        """Move away what this machine has of rounds that the state does not know, so that nothing of them passes for
+        rounds of their numbers: those are fetched.
 
-        Without a bucket nothing could be fetched, and nothing is moved."""
+        Without a bucket nothing could be fetched, and nothing is moved.
+
+        Args:
+            project_id: the project.
+            identities: gives the identity of every round that the state knows, by its number.
+        """
         if self.bucket is None:
             return
-        for number, identity in identities.items():
-            path = self.path(project_id, number)
-            if _noted_identity(path) not in (None, identity):
-                _move_away(path)
+        there = [path for path in self.of_project(project_id).glob("*") if path.name.isdigit()]
+        known = identities()  # afterwards: a round that begins meanwhile is known before it has a folder
+        for path in there:
+            identity = known.get(int(path.name))
+            with _locked(path.parent):
+                if path.is_dir() and (identity is None or _noted_identity(path) not in (None, identity)):
+                    _move_away(path)
+
+    def replaced(self, project_id: int) -> list[Replaced]:
+        """What was moved away, on this machine: rounds of a state that is gone, and the folder of an earlier project
+        with this id."""
+        project = self.of_project(project_id).parent
+        places = (*self.of_project(project_id).glob("*.replaced-*"), *project.parent.glob(f"{project.name}.replaced-*"))
+        found = [(path, path.name.rpartition(_REPLACED)) for path in sorted(places)]
+        return [Replaced(path, name, int(at)) for path, (name, _, at) in found if at.isdigit()]
 
     def fetch(self, key: str, project_id: int, number: int, steps: Sequence[str]) -> Path:
         """A round's folder for reading, with the files of these steps as far as they are to be had.
@@ -230,6 +252,15 @@ class Rounds:
         if self.bucket is None:
             return None
         return RoundMirror(self.bucket, f"{_prefix(key)}/{number}", self.path(project_id, number), fence)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A folder that was moved away: what it was called, and when that was (Unix time)."""
+
+    path: Path
+    name: str
+    at_s: int
 
 
 class RoundFolder:
@@ -487,27 +518,35 @@ def claim_project_folder(folder: Path, key: str) -> None:
     (Label Studio was set up afresh) are moved aside, not mixed in and not deleted."""
     owner = folder / "project.json"
     if owner.is_file() and read_json(owner)["key"] != key:
-        aside = folder.with_name(f"{folder.name}.replaced-{int(time.time())}")
-        folder.rename(aside)
-        log.warning("project folder %s belonged to another project; moved to %s", folder, aside)
+        _move_away(folder)
     if not owner.is_file():
         write_json(owner, {"key": key})
 
 
 def claim_round_folder(path: Path, identity: str, first_attempt: bool) -> None:
     """Make ``path`` the folder of the round with this identity; what another round left there is moved away."""
-    noted = _noted_identity(path)
-    if noted == identity:
-        return
-    if path.is_dir() and any(path.iterdir()) and (noted is not None or first_attempt):
-        _move_away(path)
-    write_json(path / IDENTITY, {"identity": identity})
+    with _locked(path.parent):
+        noted = _noted_identity(path)
+        if noted == identity:
+            return
+        if path.is_dir() and any(path.iterdir()) and (noted is not None or first_attempt):
+            _move_away(path)
+        write_json(path / IDENTITY, {"identity": identity})
 
 
 def _move_away(path: Path) -> None:
-    replaced = path.with_name(f"{path.name}.replaced-{int(time.time())}")
+    replaced = path.with_name(f"{path.name}{_REPLACED}{int(time.time())}")
     path.rename(replaced)
-    log.warning("%s was of another round, that had this number in a database that is gone: now %s", path, replaced)
+    log.warning("%s is of a project or a round that the state does not know: now %s", path, replaced)
+
+
+@contextmanager
+def _locked(rounds: Path) -> Iterator[None]:
+    """While no other process of this machine moves folders of these rounds away, or claims them."""
+    rounds.mkdir(parents=True, exist_ok=True)
+    with (rounds / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _noted_identity(path: Path) -> str | None:

@@ -18,13 +18,13 @@ from flask import request
 from ppal_backend.detector.zoo import AUTO, find_entry
 from ppal_backend.detector.zoo.choice import auto_order
 from ppal_backend.errors import SettingsError, StateError
+from ppal_backend.label_studio.schema import parse_label_config
 from ppal_backend.logs import log_context
 from ppal_backend.operations import detectors
 from ppal_backend.service import auth, interactive, ml_base, payloads, predicting
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.payloads import SetupBody, is_loopback, read_json, setup_body
 from ppal_backend.service.payloads import extra_params as read_extra_params
-from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime, default_runtime
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import ProjectRecord
@@ -63,7 +63,7 @@ def connect(runtime: Runtime, body: SetupBody) -> ProjectRecord:
     before = None if known is None or known.key != key else _described(known)
     if before != (body.label_config, url, body.extra_params):
         options = checked_options(runtime.settings, body.extra_params)
-        schema_of(body.label_config, options.from_name)
+        parse_label_config(body.label_config, options.from_name)
         detectors.check_prompts(runtime.settings, body.label_config, options)
         kept = {name: getattr(options, name) for name in body.extra_params}
         if before is None or before[2] != kept:
@@ -162,7 +162,7 @@ class PPALModel(_Base):
             self.runtime = runtime or default_runtime()
             self._number = payloads.project_of({"project": project_id}) if project_id not in (None, "") else None
             if label_config is not None:
-                schema_of(label_config)  # refused here if it is unsafe, before the base class parses it
+                parse_label_config(label_config)  # refused here if it is unsafe, before the base class parses it
             super().__init__(str(self._number or ""), label_config)
 
     def setup(self) -> None:

@@ -38,12 +38,11 @@ import numpy as np
 from ppal_backend.datasets.label_studio_json import region_to_box
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.predictions import detections_to_result
-from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema
+from ppal_backend.label_studio.schema import CONTROL_TYPE, LabelSchema, parse_label_config
 from ppal_backend.rounds.detections_store import DAMAGE, StoredDetections
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.http_errors import RequestError
 from ppal_backend.service.payloads import is_id
-from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.store import ModelVersion, ProjectRecord
 from ppal_backend.structures.detections import pairwise_iou
@@ -175,7 +174,7 @@ def answer(
     if project is None:
         raise RequestError("expected a connected project; add this backend under Settings > Model of the project")
     options = runtime.settings.project_options(project.options)
-    schema = schema_of(project.label_config, options.from_name)
+    schema = parse_label_config(project.label_config, options.from_name)
     task = tasks[0] if len(tasks) == 1 else None
     if not isinstance(task, dict) or not is_id(task.get("id")):
         raise RequestError("expected one task with a positive integer 'id' beside a context")

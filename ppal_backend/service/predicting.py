@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 UNTRAINED = "ppal-untrained"
 CHUNK = 8
 REASONS_LOGGED = 5
-
-schema_of = lru_cache(maxsize=16)(parse_label_config)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def predict(runtime: Runtime, project: ProjectRecord | None, tasks: Sequence[Any
         log.info("project %d: %d tasks not predicted: no model is trained yet", project.id, len(tasks))
         runtime.metrics.predicted("no_model", len(tasks))
         return empty(len(tasks), version)
-    with runtime.fetched.reading(project.key, model.checkpoint) as checkpoint:
+    with runtime.fetched.reading(project, model.checkpoint) as checkpoint:
         items = _Batch(runtime, project, LiveModel(model.detector, str(checkpoint), model.labels)).run(tasks)
     runtime.fetched.prune(project.id, version)
     _count_outcomes(runtime, project.id, items)
@@ -107,7 +104,7 @@ class _Batch:
         self._runtime, self._project, self._model = runtime, project, model
         self._deadline = time.monotonic() + runtime.predict_deadline_s
         self._options = runtime.settings.project_options(project.options)
-        self._schema: LabelSchema = schema_of(project.label_config, self._options.from_name)
+        self._schema: LabelSchema = parse_label_config(project.label_config, self._options.from_name)
         self._stopped = ""  # why no further chunk is tried
 
     def run(self, tasks: Sequence[Any]) -> list[_Item]:

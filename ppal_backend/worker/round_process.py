@@ -33,7 +33,7 @@ from ppal_backend.label_studio.source import LabelStudioSource, image_cache, ope
 from ppal_backend.logs import configure_logging, log_context
 from ppal_backend.operations import upkeep
 from ppal_backend.operations.detectors import detector_for_round, known_or_none
-from ppal_backend.operations.pruning import prune_images, prune_project
+from ppal_backend.operations.pruning import move_lost_away, prune_images, prune_project
 from ppal_backend.rounds.folder import RoundFolder, Rounds, need_intact, need_space
 from ppal_backend.rounds.ports import EarlierModels, Observer, Ports
 from ppal_backend.service.auth import webhook_token
@@ -164,7 +164,7 @@ def _run(
     key, number, is_first = project.key, record.number, record.attempts == 1
     rounds = Rounds(settings)
     folder = rounds.open(key, project.id, number, record.identity, is_first, watch.fence)
-    rounds.move_others_away(project.id, {r.number: r.identity for r in store.rounds.of_project(project.id)})
+    move_lost_away(settings, store, project.id)
     spec = _spec(settings, store, project, record, folder)
     with log_context(project=project.id, round=record.number):
         return run_round(spec, folder, ports_of(settings, store, project, spec, watch))

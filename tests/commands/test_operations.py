@@ -97,6 +97,21 @@ def test_prune_tells_how_much(run, store):
     assert "would free 0.0 MiB" in run("prune", "--dry-run").stdout and "freed 0.0 MiB" in run("prune", 7).stdout
 
 
+def test_prune_tells_what_was_moved_away(run, store):
+    rounds = load_settings().project_folder(7) / "rounds"
+    for name, size in (("3.replaced-1000", 3 * 2**20), ("../../7.replaced-2000/rounds/1", 2**20)):
+        (rounds / name).mkdir(parents=True, exist_ok=True)
+        (rounds / name / "model.pth").write_bytes(bytes(size))
+    for number in range(load_settings().keep_artifacts):
+        store.versions.activate(ModelVersion(7, f"ppal-r{number}", number, "", "", (), None, {}))
+    shown = " ".join(run("prune", 7, "--dry-run").stdout.split())
+    assert "project 7 round 3 (moved away: the state does not know it): 3.0 MiB" in shown
+    assert "project 7 (moved away: the state does not know it): 1.0 MiB would free 4.0 MiB" in shown
+    rows = json.loads(run("prune", 7, "--json").stdout)["rounds"]
+    assert [(row["round"], row["replaced"]) for row in rows] == [(3, True), (None, True)]
+    assert not list(rounds.glob("*.replaced-*")) and "freed 0.0 MiB" in run("prune", 7).stdout
+
+
 def test_status_tells_what_the_last_training_decided_about_tiles(run, store):
     for number, reason in ((1, "boxes were large"), (2, "half of the 90 labelled boxes are under 20 px")):
         store.rounds.request(7, "train", "x")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from defusedxml.ElementTree import fromstring
 
+import ppal_backend.label_studio.schema as schema_module
 from ppal_backend.errors import LabelConfigError
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 
@@ -56,6 +58,15 @@ def test_what_predicted_values_lists_by_label_and_that_a_versions_own_label_come
     schema = parse_label_config(f'<View>{IMAGE}<RectangleLabels name="r" toName="i">{labels}</RectangleLabels></View>')
     assert dict(schema.class_names) == {"puffin": ("bird", "Bird"), "mouse": ()}
     assert [schema.label_of_class(name) for name in ("bird", "Bird", "puffin")] == ["bird", "puffin", "puffin"]
+
+
+def test_a_config_that_was_read_lately_is_not_parsed_again(monkeypatch):
+    """An approval parsed the project's config twice."""
+    parsed = []
+    monkeypatch.setattr(schema_module, "fromstring", lambda xml, **how: parsed.append(xml) or fromstring(xml, **how))
+    config = FULL.replace("truck", "lorry")
+    assert parse_label_config(config) is parse_label_config(config) and len(parsed) == 1
+    assert parse_label_config(config, "second").labels == ("Tree",), "another control is another schema"
 
 
 def test_a_value_that_is_another_labels_alias_stays_that_label():

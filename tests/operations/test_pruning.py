@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -65,8 +66,6 @@ def test_what_an_open_round_needs_stays(place):
         place.run()
     record = place.store.rounds.running(1)
     for number in range(3, 6):  # meanwhile other versions come, as after a restore or by another worker
-        from dataclasses import replace
-
         version = place.store.versions.active(1)
         name = f"ppal-r{number}-x"
         place.store.versions.activate(replace(version, version=name, round_number=number, checkpoint=""))
@@ -106,6 +105,28 @@ def test_a_round_that_ended_early_keeps_its_log_and_nothing_that_it_would_go_on_
     assert (folder / "train.log").is_file() and not list(folder.glob("*.pth")) and not (folder / "images").exists()
     assert (place.folder(record.number) / "dataset").is_dir()
     assert [number for number in whole(place) if number != record.number] == before, "the version in force stays"
+
+
+def test_what_was_moved_away_goes_after_as_many_versions_as_are_kept(place):
+    """Rounds of a state that is gone, and the folder of an earlier project with this id: nothing removed them."""
+    place.round()
+    folder, moved_at = place.folder(1), int(time.time())
+    lost = folder.with_name(f"7.replaced-{moved_at}")
+    earlier = folder.parent.parent.with_name(f"1.replaced-{moved_at}")
+    for path, size in ((lost / "train" / "model.pth", 3000), (earlier / "rounds" / "1" / "metrics.json", 500)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(size))
+    time.sleep(1.1)
+    place.round()
+    assert prune_project(place.settings, place.store, 1, dry_run=True) == [] and lost.is_dir(), "one version since"
+    keeps_more = place.settings.model_copy(update={"keep_artifacts": 5})
+    place.store.versions.activate(replace(place.store.versions.active(1), version="another"))
+    assert prune_project(keeps_more, place.store, 1) == [] and lost.is_dir()
+    told = prune_project(place.settings, place.store, 1, dry_run=True)
+    moved = [(p.round_number, p.size_bytes) for p in told if p.is_replaced]
+    assert moved == [(7, 3000), (None, 500)]
+    assert lost.is_dir() and prune_project(place.settings, place.store, 1) == told
+    assert not lost.exists() and not earlier.exists() and place.folder(2).is_dir()
 
 
 def test_a_dry_run_tells_and_removes_nothing(make_place):

@@ -16,12 +16,11 @@ from urllib.parse import urlsplit
 
 from ppal_backend.errors import StateError
 from ppal_backend.files import collector_paused, read_json
-from ppal_backend.label_studio.schema import LabelSchema
+from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.logs import Redacting
 from ppal_backend.operations.control import portion
 from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
-from ppal_backend.service.predicting import schema_of
 from ppal_backend.service.runtime import Runtime
 from ppal_backend.settings import ProjectOptions
 from ppal_backend.store import ModelVersion, ProjectRecord, RoundRecord
@@ -197,6 +196,7 @@ class Project:
 
     def __init__(self, runtime: Runtime, record: ProjectRecord) -> None:
         self.runtime, self.record, self.id = runtime, record, record.id
+        runtime.fetched.settle(record)
 
     @cached_property
     def options(self) -> ProjectOptions:
@@ -247,7 +247,7 @@ class Project:
 
     @property
     def _schema(self) -> LabelSchema:
-        return schema_of(self.record.label_config, self.options.from_name)
+        return parse_label_config(self.record.label_config, self.options.from_name)
 
     @cached_property
     def steering(self) -> Steering:
