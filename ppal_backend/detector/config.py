@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ from mmengine.config import Config
 
 from ppal_backend.detector.open_vocabulary import Prompts, is_open, set_prompts
 from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average, type_name
+from ppal_backend.detector.runtime import stdout_aside
 from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
 from ppal_backend.errors import DetectorError
 
 __all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo", "prediction_steps", "read_config"]
 
-_UNREADABLE = (  # a config file is Python
-    OSError, SyntaxError, KeyError, ValueError, TypeError, NameError, AttributeError, ImportError, RuntimeError,
-    ArithmeticError, IndexError, AssertionError,
+_WRONG = (  # a config file is Python, and nothing says what its values are
+    SyntaxError, LookupError, ValueError, TypeError, NameError, AttributeError, ImportError, RuntimeError,
+    ArithmeticError, AssertionError,
 )  # fmt: skip
 
 _PRETRAINED = ("Pretrained", "PretrainedInit")  # as it is registered, and its class
@@ -65,6 +67,14 @@ def build_config(
     if not labels or len(set(labels)) != len(labels):
         raise DetectorError(f"expected at least one class and no class twice, got {list(labels)}; fix the labels")
     base = read_config(entry.config)
+    with wrong_values_told(entry.config):
+        return _build(entry, labels, base, train_images, max_iterations, trained_backbone, workers, batch_size, prompts)
+
+
+def _build(
+    entry: ZooEntry, labels: tuple[str, ...], base: Config, train_images: int | None, max_iterations: int | None,
+    trained_backbone: bool, workers: int, batch_size: int | None, prompts: Prompts | None,
+) -> Config:  # fmt: skip
     if "model" not in base:
         raise DetectorError(f"expected a 'model' in {entry.config}, found none; use an mmdetection config file")
     model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
@@ -111,11 +121,28 @@ def read_config(path: Path) -> Config:
         DetectorError: It is missing or cannot be run.
     """
     try:
-        return Config.fromfile(str(path))
-    except _UNREADABLE as error:
+        with stdout_aside():
+            return Config.fromfile(str(path))
+    except (OSError, *_WRONG) as error:
         raise DetectorError(
             f"expected an mmdetection config file at {path}, which cannot be read ({error}); check the path, and that "
             f"every file it inherits from is there"
+        ) from error
+
+
+@contextmanager
+def wrong_values_told(path: Path) -> Iterator[None]:
+    """Turn what a config file's unusual values lead to into an error that people can act upon.
+
+    Raises:
+        DetectorError: In place of what Python raised.
+    """
+    try:
+        yield
+    except _WRONG as error:
+        raise DetectorError(
+            f"expected values as mmdetection's own config files have them in {path}, got others "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); correct them"
         ) from error
 
 

@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from mmengine.visualization import Visualizer
 
 from ppal_backend.errors import DetectorError
 
-_STDOUT = threading.Lock()
+_STDOUT = threading.RLock()
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS asks for it where results are to be repeatable
 _MANAGED = (MMLogger, MessageHub, DefaultScope, Visualizer)
 
@@ -30,6 +31,13 @@ _MANAGED = (MMLogger, MessageHub, DefaultScope, Visualizer)
 def quiet_stdout() -> Iterator[None]:
     """Swallow what libraries print. Standard output belongs to the process, hence one block at a time."""
     with _STDOUT, contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextmanager
+def stdout_aside() -> Iterator[None]:
+    """Send what others print (config files are programs) to standard error: standard output is for answers."""
+    with _STDOUT, contextlib.redirect_stdout(sys.stderr):
         yield
 
 

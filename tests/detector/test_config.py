@@ -14,6 +14,7 @@ from mmengine.config import Config
 from ppal_backend.detector.config import (
     build_config,
     find_entry,
+    read_config,
     schedulers,
     set_class_count,
     strip_pretrained,
@@ -186,6 +187,22 @@ def own_entry(tmp_path: Path, text: str) -> ZooEntry:
 def test_a_config_file_that_fails_is_a_detector_error(text: str, tmp_path: Path) -> None:
     with pytest.raises(DetectorError, match=r"own\.py, which cannot be read"):
         build_config(own_entry(tmp_path, text), ("a",))
+
+
+def test_what_a_config_file_prints_is_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a command with --json, standard output is one document."""
+    read_config(own_entry(tmp_path, "print('hello')\nroot = '{{$HOME:/tmp}}'\n").config)
+    told = capsys.readouterr()
+    assert told.out == "" and "hello" in told.err
+
+
+@pytest.mark.parametrize(
+    "text", ["custom_hooks = ['EMAHook']", "custom_hooks = [dict(type='PipelineSwitchHook')]", "test_pipeline = ['a']"]
+)
+def test_values_that_no_config_of_mmdetection_has_are_told(text: str, tmp_path: Path) -> None:
+    base = find_entry("retinanet_tiny").config
+    with pytest.raises(DetectorError, match=r"expected values as mmdetection's own.*own\.py"):
+        build_config(own_entry(tmp_path, f"_base_ = [{str(base)!r}]\n{text}\n"), ("a",), train_images=4)
 
 
 @pytest.mark.parametrize("images", [None, 4])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppal_backend.detector.weights import apply_weights, classes_of, load_checkpoint, state_dict_of
+from ppal_backend.detector.weights import apply_weights, classes_of, load_any, load_checkpoint, state_dict_of
 from ppal_backend.detector.zoo import Schedule, Weights, ZooEntry
 from ppal_backend.detector.zoo.fetch import weights_file
 from ppal_backend.errors import CheckpointError, WeightsUnavailable
@@ -61,7 +61,11 @@ def test_damaged_and_missing_files_are_told_apart(tmp_path: Path) -> None:
 
 def test_state_dict_is_found_in_its_usual_places() -> None:
     half = {"module.a": torch.tensor([0.5], dtype=torch.float16), "n": torch.tensor(3)}
-    for checkpoint in ({"state_dict": half, "meta": {}}, {"model": half}, half):
+    wrapped = {"module._orig_mod.module.a": half["module.a"], "n": half["n"]}
+    for checkpoint in (
+        {"state_dict": half, "meta": {}}, {"model": half}, half, {"state_dict": None, "model": half},
+        {"model_state_dict": half, "epoch": 3}, {"state_dict": wrapped},
+    ):  # fmt: skip
         tensors = state_dict_of(checkpoint, Path("x"))
         assert tensors["a"].dtype == torch.float32 and tensors["a"].item() == 0.5
         assert tensors["n"].dtype == torch.int64
@@ -86,6 +90,20 @@ def test_classes_are_found_where_every_release_of_mmdetection_writes_them(meta: 
 @pytest.mark.parametrize("meta", [None, {}, {"CLASSES": None}, {"dataset_meta": {"CLASSES": "ab"}}, {"classes": [1]}])
 def test_without_names_of_classes_there_are_none(meta: Any) -> None:
     assert classes_of({"meta": meta}) == ()
+
+
+def test_weights_of_a_training_that_diverged_are_told() -> None:
+    tensors = {"a": torch.tensor([1.0, torch.nan]), "b": torch.tensor([-torch.inf]), "n": torch.tensor(3)}
+    with pytest.raises(CheckpointError, match=r"nan in 1 of 3 tensors \(a\).*choose another"):
+        state_dict_of({"state_dict": tensors}, Path("x"))
+    assert torch.isinf(state_dict_of({"b": tensors["b"]}, Path("x"))["b"]), "masks hold it"
+
+
+def test_a_whole_model_of_other_software_is_told_with_what_to_do(tmp_path: Path) -> None:
+    for content in (Toy(2), {"model": Toy(2)}):
+        torch.save(content, tmp_path / "whole.pth")
+        with pytest.raises(CheckpointError, match=r"a pickled object of other software; save it again as a state dict"):
+            state_dict_of(load_any(tmp_path / "whole.pth"), tmp_path / "whole.pth")
 
 
 def test_of_a_student_and_its_teacher_the_teacher_counts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +232,13 @@ def test_a_name_must_be_one_that_projects_can_give(config: Path, own_zoo: Path) 
         (OWN + "optim_wrapper = dict(_delete_=True, type='OptimWrapper')", "optimizer.lr"),
         (OWN.replace("test_dataloader =", "other ="), "test_pipeline|test pipeline"),
         (OWN + "model = dict(neck=dict(type='NoSuchNeck'))", "NoSuchNeck"),
+        (OWN + "import numpy as np\nmean = np.array([1.0, 2.0])", r"values as mmdetection.*My-Net\.v2\.py"),
+        (OWN + "class Net: pass", r"values as mmdetection.*My-Net\.v2\.py.*Net"),
+        (OWN + "optim_wrapper = None", "values as mmdetection"),
+        (OWN.replace("batch_size=4", "batch_size=None"), "values as mmdetection"),
+        (OWN.replace("base_batch_size=16", "base_batch_size=0"), "values as mmdetection"),
+        (OWN.replace("(64, 96)", "(16, 24)"), "at least 32 px"),
+        ("model = dict(type='FCOS')\ndata = dict(samples_per_gpu=2)", "one of mmdetection 2"),
         (OWN + "model = dict(bbox_head=dict(in_channels=24))", "neither trained nor run"),
     ],
 )
@@ -239,6 +247,18 @@ def test_a_config_that_is_none_is_refused(text: str, message: str, config: Path,
     with pytest.raises(DetectorError, match=message):
         add(config, None, own_zoo, device="cpu")
     assert not own_zoo.exists()
+
+
+def test_names_that_toml_cannot_hold_as_they_are(
+    config: Path, checkpoint: Path, own_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's name in Latin-1, and classes with a control character."""
+    monkeypatch.setattr(zoo_add, "check", lambda *_, **__: SimpleNamespace(device="cpu"))
+    path = checkpoint.with_name(b"caf\xe9.pth".decode("utf-8", "surrogateescape"))
+    classes = ("a\x7f", 'b"', "c\n", "d\\", "é日")
+    torch.save({"state_dict": load_any(checkpoint)["state_dict"], "meta": {"CLASSES": classes}}, path)
+    weights = add(config, path, own_zoo, device="cpu").entry.weights
+    assert weights is not None and weights.classes == classes and weights.source.endswith("caf?.pth")
 
 
 def test_a_file_of_another_kind_or_none_is_refused(config: Path, own_zoo: Path) -> None:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _ROUNDING = 2e-3  # a variance of 1 less epsilon, a scale of sqrt(1 + epsilon)
 _BACKBONE = "backbone."
+_STATE_DICTS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_SAVE_AGAIN = "save it again as a state dict: torch.save({'state_dict': model.state_dict()}, path)"
 _STUDENT, _TEACHER = "student.", "teacher."
 
 
@@ -51,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} is damaged or holds more than plain weights ({first_line}); it is not loaded. "
-            f"Save it again as a state dict: torch.save({{'state_dict': model.state_dict()}}, path)"
+            f"{_SAVE_AGAIN[0].upper()}{_SAVE_AGAIN[1:]}"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a dictionary in checkpoint {path}, got {type(content).__name__}")
@@ -61,25 +64,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def state_dict_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Take the weights out of a checkpoint dictionary, as float32.
 
-    Accepts ``{"state_dict": …}``, ``{"model": …}`` and a bare state dict; drops a ``module.`` prefix. Of a student
-    and its teacher, the teacher's weights are taken: it is the one that predicts.
+    Accepts a state dict bare or under the names that it usually has, and drops the prefixes of what wraps a model
+    (``module.``, ``_orig_mod.``). Of a student and its teacher, the teacher's weights are taken: it is the one that
+    predicts.
 
     Raises:
-        CheckpointError: There are no tensors in it.
+        CheckpointError: There are no tensors in it, or numbers that are none (of a training that diverged).
     """
-    inner = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    inner = next((checkpoint[name] for name in _STATE_DICTS if checkpoint.get(name) is not None), checkpoint)
     if not isinstance(inner, Mapping):
-        raise CheckpointError(f"expected weights in checkpoint {path}, got {type(inner).__name__}")
+        raise CheckpointError(f"expected weights in checkpoint {path}, got {_kind_of_object(inner)}; {_SAVE_AGAIN}")
     tensors = {
-        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
+        _WRAPPERS.sub("", str(name)): value.float() if value.is_floating_point() else value
         for name, value in inner.items()
         if isinstance(value, torch.Tensor)
     }
     if not tensors:
-        raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor")
+        raise CheckpointError(f"expected weights in checkpoint {path}, found no tensor; {_SAVE_AGAIN}")
+    if broken := [name for name, value in tensors.items() if bool(torch.isnan(value).any())]:
+        raise CheckpointError(
+            f"expected numbers in checkpoint {path}, got nan in {len(broken)} of {len(tensors)} tensors ({broken[0]}), "
+            f"as of a training that diverged; choose another checkpoint"
+        )
     if all(name.startswith((_STUDENT, _TEACHER)) for name in tensors):
         return {name.removeprefix(_TEACHER): value for name, value in tensors.items() if name.startswith(_TEACHER)}
     return tensors
+
+
+def _kind_of_object(value: Any) -> str:
+    return "a pickled object of other software" if isinstance(value, _Inert) else type(value).__name__
 
 
 def classes_of(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
@@ -236,9 +249,14 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_restricted_pickle())
     except Exception as error:  # torch raises half a dozen kinds for damaged files
-        raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}); save it again") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}): it is damaged, or no file of torch.save; "
+            f"{_SAVE_AGAIN}"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"expected a dictionary in checkpoint {path}, got {type(content).__name__}")
+        raise CheckpointError(
+            f"expected a dictionary in checkpoint {path}, got {_kind_of_object(content)}; {_SAVE_AGAIN}"
+        )
     return content
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ppal_backend.detector.config import build_config, prediction_steps, read_config
+from ppal_backend.detector.config import build_config, prediction_steps, read_config, wrong_values_told
 from ppal_backend.detector.heads import detection_head, inference_family, training_family
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.recipe import read_recipe, type_name
-from ppal_backend.detector.runtime import isolated
+from ppal_backend.detector.runtime import isolated, stdout_aside
 from ppal_backend.detector.train.semi import is_semi, predicting_part
 from ppal_backend.detector.weights import (
     apply_weights,
@@ -96,8 +96,11 @@ def add(
         staged = Path(folder) / name
         staged.mkdir()
         flat = _flat(config)
-        flat.dump(str(staged / "config.py"))
-        entry = _entry_of(name, staged / "config.py", flat)
+        with wrong_values_told(config):
+            flat.dump(str(staged / "config.py"))
+            with stdout_aside():
+                Config.fromfile(str(staged / "config.py"))  # what cannot be written down shows here
+            entry = _entry_of(name, staged / "config.py", flat)
         family, kind, tensors = _fit(entry, weights, staged / _WEIGHTS_NAME, difficulty)
         table = _table(entry, family, weights, kind, staged / _WEIGHTS_NAME)
         (Path(folder) / ZOO_FILE).write_text(table, encoding="utf-8")
@@ -126,6 +129,11 @@ def _free_name(wanted: str, own_zoo: Path) -> str:
 def _flat(path: Path) -> Config:
     """The config with its bases resolved, and pipelines under the names that this package looks for."""
     flat = read_config(path)
+    if "data" in flat and "train_dataloader" not in flat:
+        raise DetectorError(
+            f"expected a config file of mmdetection 3 at {path}, got one of mmdetection 2 (its data sets stand in "
+            f"'data'); take mmdetection 3's config of this detector, which loads the same weights"
+        )
     model = flat.get("model")
     if not isinstance(model, dict) or "type" not in model:
         raise DetectorError(f"expected a 'model' with a 'type' in {path}, found none; use an mmdetection config file")
@@ -273,7 +281,13 @@ def _table(entry: ZooEntry, family: str, weights: Path | None, kind: str, file: 
 
 
 def _rows(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return [f"{key} = {_toml(value)}" for key, value in values.items()]
+
+
+def _toml(value: Any) -> str:
+    """Text that is no UTF-8 (names of files may be) with question marks in its place."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON has it in text, TOML does not
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _install(staged: Path, own_zoo: Path, table: str) -> None:
