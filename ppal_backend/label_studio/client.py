@@ -282,7 +282,7 @@ class LabelStudioClient:
     def last_change(self, project_id: int) -> str:
         """When a task of the project was last changed; "" for a project without tasks."""
         newest = self._page(project_id, [], "-tasks:updated_at", "id,updated_at", size=1)["tasks"]
-        return str(newest[0]["updated_at"]) if newest else ""
+        return _timestamp(str(newest[0]["updated_at"])) or "" if newest else ""
 
     def exported_tasks(self, project_id: int, task_ids: Iterable[int]) -> Iterator[dict[str, Any]]:
         """Yield those of some tasks that have an annotation, as :meth:`download_export` writes them."""
@@ -421,6 +421,7 @@ class LabelStudioClient:
             tasks = answer["tasks"]
             given += len(tasks)
             for task in tasks:
+                task["updated_at"] = _timestamp(str(task["updated_at"]))
                 stamp = int(task["id"]), str(task["updated_at"])
                 if stamp not in seen:
                     seen.add(stamp)
@@ -503,6 +504,15 @@ _ANNOTATED = _filter("total_annotations", "greater", "Number", 0)
 
 
 def _timestamp(since: str | datetime | None) -> str | None:
+    """A time as Label Studio's filters take it, always with microseconds: its own texts lack them on full seconds."""
+    if isinstance(since, str) and since:
+        try:
+            since = datetime.fromisoformat(since)
+        except ValueError:
+            raise LabelStudioError(
+                f"expected the time of a change, got {since!r:.60}; check Label Studio's version"
+            ) from None
+        since = since if since.tzinfo else since.replace(tzinfo=UTC)
     if isinstance(since, datetime):
         if since.tzinfo is None:
             raise ValueError("expected an aware datetime, got one without time zone; use datetime.now(UTC)")

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -136,12 +137,20 @@ class FakeLabelStudio:
             column = item["filter"].removeprefix("filter:tasks:")
             if column == "total_annotations":
                 rows = [t for t in rows if bool(t["total_annotations"]) == (item["operator"] == "greater")]
+            elif column == "updated_at":
+                try:
+                    since = datetime.strptime(item["value"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+                except ValueError as error:
+                    return httpx.Response(500, json={"detail": str(error)})
+                rows = [t for t in rows if datetime.fromisoformat(t[column]) >= since]
             elif item["operator"] == "greater":
                 rows = [t for t in rows if t[column] > item["value"]]
             else:
                 rows = [t for t in rows if t[column] >= item["value"]]
         by = query["ordering"][0]
-        rows.sort(key=lambda t: t[by.removeprefix("-").removeprefix("tasks:")], reverse=by.startswith("-"))
+        by_time = by.endswith("updated_at")
+        column = by.removeprefix("-").removeprefix("tasks:")
+        rows.sort(key=lambda t: datetime.fromisoformat(t[column]) if by_time else t[column], reverse=by.startswith("-"))
         part = rows[(page - 1) * size : page * size]
         if not part and page > 1:
             return httpx.Response(404, json={"detail": "Invalid page."})

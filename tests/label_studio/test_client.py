@@ -158,6 +158,22 @@ def test_updated_since_sees_a_task_that_moves_to_the_end_while_paging(small_page
     assert seen == [1, 2, 3, 4, 5, 6, 7, 1]
 
 
+def test_a_change_on_the_full_second_is_no_end_of_all_polls(small_pages):
+    """Label Studio writes no fraction then, and takes no filter without one: it answered 500 to every poll from there
+    on. On Windows a clock of a millisecond meets a full second once in a thousand changes."""
+    fake = FakeLabelStudio(tasks=9)
+    for i, task in fake.tasks.items():
+        task["updated_at"] = "2026-01-01T00:00:05Z" if i > 2 else f"2026-01-01T00:00:0{i}.500000Z"
+    fake.tasks[9]["updated_at"] = "2026-01-01T00:00:05.250000Z"
+    client = fake.client(tries=1)
+    stamps = list(client.tasks_updated_since(1, "2026-01-01T00:00:02Z"))
+    assert [stamp.id for stamp in stamps] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert max(stamp.updated_at for stamp in stamps) == stamps[-1].updated_at, "as texts they are in order too"
+    assert [stamp.id for stamp in client.tasks_updated_since(1, stamps[-2].updated_at)] == [3, 4, 5, 6, 7, 8, 9]
+    fake.tasks[9]["updated_at"] = "2026-01-01T09:00:06+09:00"
+    assert [t["id"] for t in client.changed_tasks(1, client.last_change(1))] == [9]
+
+
 def test_annotated_tasks_are_listed_and_counted_alike(small_pages):
     fake = FakeLabelStudio(tasks=8)
     for number in (1, 3, 4, 6, 8):

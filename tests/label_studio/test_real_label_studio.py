@@ -122,6 +122,9 @@ def test_reading_tasks_and_annotations(project, tmp_path):
     later = [s.id for s in project.client.tasks_updated_since(project.id, by_id[third].updated_at)]
     assert later == [third, fourth]
 
+    whole_second = project.client.tasks_updated_since(project.id, "2020-01-01T00:00:00Z")
+    assert sorted(stamp.id for stamp in whole_second) == sorted(project.tasks)
+
     schema = parse_label_config(str(project.client.project(project.id)["label_config"]))
     assert (schema.labels, schema.score_threshold, dict(schema.predicted_values)) == (
         ("c1", "Dog"),
