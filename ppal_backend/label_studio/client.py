@@ -36,6 +36,8 @@ PAGE_SIZE = 1000
 PROJECTS_AT_ONCE = 100
 """As many as Label Studio gives at most."""
 EXPORT_TIMEOUT_S = 1800.0
+EXPORT_PATIENCE_S = 30.0
+"""An export that fails after this long is not asked for as a whole again."""
 EXPORT_AT_ONCE = 200
 """Tasks of an export by their ids: they stand in the address."""
 _CHUNK = 1 << 16
@@ -188,6 +190,15 @@ class LabelStudioClient:
         """
 
         def attempt() -> Path:
+            started = time.monotonic()
+            try:
+                return whole()
+            except LabelStudioUnavailable as error:
+                if time.monotonic() - started < EXPORT_PATIENCE_S:
+                    raise
+                raise TimedOut(str(error)) from None  # such as 502: the Docker image ends requests after 120 s
+
+        def whole() -> Path:
             route = f"/api/projects/{project_id}/export"
             stream = self.transport.stream(route, {"exportType": "JSON"}, timeout_s=EXPORT_TIMEOUT_S)
             with atomic_file(path) as file, stream as response:

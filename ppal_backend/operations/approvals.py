@@ -290,6 +290,7 @@ def _digest(regions: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for region in regions:
         value = region.get("value") or {}
-        frame = [round(float(value.get(key) or 0), 2) for key in ("x", "y", "width", "height", "rotation")]
+        numbers = [value.get(key) or 0 for key in ("x", "y", "width", "height", "rotation")]
+        frame = [round(float(n), 2) if isinstance(n, int | float) else n for n in numbers]
         rows.append(f"{region.get('from_name')} {value.get('rectanglelabels')} {frame}")
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:16]

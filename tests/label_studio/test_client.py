@@ -244,6 +244,22 @@ def test_an_export_that_takes_too_long_as_a_whole_is_read_in_parts(tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["export.json"]
 
 
+def test_an_export_that_fails_after_a_long_time_is_not_asked_for_as_a_whole_again(tmp_path, monkeypatch):
+    """Label Studio's Docker image kills a request after two minutes, which reads as 502."""
+    monkeypatch.setattr(client_module, "EXPORT_PATIENCE_S", -1.0)
+    fake, whole = FakeLabelStudio(tasks=3), []
+    fake.tasks[2]["annotations"] = [annotation(2)]
+
+    def fault(request):
+        if not request.url.path.endswith("/export") or request.url.params.get_list("ids[]"):
+            return None
+        whole.append(request)
+        return httpx.Response(502)
+
+    fake.fault = fault
+    assert [task["id"] for task in exported(fake.client(), tmp_path)] == [2] and len(whole) == 1
+
+
 def test_an_export_of_a_label_studio_that_is_down_keeps_the_old_file(tmp_path):
     fake, path = FakeLabelStudio(), tmp_path / "export.json"
     path.write_text("[]")

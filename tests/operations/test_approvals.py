@@ -125,6 +125,16 @@ def test_what_people_changed_since_stays_theirs(place):
     assert place.store.approvals.annotations(1) == {}, "a person's from now on"
 
 
+@pytest.mark.parametrize("value", ["abc", [1], {"a": 1}])
+def test_what_a_tool_wrote_over_an_approved_box_stays_too(place, value):
+    """Label Studio stores annotations of other tools unchecked: undoing ended in an internal error."""
+    first, *_ = offer(place.settings, place.store, 1, MEASURED).tasks
+    done = approved(place, [first])
+    annotations(place, first)[0]["result"][0]["value"]["x"] = value
+    result = undo(place.store, place.client, 1, done.batch_id)
+    assert (result.deleted, result.changed) == (0, 1) and len(annotations(place, first)) == 1
+
+
 def test_labelled_deleted_or_approved_meanwhile_is_left(place):
     one, two, three, four, *_ = offer(place.settings, place.store, 1, MEASURED).tasks
     place.label_studio.tasks[one]["annotations"] = [{"id": 1, "was_cancelled": False, "result": []}]
