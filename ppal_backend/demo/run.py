@@ -104,7 +104,7 @@ def run_demo(options: DemoOptions, console: Console, evaluate: Evaluate) -> None
             "seconds_total": round(time.perf_counter() - started, 1),
         }
         write_json(out / "summary.json", summary)
-        _show_end(console, options, out, summary)
+        _show_end(console, out, summary)
         if options.stay:
             _stay(console, server, backend, project_id)
     finally:
@@ -277,7 +277,7 @@ def label_config_of(labels: tuple[str, ...]) -> str:
     )
 
 
-def _show_end(console: Console, options: DemoOptions, out: Path, summary: dict[str, Any]) -> None:
+def _show_end(console: Console, out: Path, summary: dict[str, Any]) -> None:
     same = summary["queue_published"] == summary["queue_served"]
     found = [r["map"] if r["test_map"] is None else r["test_map"] for r in summary["rounds"]]
     maps = " → ".join("?" if value is None else f"{value:.3f}" for value in found)

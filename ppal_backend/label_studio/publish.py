@@ -402,13 +402,13 @@ class _Publish:
                 continue
             gone = self._deleted_task_ids()
             if last or not (gone or isinstance(problem, LabelStudioUnavailable)):
-                raise self._failure(version, stored, problem)
+                raise self._failure(stored, problem)
             self.gone += gone
             if not self.expected:
                 raise PublishError("expected tasks to rank, got none: all were deleted meanwhile; run another round")
             last = True
 
-    def _failure(self, version: str, stored: int, problem: LabelStudioError | None) -> LabelStudioError:
+    def _failure(self, stored: int, problem: LabelStudioError | None) -> LabelStudioError:
         if isinstance(problem, LabelStudioUnavailable):
             return problem
         why = "it drops predictions whose label, control or numbers the labeling config does not allow"

@@ -93,7 +93,7 @@ def run_full(folder: Path, console: Console, label_studio: Path = LABEL_STUDIO) 
         write_secret(
             folder / ENVIRONMENT, "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())
         )
-        _print_addresses(console, folder, kept, studio, environment)
+        _print_addresses(console, folder, studio, environment)
         up(environment, workers=WORKERS)
         console.print("stopping")
 
@@ -165,9 +165,7 @@ def _backend(folder: Path, kept: Kept, studio: LabelStudioServer, state_url: str
     }
 
 
-def _print_addresses(
-    console: Console, folder: Path, kept: Kept, studio: LabelStudioServer, environment: Mapping[str, str]
-) -> None:
+def _print_addresses(console: Console, folder: Path, studio: LabelStudioServer, environment: Mapping[str, str]) -> None:
     lines = (
         f"Label Studio  {studio.url}   login {USER}, password in {folder / KEPT} (label_studio_password)",
         f"backend       {environment['PPAL_PUBLIC_URL']}   dashboard at /ui, user label-studio, password as above "

@@ -264,22 +264,27 @@ def test_difficulty_equals_brute_force_from_raw_outputs(name: str) -> None:
     np.testing.assert_allclose([row[1:] for row in got], [row[1:] for row in expected], atol=1e-5)
 
 
-def test_ddod_counts_the_classification_assigner() -> None:
-    """Its assigners weigh predictions, so targets are asked of the head; everything after is written out."""
-    model, data, seen = build("ddod"), batch(), list[Positives]()
-    head = detection_head(model)
-    kept: list[Any] = []
-    original = head.get_cls_targets
+def watched_step(model: Any, data: Any, targets_method: str, seen: list[Positives]) -> tuple[list[Any], list[Any]]:
+    """What a head's target method and the head itself return in a step whose positives are read into ``seen``."""
+    head, kept, raw = detection_head(model), list[Any](), list[Any]()
+    original = getattr(head, targets_method)
 
     def remember(*args: Any, **kwargs: Any) -> Any:
         kept.append(original(*args, **kwargs))
         return kept[-1]
 
-    head.get_cls_targets = remember
-    raw: list[Any] = []
+    setattr(head, targets_method, remember)
     head.register_forward_hook(lambda module, inputs, output: raw.append(output))
     training_family(head).read_training(head, seen.append)
     loss_step(model, data)
+    return kept, raw
+
+
+def test_ddod_counts_the_classification_assigner() -> None:
+    """Its assigners weigh predictions, so targets are asked of the head; everything after is written out."""
+    model, data, seen = build("ddod"), batch(), list[Positives]()
+    head = detection_head(model)
+    kept, raw = watched_step(model, data, "get_cls_targets", seen)
     scores, deltas = raw[0][:2]
     priors = [prior for level in priors_of(head, scores) for prior in level]
     expected = []
@@ -306,18 +311,7 @@ def test_rtmdet_reads_the_boxes_it_assigned() -> None:
     """Its assigner is dynamic, so targets are asked of the head; boxes are decoded by hand from raw distances."""
     model, data, seen = build("rtmdet"), batch(), list[Positives]()
     head = detection_head(model)
-    kept: list[Any] = []
-    original = head.get_targets
-
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        kept.append(original(*args, **kwargs))
-        return kept[-1]
-
-    head.get_targets = remember
-    raw: list[Any] = []
-    head.register_forward_hook(lambda module, inputs, output: raw.append(output))
-    training_family(head).read_training(head, seen.append)
-    loss_step(model, data)
+    kept, raw = watched_step(model, data, "get_targets", seen)
     scores, distances = raw[0]
     points = priors_of(head, scores)
     expected = []

@@ -48,6 +48,19 @@ def cost(d: np.ndarray, centers: list[int]) -> float:
     return sum(min(d[i, c] for c in centers) for i in range(len(d)))
 
 
+def medoids_of(d: np.ndarray, centers: list[int], labels: list[int]) -> list[int]:
+    """Each centre, or the free member of its cluster that is nearest to all of it."""
+    moved = list(centers)
+    for k, c in enumerate(centers):
+        members = [i for i in range(len(d)) if labels[i] == k]
+        if c not in members:
+            continue
+        free = {i: sum(d[i, j] for j in members) for i in members if i == c or i not in centers}
+        limit = min(free.values()) * (1 + 1e-6)
+        moved[k] = c if free[c] <= limit else min(i for i in free if free[i] <= limit)
+    return moved
+
+
 def k_medoids_beside(
     d: np.ndarray, gap: np.ndarray, centers: list[int], max_iterations: int = 100
 ) -> tuple[list[int], list[int]]:
@@ -56,14 +69,7 @@ def k_medoids_beside(
     for _ in range(max_iterations + 1):
         mine = assign(d, centers)
         labels = [-1 if gap[i] < d[i, centers[mine[i]]] else mine[i] for i in range(len(d))]
-        moved = list(centers)
-        for k, c in enumerate(centers):
-            members = [i for i in range(len(d)) if labels[i] == k]
-            if c not in members:
-                continue
-            free = {i: sum(d[i, j] for j in members) for i in members if i == c or i not in centers}
-            limit = min(free.values()) * (1 + 1e-6)
-            moved[k] = c if free[c] <= limit else min(i for i in free if free[i] <= limit)
+        moved = medoids_of(d, centers, labels)
         if moved == centers:
             break
         centers = moved
@@ -75,14 +81,7 @@ def k_medoids(d: np.ndarray, centers: list[int], max_iterations: int = 100) -> t
     costs = [cost(d, centers)]
     for _ in range(max_iterations):
         labels = assign(d, centers)
-        moved = list(centers)
-        for k, c in enumerate(centers):
-            members = [i for i in range(len(d)) if labels[i] == k]
-            if c not in members:
-                continue
-            free = {i: sum(d[i, j] for j in members) for i in members if i == c or i not in centers}
-            limit = min(free.values()) * (1 + 1e-6)
-            moved[k] = c if free[c] <= limit else min(i for i in free if free[i] <= limit)
+        moved = medoids_of(d, centers, labels)
         if moved == centers:
             break
         centers = moved

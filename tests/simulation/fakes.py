@@ -157,8 +157,3 @@ def broken_engine(plan):
     engine = FakeEngine()
     engine.fail_on = DetectorError("no such luck")
     return engine
-
-
-def smaller(plan, **changes):
-    """A changed plan."""
-    return replace(plan, **changes)

@@ -1,12 +1,14 @@
 """What people write on the command line, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.simulation.plan import Plan, parse_amount, parse_seeds
 from ppal_backend.simulation.variants import RIVAL_FAMILIES, Variant, check_detector, parse_variants
 from ppal_backend.structures.round import RIVAL_NAMES
-from tests.simulation.fakes import benchmark, make_plan, smaller
+from tests.simulation.fakes import benchmark, make_plan
 
 
 def test_a_list_of_names_and_options():
@@ -141,13 +143,13 @@ def test_seeds_strategies_and_rounds_of_a_simulation_may_grow_nothing_else():
     earlier = make_plan(data, "random,ppal")
     variants = parse_variants("ppal,entropy", earlier.variants)
     assert [v.name for v in variants] == ["ppal", "entropy", "random"], "what was asked for now runs first"
-    now = smaller(earlier, variants=variants, seeds=(1, 2)).extends(earlier)
+    now = replace(earlier, variants=variants, seeds=(1, 2)).extends(earlier)
     assert now.variants == variants and now.seeds == (0, 1, 2)
-    assert smaller(earlier, rounds=5).extends(earlier).rounds == 5
-    assert smaller(earlier, rounds=1).extends(earlier).rounds == earlier.rounds, "what was run stays"
+    assert replace(earlier, rounds=5).extends(earlier).rounds == 5
+    assert replace(earlier, rounds=1).extends(earlier).rounds == earlier.rounds, "what was run stays"
     for changes in ({"budget": 7}, {"max_iterations": 9}, {"data_sha256": "other"}, {"threads": 2}, {"slices": "auto"}):
         with pytest.raises(StateError, match=f"another simulation .*{next(iter(changes))}"):
-            smaller(earlier, **changes).extends(earlier)
+            replace(earlier, **changes).extends(earlier)
 
 
 def test_a_spec_carries_the_options_of_its_variant():
