@@ -1,6 +1,6 @@
 """What several people drew on one task: the boxes that most of them mean, and where they differ.
 
-*One person, one vote.* Of each person the annotation changed last counts. A ground truth goes before all votes.
+*One person, one vote.* Of each person the annotation changed last counts. Ground truths go before all other votes.
 
 *Who means the same.* Boxes of different people are joined pair by pair, those of one label first, then the greatest
 overlap, where every box of one group overlaps every box of the other by at least :data:`SAME_OBJECT` and no person has

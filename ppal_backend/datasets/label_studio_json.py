@@ -95,13 +95,12 @@ def choose_annotation(task: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def votes_of(task: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     """Of a task's annotations those that are learned from, by person, the one changed last at the end.
 
-    A ground truth stands alone: whoever made it is right. Cancelled ones are out.
+    Ground truths stand alone: whoever made them is right. Of an import every annotation is one, so there may be
+    several people's. Cancelled ones are out.
     """
     submitted = [a for a in task.get("annotations") or () if isinstance(a, Mapping) and not a.get("was_cancelled")]
     truths = [a for a in submitted if a.get("ground_truth")]
-    if truths:
-        submitted = [max(truths, key=_preference)]
-    by_person = latest_by_person(sorted(submitted, key=_preference))
+    by_person = latest_by_person(sorted(truths or submitted, key=_preference))
     return dict(sorted(by_person.items(), key=lambda item: _preference(item[1])))
 
 

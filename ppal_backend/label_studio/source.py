@@ -14,6 +14,7 @@ from ppal_backend.datasets.consensus import annotator_of
 from ppal_backend.datasets.corrections import agreement_of, corrections_of, labeling_times
 from ppal_backend.datasets.images import ImageCache, ImageInfo
 from ppal_backend.datasets.label_studio_json import (
+    REGION_TYPE,
     SHAPES,
     ConversionReport,
     annotations_to_coco,
@@ -241,7 +242,9 @@ def annotations_problem(report: ConversionReport) -> str:
     if others:
         kinds = ", ".join(f"{kind[:40]} ({n})" for kind, n in others.items())
         shapes = "; other_shapes learns the boxes around them" if set(others) & set(SHAPES) and not report.hulls else ""
-        parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}{shapes}")
+        several = "; of several RectangleLabels one is learned, the option from_name names it"
+        controls = several if REGION_TYPE in others else ""
+        parts.append(f"{sum(others.values())} regions of other kinds or controls: {kinds}{shapes}{controls}")
     if not parts:
         return ""
     return f"left out of the training: {' | '.join(parts)}; correct these annotations, or the labeling config"

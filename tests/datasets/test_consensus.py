@@ -73,6 +73,14 @@ def test_a_ground_truth_goes_before_all_votes():
     assert (boxes, report.agreed) == ([DOG], 0)
 
 
+def test_of_several_ground_truths_most_count():
+    """Label Studio makes every imported annotation a ground truth: of an imported set with three people's boxes only
+    one person's were learned."""
+    three = [annotation(i, box, number=i, ground_truth=True) for i, box in enumerate((CAT, CAT_2, DOG), start=1)]
+    boxes, report = learned(*three, annotation(4, DOG, number=9), annotation(5, DOG, number=10))
+    assert (boxes, report.agreed) == ([("Cat", 11, 10, 40, 40)], 1)
+
+
 def test_one_person_has_one_vote_and_it_is_the_last_one():
     boxes, report = learned(
         annotation(1, CAT), annotation(1, DOG, number=2), annotation(1, CAT, number=3, was_cancelled=True)

@@ -158,3 +158,15 @@ def test_a_pre_annotation_of_another_tool_without_numbers_fails_no_round(tmp_pat
     fake.add_task(1, [{"id": 1, "was_cancelled": False, "prediction": shown, "result": [region("a")]}])
     report = prepared(fake, tmp_path, SomeImages(9)).report
     assert (report["conversion"]["boxes"], report["agreement"]["other"]["moved"]) == (1, 1)
+
+
+def test_boxes_of_a_second_control_are_told_with_the_option_that_learns_them(tmp_path):
+    fake = FakeLabelStudio(tasks=1)
+    second = '<RectangleLabels name="parts" toName="image"><Label value="ear"/></RectangleLabels></View>'
+    fake.project["label_config"] = CONFIG.replace("</View>", second)
+    annotated(fake, 1, result=[region("a"), region("b", control="parts")])
+    told = prepared(fake, tmp_path, SomeImages(9)).problems["annotations"]
+    assert (
+        "1 regions of other kinds or controls: rectanglelabels (1); of several RectangleLabels one is learned" in told
+    )
+    assert "the option from_name names it" in told
