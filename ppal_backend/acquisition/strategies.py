@@ -172,7 +172,6 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             lambda o: EnmsScorer(o.boxes),
             lambda o: PrototypeSelector(EnmsScorer(o.boxes)),
             whole_pool=True,
-            labelled=True,
             needs={"embeddings": "pool"},
         ),
         "pal": Recipe(

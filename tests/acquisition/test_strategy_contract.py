@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppal_backend.acquisition.strategies import get_strategy, rival_names, strategy_names
+from ppal_backend.acquisition.strategies import READS_COUNTS, USES_LABELLED, get_strategy, rival_names, strategy_names
 from ppal_backend.structures import CandidatePool, Detections, QueryContext
 from ppal_backend.structures.round import RIVAL_NAMES, STRATEGY_NAMES
 from tests.acquisition.pools import context as make_context
@@ -44,6 +44,20 @@ def test_every_strategy_is_there():
     assert sorted(strategy_names()) == sorted(NAMES)
     assert strategy_names() == STRATEGY_NAMES, "what processes without torch take for the names"
     assert list(rival_names()) == RIVALS and rival_names() == RIVAL_NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_detector_is_asked_for_is_what_the_strategy_reads(name):
+    context = make_context(images=60)
+    pool, labelled = ([replace(d, pre_nms_counts=None) for d in images] for images in (context.pool, context.labelled))
+
+    def answer(seen):
+        query = get_strategy(name).query(seen, 6, np.random.default_rng(0))
+        return query.image_ids, query.utilities, {i: e.as_dict() for i, e in query.explanations.items()}
+
+    unlabelled = replace(context, labelled=(), labelled_features={})
+    assert (answer(unlabelled) != answer(context)) == (name in USES_LABELLED)
+    assert (answer(replace(context, pool=pool, labelled=labelled)) != answer(context)) == (name in READS_COUNTS)
 
 
 def without_detections(context):
