@@ -430,9 +430,14 @@ class ImageSource:
             )
         gone = own and status in (404, 424, 500)
         why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
-        raise ImageError(
-            f"expected an image at {safe_url(target.url)}, got {why}; check the file and the storage connection"
-        )
+        advice = "check the file and the storage connection"
+        if own and status == 403:
+            advice = "check the file, the storage connection and that the token's user may see the project"
+            if "/data/local-files" in target.url:
+                advice = (
+                    "start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true, which serves local files"
+                )
+        raise ImageError(f"expected an image at {safe_url(target.url)}, got {why}; {advice}")
 
     def _chunks(self, response: _Response, own: bool, target: Target, deadline: float) -> Iterator[bytes]:
         try:

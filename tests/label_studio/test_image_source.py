@@ -252,6 +252,18 @@ def test_answers_that_are_no_image(own):
         read(images, "/data/x")
 
 
+def test_local_files_that_label_studio_does_not_serve_are_told_with_its_switch(own):
+    """It is off unless set; the text spoke of the file and of a storage connection, which both are in order."""
+    own.answers["/data/local-files/?d=a.jpg"] = (403, {}, b"disabled by default")
+    with pytest.raises(ImageError, match=r"status 403.*LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true"):
+        read(source(own), "/data/local-files/?d=a.jpg")
+    own.answers["/data/upload/1/a.jpg"] = (403, {}, b"")
+    with pytest.raises(
+        ImageError, match=r"status 403; check the file, the storage connection and that the token's user"
+    ):
+        read(source(own), "/data/upload/1/a.jpg")
+
+
 def test_label_studio_down_is_not_the_images_fault():
     client = LabelStudioClient("http://127.0.0.1:9", LEGACY, tries=1)
     with pytest.raises(LabelStudioUnavailable):
