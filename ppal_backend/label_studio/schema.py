@@ -88,11 +88,7 @@ class LabelSchema:
 
         A version's classes are labels of the project, so a label of the name comes before ``predicted_values``.
         """
-        return self._label_by_class.get(class_name)
-
-    @cached_property
-    def _label_by_class(self) -> Mapping[str, str]:
-        return {**self.predicted_values, **self.aliases, **{label: label for label in self.labels}}
+        return self.label(class_name) or self.predicted_values.get(class_name)
 
     def threshold(self, label: str, default: float) -> float:
         """Return the least score of a pre-annotation of ``label``: the Label's, the control's, else ``default``."""

@@ -132,8 +132,10 @@ class RoundStore:
                 return None
             if row is None:
                 row = session.scalar(_of(project_id, "pending").with_for_update())
-            if row is None or not _is_due(row.not_before, time):
+            if row is None:
                 return None
+            if row.started_at is None:  # it takes the settings as they are now
+                row.edits = project.edits
             row.state, row.attempts = "running", row.attempts + 1
             row.started_at = row.started_at or now()
             row.lease_owner, row.lease_until = str(lease), time + timedelta(seconds=lease_s)
@@ -170,10 +172,10 @@ class RoundStore:
             return row is not None and _holds(row, lease)
 
     def is_taken(self, round_id: int, lease: Lease) -> bool:
-        """Whether a running round is held under another lease than this one by now."""
+        """Whether a running round is held under another lease by now, or is forgotten with its project."""
         with self._database.reading() as session:
             row = session.get(RoundRow, round_id)
-            return row is not None and row.state == "running" and row.lease_owner not in ("", str(lease))
+            return row is None or (row.state == "running" and row.lease_owner not in ("", str(lease)))
 
     def report(self, round_id: int, step: str, progress: dict[str, Any], lease: Lease | None = None) -> bool:
         """Keep where the round is, for people to see. A new step forgets the crashes of the one before.
@@ -270,7 +272,7 @@ class RoundStore:
             for row in session.scalars(query.order_by(RoundRow.id)):
                 if row.state == "running" and not _is_free(row, time):
                     held.add(row.project_id)
-                elif row.state == "running" or _is_due(row.not_before, time):
+                else:
                     asked.setdefault(row.project_id, row.id)
         return sorted(asked.keys() - held, key=asked.__getitem__)
 
@@ -331,9 +333,9 @@ class RoundStore:
     def _end(self, round_id: int, lease: Lease | None, **values: Any) -> bool:
         with self._database.transaction() as session:
             row = session.get(RoundRow, round_id)
-            if row is None:
+            if row is None and lease is None:
                 raise StateError(f"there is no round {round_id}")
-            if lease is not None and not _holds(row, lease):
+            if row is None or (lease is not None and not _holds(row, lease)):
                 return False
             for name, value in {**values, "finished_at": now(), "lease_owner": "", "lease_until": None}.items():
                 setattr(row, name, value)

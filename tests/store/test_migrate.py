@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from setuptools import find_packages
-from sqlalchemy import JSON, MetaData, create_engine, inspect, text
+from sqlalchemy import JSON, Column, DateTime, MetaData, create_engine, inspect, text
 
 import ppal_backend.store
 from ppal_backend.errors import StateError
@@ -36,6 +36,7 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
     "events": {"attempts"},
     "rounds": {"edits"},
 }
+REMOVED_SINCE_THE_FIRST_RELEASE = {"rounds": (Column("not_before", DateTime(), nullable=False),)}
 SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas", "approvals", "approval_batches", "dismissals")
 NEW_TABLES = {"workers", "notes", "task_sides", *SINCE_THE_DETECTOR_CHOICE}
 
@@ -58,6 +59,8 @@ def made_by_the_first_release(url):
         copy = table.to_metadata(old)
         for name in gone:
             copy._columns.remove(copy.c[name])
+        for column in REMOVED_SINCE_THE_FIRST_RELEASE.get(table.name, ()):
+            copy.append_column(column._copy())
     engine = create_engine(url)
     old.create_all(engine)
     with engine.begin() as connection:
@@ -141,6 +144,7 @@ def test_projects_that_have_trained_keep_their_detector_and_others_get_one_chose
         session.execute(text("ALTER TABLE projects DROP COLUMN detector"))
         for table in ("projects", "rounds"):
             session.execute(text(f"ALTER TABLE {table} ADD COLUMN changes INTEGER NOT NULL DEFAULT 0"))
+        session.execute(text("ALTER TABLE rounds ADD COLUMN not_before TIMESTAMP"))
         for name in SINCE_THE_DETECTOR_CHOICE:
             session.execute(text(f"DROP TABLE {name}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0006'"))

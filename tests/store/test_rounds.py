@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -157,6 +158,25 @@ def test_whoever_lost_a_round_changes_nothing_of_it(store, project):
     assert not rounds.crashed(record.id, "x", limit=1, retry_after_s=60, lease=STRANGER)
     assert rounds.renew(record.id, ME) and rounds.get(record.id).error == f"its process {STRANGER} died"
     assert rounds.finish(record.id, {"map": 0.1}, ME) and rounds.get(record.id).state == "done"
+
+
+def test_a_round_of_a_project_that_was_set_up_afresh_is_lost_to_its_process(store, project):
+    """Its process ended with a traceback: "there is no round"."""
+    store.rounds.request(project, "train", "x")
+    record = store.rounds.claim(project, ME)
+    store.projects.connect(project, "another key", "<View/>", "http://ls", {})
+    rounds = store.rounds
+    assert not rounds.fail(record.id, "x", ME) and not rounds.cancel(record.id, "x", ME)
+    assert not rounds.finish(record.id, {}, ME) and not rounds.release(record.id, 60, "x", ME)
+    assert rounds.is_taken(record.id, ME) and not rounds.prolong(record.id, ME) and rounds.of_project(project) == []
+
+
+def test_whoever_asks_for_a_round_may_have_a_clock_that_is_fast(store, project, monkeypatch):
+    """A round was not due before its asker's time: it waited for as long as the clocks differed."""
+    store.rounds.request(project, "train", "x")
+    behind = store.database.now
+    monkeypatch.setattr(store.database, "now", lambda session: behind(session) - timedelta(minutes=5))
+    assert store.rounds.claimable_projects() == [project] and store.rounds.claim(project, ME).number == 1
 
 
 def test_a_paused_project_keeps_its_round_and_starts_none(store, project):

@@ -462,6 +462,22 @@ def test_a_changed_config_or_option_tries_what_failed_again(world, kind):
     assert "round" not in world.store.projects.get(1).problems
 
 
+def test_settings_that_changed_before_a_round_began_are_no_reason_to_try_it_again(world):
+    """It ran with them: a second training that failed followed at once."""
+    world.store.rounds.request(1, "train", "by hand")
+    world.sync(1)
+    world.store.projects.connect(1, "1.1", world.remote.config, "http://ls", {"budget": 4})
+    world.sync(1)
+    fail(world, "out of memory")
+    assert world.rounds() == [("train", "failed")]
+    world.store.rounds.request(1, "train", "by hand")
+    record = world.store.rounds.claim(1, Lease.mine())
+    world.store.projects.connect(1, "1.1", world.remote.config, "http://ls", {"budget": 5})
+    world.store.rounds.release(record.id)
+    fail(world, "out of memory")
+    assert world.rounds() == [("train", "failed")] * 2 + [("train", "pending")], "these came after it had begun"
+
+
 def test_an_option_of_the_operator_counts_as_a_change(world, tmp_path):
     world.annotate(1, 2, 3)
     fail(world)
