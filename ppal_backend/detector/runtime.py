@@ -118,14 +118,20 @@ def pick_device(device: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device; ``auto`` prefers CUDA.
 
     Raises:
-        DetectorError: CUDA was asked for and there is none, or the name is unknown.
+        DetectorError: CUDA was asked for and there is none or no such one, or the name is unknown or of another kind.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problem = f"expected a device such as auto, cpu or cuda, got {device!r}; correct it"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise DetectorError(f"expected a device such as auto, cpu or cuda, got {device!r}") from error
+        raise DetectorError(problem) from error
+    if chosen.type not in ("cpu", "cuda"):  # mmcv's operations have no other form
+        raise DetectorError(problem)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DetectorError(f"expected a CUDA device for {device!r}, found none; use auto or cpu")
+    count = torch.cuda.device_count() if chosen.type == "cuda" else 0
+    if chosen.index is not None and count and chosen.index >= count:
+        raise DetectorError(f"expected a CUDA device from cuda:0 to cuda:{count - 1}, got {device!r}; use one of them")
     return chosen

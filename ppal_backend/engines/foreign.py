@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +69,15 @@ def adopt_checkpoint(
 
 def _zoo_of(config: Path, folder: Path) -> Path:
     """A zoo of one detector around somebody's config; its schedule is never used."""
+    from ppal_backend.detector.zoo import toml_value
+
     if not config.is_file():
         raise UnknownDetector(f"expected an mmdetection config at {config}, got none; check the path")
     lines = [
         f"[{FOREIGN}]",
         'title = "a detector of yours"',
         'paper = ""',
-        f"config = {json.dumps(str(config))}",
+        f"config = {toml_value(str(config))}",
         'head_family = ""',
         "input_size = [1333, 800]",
         f"[{FOREIGN}.schedule]",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppal_backend.detector.runtime import deterministic
+from ppal_backend.detector.runtime import deterministic, pick_device
 from ppal_backend.detector.train.training import TrainRequest, train
 from ppal_backend.errors import DetectorError
 from tests.detector.shapes import CLASSES
@@ -25,6 +25,24 @@ def switches() -> tuple[object, ...]:
         cudnn.benchmark,
         os.environ.get(WORKSPACE),
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("gpu", "such as auto, cpu or cuda, got 'gpu'"),
+        ("mps", "such as auto, cpu or cuda, got 'mps'"),
+        ("meta", "such as auto, cpu or cuda, got 'meta'"),
+        ("", "such as auto, cpu or cuda, got ''"),
+        ("cuda:2", "a CUDA device from cuda:0 to cuda:1, got 'cuda:2'"),
+    ],
+)
+def test_a_device_that_is_none_of_this_machine_is_told(device: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DetectorError, match=told):
+        pick_device(device)
+    assert [str(pick_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize("workspace", [None, ":16:8"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppal_backend.detector.zoo import find_entry
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.errors import CheckpointError, DatasetError, SettingsError, UnknownDetector
 from ppal_backend.files import read_json
@@ -160,6 +161,14 @@ def test_checkpoints_of_mmdetection_are_taken_with_their_classes(tmp_path):
     (tmp_path / "mine.py").write_text("model = dict(type='RetinaNet')\n")
     model, zoo = adopt_checkpoint(path, tmp_path / "work", config=tmp_path / "mine.py", classes=("x", "y"))
     assert model.labels == ("x", "y") and str(tmp_path / "mine.py") in (zoo / "zoo.toml").read_text()
+
+
+def test_a_config_may_lie_at_any_path(tmp_path):
+    path, config = tmp_path / "epoch.pth", tmp_path / 'my "net" 📷\x7f.py'
+    torch.save({"state_dict": {"backbone.weight": torch.ones(1)}}, path)
+    config.write_text("model = dict(type='RetinaNet')\n")
+    model, zoo = adopt_checkpoint(path, tmp_path / "work", config=config, classes=("x",))
+    assert find_entry(model.detector, zoo).config == config
 
 
 class Trap:

@@ -5,6 +5,7 @@ This module imports nothing heavy, so a command line can list the zoo at once.
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -257,6 +258,15 @@ def zoo_tables(folder: Path) -> dict[str, Any]:
         raise DetectorError(f"expected text in UTF-8 in {file}, got other bytes ({error}); save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise DetectorError(f"expected valid TOML in {file}: {error}") from error
+
+
+def toml_value(value: Any) -> str:
+    """Text, a number, a truth value or a list of them as TOML, which is nearly what JSON writes.
+
+    Text that is no UTF-8 (names of files may be) gets question marks.
+    """
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold it as it is
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def find_entry(name: str, root: Path | None = None) -> ZooEntry:

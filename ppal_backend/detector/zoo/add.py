@@ -6,7 +6,6 @@ Label Studio, name a detector that is there and never a file.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -33,7 +32,7 @@ from ppal_backend.detector.weights import (
     load_checkpoint,
     state_dict_of,
 )
-from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in
+from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in, toml_value
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
 from ppal_backend.files import atomic_file, sha256_of
@@ -256,7 +255,7 @@ def _trial(name: str, device: str, root: Path, difficulty: bool) -> CheckReport:
 
 
 def _table(entry: ZooEntry, family: str, weights: Path | None, kind: str, file: Path) -> str:
-    """The entry as TOML; what JSON writes for text, numbers and lists is TOML too."""
+    """The entry as TOML."""
     values: dict[str, Any] = {
         "title": entry.title,
         "paper": entry.paper,
@@ -281,13 +280,7 @@ def _table(entry: ZooEntry, family: str, weights: Path | None, kind: str, file: 
 
 
 def _rows(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in values.items()]
-
-
-def _toml(value: Any) -> str:
-    """Text that is no UTF-8 (names of files may be) with question marks in its place."""
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON has it in text, TOML does not
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return [f"{key} = {toml_value(value)}" for key, value in values.items()]
 
 
 def _install(staged: Path, own_zoo: Path, table: str) -> None:
