@@ -192,7 +192,7 @@ def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:
     """Write the data unless they are there; a moved data set (same content, other paths) is written again."""
     if not fresh and (folder / FACTS).is_file():
         there = Benchmark.read(folder)
-        if there.pool.images[0].file_name == benchmark.pool.images[0].file_name:
+        if (there.pool.images[0], there.test.images[0]) == (benchmark.pool.images[0], benchmark.test.images[0]):
             return
     benchmark.write(folder)
 

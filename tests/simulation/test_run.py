@@ -132,6 +132,21 @@ def test_weights_that_cannot_be_had_are_told_before_any_part_begins(tmp_path, mo
     assert not list((tmp_path / "out").glob("seed-*"))
 
 
+@pytest.mark.parametrize(("moved", "file"), [("train2017", "pool.json"), ("val2017", "test.json")])
+def test_moved_images_are_found_where_they_are_now(tmp_path, moved, file):
+    coco_layout(tmp_path, train=30, val=5)
+    names = tmp_path / "annotations"
+    data = {"data": names / "instances_train2017.json", "images": tmp_path / "train2017",
+            "test": names / "instances_val2017.json", "test_images": tmp_path / "val2017"}  # fmt: skip
+    plan, out = {**SMALL, "start": 5, "budget": 2}, tmp_path / "out"
+    out.mkdir()
+    prepare(SimulationOptions(out, data=data, plan=plan), out, Console(quiet=True))
+    now = shutil.move(tmp_path / moved, tmp_path / "elsewhere")
+    data["images" if moved == "train2017" else "test_images"] = now
+    prepare(SimulationOptions(out, data=data, plan=plan), out, Console(quiet=True))
+    assert all(Path(image["file_name"]).is_file() for image in read_json(out / "data" / file)["images"])
+
+
 def test_missing_data_are_told(tmp_path):
     options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "nowhere"}, SMALL)
     with pytest.raises(DatasetError, match=r"expected a folder of images at .*nowhere/train2017"):
