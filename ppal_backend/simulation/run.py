@@ -194,6 +194,9 @@ def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:
         there = Benchmark.read(folder)
         if (there.pool.images[0], there.test.images[0]) == (benchmark.pool.images[0], benchmark.test.images[0]):
             return
+        for rounds in ("seed-*/*", "seed-*/*/round-*"):  # the lists of images that they go on with name the old paths
+            for mark in folder.parent.glob(f"{rounds}/steps/dataset.json"):
+                mark.unlink()
     benchmark.write(folder)
 
 

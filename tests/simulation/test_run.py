@@ -147,6 +147,42 @@ def test_moved_images_are_found_where_they_are_now(tmp_path, moved, file):
     assert all(Path(image["file_name"]).is_file() for image in read_json(out / "data" / file)["images"])
 
 
+class Reading(AnyClasses):
+    """Skips images that are not there, as the real one does."""
+
+    def infer(self, spec, model, images, *rest):
+        return super().infer(spec, model, [entry for entry in images if Path(entry.path).is_file()], *rest)
+
+
+def test_a_strategy_that_comes_after_the_images_were_moved_sees_them(tmp_path):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2, "rounds": 1, "seeds": 1}
+    simulate(SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan),
+             engine_factory=lambda _: Reading())  # fmt: skip
+    now = shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    more = {**plan, "strategies": "entropy"}
+    simulate(SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": now}, more),
+             engine_factory=lambda _: Reading())  # fmt: skip
+    query = read_json(round_place(tmp_path / "out", 0, "entropy", 0).path / "query_set.json")
+    assert len(query["image_ids"]) == 2, "no image of the pool could be read"
+
+
+def test_an_image_that_cannot_be_read_ends_a_simulation(tmp_path):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2, "rounds": 1, "seeds": 1}
+
+    class Losing(Reading):
+        def train(self, *args):
+            for path in (tmp_path / "data" / "train2017").glob("*.jpg"):
+                path.unlink()
+            return super().train(*args)
+
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    with pytest.raises(StateError, match="expected every image of the pool to be readable, got 25 that are not"):
+        simulate(options, engine_factory=lambda _: Losing())
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
 def test_missing_data_are_told(tmp_path):
     options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "nowhere"}, SMALL)
     with pytest.raises(DatasetError, match=r"expected a folder of images at .*nowhere/train2017"):
