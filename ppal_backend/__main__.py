@@ -6,13 +6,19 @@ takes a second, was lost, and the container was killed after its grace period.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line; SIGTERM ends it with 143 until a command sets a handler of its own."""
+    """Run the command line; SIGTERM ends it with 143 until a command sets a handler of its own.
+
+    Text that standard output cannot hold (it may be ASCII) is escaped, as on standard error.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     from ppal_backend.cli import app
 
     app()

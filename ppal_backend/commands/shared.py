@@ -43,8 +43,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
 
 def print_json(value: Any) -> None:
-    """The answer of a command with ``--json``."""
-    sys.stdout.write(json.dumps(value, default=str, ensure_ascii=False, indent=1) + "\n")
+    """The answer of a command with ``--json``; text that standard output cannot hold is escaped."""
+    text = json.dumps(value, default=str, ensure_ascii=False, indent=1)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str, indent=1)
+    sys.stdout.write(text + "\n")
 
 
 @contextmanager

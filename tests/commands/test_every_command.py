@@ -1,9 +1,13 @@
 """What all commands have in common: help with examples that can be run, JSON for facts, exit codes."""
 
+import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,6 +196,25 @@ def test_a_model_is_exported_by_project_or_by_file(run, store, tmp_path, monkeyp
     ]
     for words in (("export-model", "--out", "m"), ("export-model", 7, "--checkpoint", "x", "--out", "m")):
         assert "expected a project or --checkpoint, got both or neither" in run(*words).stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_answer_is_a_document_in_every_encoding(encoding, monkeypatch):
+    """Names of files may hold bytes that are no UTF-8."""
+    said = {"out": "caf\udce9", "labels": ["é", "日", "📷", "×"]}
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", terminal)
+    shared.print_json(said)
+    terminal.flush()
+    assert json.loads(terminal.buffer.getvalue().decode(encoding)) == said
+
+
+def test_text_that_a_terminal_cannot_show_costs_no_answer():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    words = [sys.executable, "-m", "ppal_backend", "zoo", "list"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "retinanet_tiny" in done.stdout and r"\xd7" in done.stdout
 
 
 def test_progress_goes_aside_and_counts(capsys):
