@@ -143,7 +143,8 @@ def load_detector(
     model = build_model(config, final.meta.get("rival"))
     relabelling = None if rows is None else Relabelling.of(rows, classes, final.meta["known"])
     what = f"{detector} with {len(config.classes)} classes"
-    model.load_state_dict(complete_weights(model, final.state_dict, what, checkpoint, _OTHER_WEIGHTS))
+    file = Path(final.meta.get("origin", checkpoint))  # what a person named, where this is a copy
+    model.load_state_dict(complete_weights(model, final.state_dict, what, file, _OTHER_WEIGHTS))
     pipeline = build_pipeline(config.test_pipeline)
     return LoadedDetector(model.to(device).eval(), entry, config, final, device, pipeline, relabelling)
 

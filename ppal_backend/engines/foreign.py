@@ -62,7 +62,7 @@ def adopt_checkpoint(
         raise UnknownDetector(f"{checkpoint} does not say which detector it is of; pass --detector or --config")
     find_entry(detector, zoo_root)
     adopted = Path(work) / "checkpoint.pth"
-    facts = {"detector": detector, "classes": list(labels), "difficulty": None}
+    facts = {"detector": detector, "classes": list(labels), "difficulty": None, "origin": str(checkpoint)}
     save_final(adopted, state_dict_of(content, checkpoint), facts)
     return ModelRef(detector, str(adopted), labels), zoo_root
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppal_backend.detector.infer.inference import PoolInference
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.engines.foreign import adopt_checkpoint
 from ppal_backend.errors import CheckpointError, DatasetError, SettingsError, UnknownDetector
@@ -156,11 +157,21 @@ def test_checkpoints_of_mmdetection_are_taken_with_their_classes(tmp_path):
     model, _ = adopt_checkpoint(path, tmp_path / "work", detector="retinanet_tiny")
     assert model.labels == ("a", "b") and model.difficulty is None
     stored = torch.load(model.checkpoint, weights_only=True)
-    assert stored["meta"] == {"detector": "retinanet_tiny", "classes": ["a", "b"], "difficulty": None}
+    facts = {"detector": "retinanet_tiny", "classes": ["a", "b"], "difficulty": None, "origin": str(path)}
+    assert stored["meta"] == facts
     np.testing.assert_array_equal(stored["state_dict"]["backbone.weight"], [0, 1, 2])
     (tmp_path / "mine.py").write_text("model = dict(type='RetinaNet')\n")
     model, zoo = adopt_checkpoint(path, tmp_path / "work", config=tmp_path / "mine.py", classes=("x", "y"))
     assert model.labels == ("x", "y") and str(tmp_path / "mine.py") in (zoo / "zoo.toml").read_text()
+
+
+def test_weights_that_do_not_fit_are_told_by_the_file_that_was_given(tmp_path):
+    """And not by the copy that was made of it."""
+    path = tmp_path / "epoch_12.pth"
+    torch.save({"state_dict": {"backbone.weight": torch.ones(1)}}, path)
+    model, _ = adopt_checkpoint(path, tmp_path / "work", detector="retinanet_tiny", classes=("x",))
+    with pytest.raises(CheckpointError, match=rf"retinanet_tiny with 1 classes in {path}, got \d+ of"):
+        PoolInference(model.detector, model.checkpoint, model.labels, "cpu")
 
 
 def test_a_config_may_lie_at_any_path(tmp_path):
