@@ -340,7 +340,7 @@ class RoundStore:
             for name, value in {**values, "finished_at": now(), "lease_owner": "", "lease_until": None}.items():
                 setattr(row, name, value)
             if row.state == "failed":
-                _postpone(session, row)
+                _has_failed(session, row)
             return True
 
 
@@ -375,8 +375,11 @@ def _is_due(when: datetime, time: datetime) -> bool:
     return when <= time or when > time + timedelta(seconds=FARTHEST_S)
 
 
-def _postpone(session: Session, failed: RoundRow) -> None:
-    """What a training that failed was to learn from asks for no other one, though it was not exported."""
+def _has_failed(session: Session, failed: RoundRow) -> None:
+    """What a training that failed was to learn from asks for no other one, though it was not exported. One that was to
+    be cancelled is."""
+    if failed.cancel_asked:
+        failed.state = "cancelled"
     if failed.kind == "train" and failed.step in BEFORE_EXPORT_ENDS:
         postpone(session, failed.project_id, failed.number)
 
@@ -389,7 +392,7 @@ def _gave_up(session: Session, row: RoundRow, error: str, limit: int) -> bool:
     row.state, row.finished_at, row.lease_until = "failed", now(), None
     row.error = f"{error}; given up after {row.crashes} times in step {row.step or 'start'!r}"
     log.error("round %d of project %d: %s", row.number, row.project_id, row.error)
-    _postpone(session, row)
+    _has_failed(session, row)
     return True
 
 

@@ -160,6 +160,21 @@ def test_whoever_lost_a_round_changes_nothing_of_it(store, project):
     assert rounds.finish(record.id, {"map": 0.1}, ME) and rounds.get(record.id).state == "done"
 
 
+@pytest.mark.parametrize("how", ["failed", "given up"])
+def test_a_round_that_breaks_before_it_has_noticed_that_it_was_cancelled_is_cancelled(store, project, how):
+    """It counted as failed: a later change of a setting started it again."""
+    store.rounds.request(project, "train", "x")
+    record = store.rounds.claim(project, ME)
+    store.rounds.ask_cancel(record.id)
+    if how == "failed":
+        assert store.rounds.fail(record.id, "out of memory", ME)
+    else:
+        assert not store.rounds.crashed(record.id, "killed by signal 9", 1, 0.0, ME)
+    ended = store.rounds.get(record.id)
+    assert ended.state == "cancelled" and ended.finished_at is not None and store.rounds.failure(project) is None
+    assert ("out of memory" if how == "failed" else "killed by signal 9") in ended.error
+
+
 def test_a_round_of_a_project_that_was_set_up_afresh_is_lost_to_its_process(store, project):
     """Its process ended with a traceback: "there is no round"."""
     store.rounds.request(project, "train", "x")
