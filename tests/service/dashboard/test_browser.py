@@ -282,7 +282,7 @@ def test_a_line_round_images_lists_them_and_opens_none(map_page):
     page.mouse.up()
     listed = page.locator("#map .lassoed")
     assert "80 images within the line" in listed.inner_text()
-    assert listed.locator("a").first.inner_text() == f"Task {chosen[0]}", "what is next to label comes first"
+    assert listed.locator("li a").first.inner_text() == f"Task {chosen[0]}", "what is next to label comes first"
     assert len(page.context.pages) == 1
 
 
