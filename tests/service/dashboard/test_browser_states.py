@@ -73,11 +73,17 @@ STATES = {
 def state(request, tmp_path_factory):
     place = ShownPlace(tmp_path_factory.mktemp("state") / "data")
     request.param(place)
-    Heartbeat(place.store.workers).beat()
+    place.heartbeat = Heartbeat(place.store.workers)
     place.said, place.kind = STATES[request.param]
     place.name = request.param.__name__
     with served(place):
         yield place
+
+
+@pytest.fixture(autouse=True)
+def worker(state):
+    """A worker runs, however long the tests before this one took."""
+    state.heartbeat.beat()
 
 
 @pytest.fixture(scope="module")
