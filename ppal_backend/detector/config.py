@@ -12,7 +12,15 @@ from typing import Any
 from mmengine.config import Config
 
 from ppal_backend.detector.open_vocabulary import Prompts, is_open, set_prompts
-from ppal_backend.detector.recipe import Recipe, late_step, read_recipe, scaled_average, type_name
+from ppal_backend.detector.recipe import (
+    Recipe,
+    late_step,
+    plain_dict,
+    read_recipe,
+    scaled_average,
+    type_name,
+    with_pipeline,
+)
 from ppal_backend.detector.runtime import stdout_aside
 from ppal_backend.detector.train.semi import plain_model, semi_parts
 from ppal_backend.detector.zoo import Schedule, ZooEntry, find_entry, load_zoo
@@ -20,10 +28,12 @@ from ppal_backend.errors import DetectorError
 
 __all__ = ["ZooEntry", "build_config", "find_entry", "load_zoo", "prediction_steps", "read_config"]
 
-_WRONG = (  # a config file is Python, and nothing says what its values are
-    SyntaxError, LookupError, ValueError, TypeError, NameError, AttributeError, ImportError, RuntimeError,
-    ArithmeticError, AssertionError,
+FAULTS = (
+    KeyError, IndexError, ValueError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError,
 )  # fmt: skip
+"""What mmdetection raises of values that it has no use for: a config file is Python, and nothing says what they are."""
+
+_WRONG = (*FAULTS, SyntaxError, NameError, LookupError, ArithmeticError)
 
 _PRETRAINED = ("Pretrained", "PretrainedInit")  # as it is registered, and its class
 _TEACHER = "teacher_"  # of mmdetection's distillation (LAD, LD): another model and its weights, fetched while building
@@ -77,7 +87,7 @@ def _build(
 ) -> Config:  # fmt: skip
     if "model" not in base:
         raise DetectorError(f"expected a 'model' in {entry.config}, found none; use an mmdetection config file")
-    model = base["model"].to_dict() if hasattr(base["model"], "to_dict") else dict(base["model"])
+    model = plain_dict(base["model"])
     if teacher := next((key for key in model if key.startswith(_TEACHER)), None):
         raise DetectorError(
             f"expected a detector that learns from images alone in {entry.config}, got one with a {teacher}: the "
@@ -150,11 +160,9 @@ def prediction_steps(base: Config) -> list[dict[str, Any]]:
     """The test pipeline of a config file, also where its data set is wrapped in others; [] for none."""
     steps = base.get("test_pipeline")
     if steps is None:
-        dataset = base.get("test_dataloader", {}).get("dataset", {})
-        while dataset and "pipeline" not in dataset and "dataset" in dataset:
-            dataset = dataset["dataset"]
+        dataset = with_pipeline(base.get("test_dataloader", {}).get("dataset", {}))
         steps = dataset.get("pipeline") if dataset else None
-    return [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in steps or ()]
+    return [plain_dict(step) for step in steps or ()]
 
 
 def set_class_count(node: Any, count: int) -> None:

@@ -17,7 +17,7 @@ from mmdet.models.layers.transformer.utils import MLP
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from ppal_backend.detector.config import build_config
+from ppal_backend.detector.config import FAULTS, build_config
 from ppal_backend.detector.data import build_pipeline
 from ppal_backend.detector.infer.relabelling import Relabelling
 from ppal_backend.detector.open_vocabulary import ENCODER, Prompts, is_open
@@ -30,9 +30,6 @@ _OTHER_WEIGHTS = (
     "choose the checkpoint of this detector and all its classes in order (--classes of ppal rank and export-model), or "
     "train it again"
 )
-_CANNOT_BUILD = (
-    KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError, RuntimeError, ImportError, OSError,
-)  # fmt: skip
 
 
 class HalfPrecisionOverflow(Exception):
@@ -109,7 +106,7 @@ def build_model(config: Config, rival: str | None = None) -> Any:
         changes.change(config.model)
     try:
         model = MODELS.build(deepcopy(config.model))  # heads write into what they are built of
-    except _CANNOT_BUILD as error:
+    except (OSError, *FAULTS) as error:
         raise DetectorError(f"mmdetection cannot build this detector: {error}") from error
     if not config.get("trained_backbone", True):
         for module in model.modules():

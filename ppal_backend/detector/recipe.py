@@ -60,7 +60,7 @@ def read_recipe(base: Mapping[str, Any]) -> Recipe:
     steps = _training_steps(base)
     late_steps, late_from, late_l1, average = None, 1.0, False, None
     left_out = []
-    for hook in map(_plain, base.get("custom_hooks") or ()):
+    for hook in map(plain_dict, base.get("custom_hooks") or ()):
         kind = type_name(hook)
         if kind == "EMAHook":
             average = {**hook, "type": "EMAHook"}
@@ -86,6 +86,18 @@ def type_name(item: Mapping[str, Any]) -> str:
     """
     kind = item.get("type") or ""
     return (kind if isinstance(kind, str) else str(getattr(kind, "__name__", kind))).rsplit(".", 1)[-1]
+
+
+def plain_dict(step: Any) -> dict[str, Any]:
+    """A dictionary of a config file without mmengine's own types."""
+    return dict(step.to_dict()) if hasattr(step, "to_dict") else dict(step)
+
+
+def with_pipeline(dataset: Any) -> Any:
+    """Of data sets within one another the outermost that has a pipeline; the innermost where none has."""
+    while dataset and "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset
 
 
 def late_step(recipe: Recipe, total: int) -> int:
@@ -133,13 +145,9 @@ def device_optimizer(optimizer: Mapping[str, Any], device_type: str, half: str |
 
 def _training_steps(base: Mapping[str, Any]) -> Steps:
     """The whole pipeline from reading to packing; the outer one of ``MultiImageMixDataset`` goes on from the inner."""
-    data = base.get("train_dataloader", {}).get("dataset", {})
-    while data and "pipeline" not in data and "dataset" in data:
-        data = data["dataset"]
+    data = with_pipeline(base.get("train_dataloader", {}).get("dataset", {}))
     if data and type_name(data) == "MultiImageMixDataset":
-        inner = data["dataset"]
-        while "pipeline" not in inner and "dataset" in inner:
-            inner = inner["dataset"]
+        inner = with_pipeline(data["dataset"])
         if not inner.get("pipeline"):
             raise DetectorError(
                 "expected a pipeline in the data set inside MultiImageMixDataset, found none; add one that begins "
@@ -163,7 +171,7 @@ def _combined(steps: Sequence[Any], source: Steps | None = None) -> Steps:
     """
     done: Steps = []
     for item in steps:
-        step = _positive(_plain(item))
+        step = _positive(plain_dict(item))
         kind = type_name(step)
         if kind not in _COMBINING:
             done.append(step)
@@ -202,7 +210,3 @@ def _epochs(base: Mapping[str, Any]) -> int:
             "YOLOXModeSwitchHook), found none; add it"
         )
     return int(epochs)
-
-
-def _plain(step: Any) -> dict[str, Any]:
-    return dict(step.to_dict()) if hasattr(step, "to_dict") else dict(step)

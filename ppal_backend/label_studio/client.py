@@ -251,7 +251,7 @@ class LabelStudioClient:
 
     def task_count(self, project_id: int) -> int:
         """How many tasks a project has."""
-        return int(self._page(project_id, [], "tasks:id", "id", size=1).get("total") or 0)
+        return self._count(project_id, [])
 
     def task_ids(self, project_id: int) -> Iterator[int]:
         """Yield the ids of all tasks of a project, rising."""
@@ -266,7 +266,7 @@ class LabelStudioClient:
     def annotated_task_count(self, project_id: int) -> int:
         """How many :meth:`annotated_task_ids` would yield, in one request. The project's own
         ``num_tasks_with_annotations`` leaves out tasks whose only annotations are ground truths."""
-        return int(self._page(project_id, [_ANNOTATED], "tasks:id", "id", size=1).get("total") or 0)
+        return self._count(project_id, [_ANNOTATED])
 
     def tasks_updated_since(self, project_id: int, since: str | datetime | None) -> Iterator[TaskStamp]:
         """Yield tasks changed at or after ``since``, by time of change, with their annotations' ids and times.
@@ -451,6 +451,9 @@ class LabelStudioClient:
             if _is_last(answer, len(answer["tasks"])):
                 return
             last = int(answer["tasks"][-1]["id"])
+
+    def _count(self, project_id: int, filters: list[dict[str, Any]]) -> int:
+        return int(self._page(project_id, filters, "tasks:id", "id", size=1).get("total") or 0)
 
     def _page(
         self,

@@ -117,7 +117,8 @@ def restore(
     if not source.is_file():
         raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
-    brought = {name.split("/")[0] for name in _manifest_of(source)["sha256"]}
+    manifest = _manifest_of(source)
+    brought = {name.split("/")[0] for name in manifest["sha256"]}
     occupied = [path for path in root.iterdir() if path.name in brought or not _stays(path, settings)]
     if occupied and not force:
         raise StateError(
@@ -127,7 +128,7 @@ def restore(
     if occupied:
         _refuse_while_running(settings)
     with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as scratch:
-        manifest = _unpack(source, Path(scratch), on_progress)
+        _unpack(source, manifest["sha256"], Path(scratch), on_progress)
         database = _place_of_database(settings, manifest)
         if occupied:
             aside = root / f"replaced-{int(time.time())}"
@@ -229,9 +230,7 @@ def _manifest_of(source: Path) -> dict[str, Any]:
     return manifest
 
 
-def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[str, Any]:
-    manifest = _manifest_of(source)
-    sums = manifest["sha256"]
+def _unpack(source: Path, sums: Mapping[str, str], folder: Path, on_progress: OnProgress | None) -> None:
     try:
         with tarfile.open(source, mode="r:") as archive:
             archive.extractall(folder, filter="data")
@@ -244,7 +243,6 @@ def _unpack(source: Path, folder: Path, on_progress: OnProgress | None) -> dict[
     ]
     if wrong:
         raise StateError(f"the backup {source} is damaged: {', '.join(wrong[:3])}; nothing was changed")
-    return manifest
 
 
 def _warn_of_missing(settings: Settings, manifest: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from ppal_backend.detector.recipe import average_momentum
+from ppal_backend.detector.recipe import average_momentum, plain_dict
 from ppal_backend.detector.runtime import quiet_stdout
 from ppal_backend.errors import DetectorError
 
@@ -50,7 +50,7 @@ def semi_parts(base: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if _PARTS[0] not in base:
         raise DetectorError("expected an 'unlabelled_pipeline' beside a model with a teacher, found none; add one")
-    steps = [step.to_dict() if hasattr(step, "to_dict") else dict(step) for step in base[_PARTS[0]]]
+    steps = [plain_dict(step) for step in base[_PARTS[0]]]
     return {_PARTS[0]: steps, _PARTS[1]: int(base.get(_PARTS[1], 1))}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ppal_backend.detector.config import build_config, prediction_steps, read_config, wrong_values_told
+from ppal_backend.detector.config import FAULTS, build_config, prediction_steps, read_config, wrong_values_told
 from ppal_backend.detector.heads import detection_head, inference_family, training_family
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.recipe import read_recipe, type_name
@@ -41,9 +41,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,63}")  # what a project may name
 _RECIPE_OF = "retinanet_r50_fpn"  # its schedule is the paper's
 _HEADER = "# Detectors of your own, beside the packaged ones. The keys are told in model_zoo/README.md.\n"
 _WEIGHTS_NAME = "weights.pth"
-_TRIAL_FAILURES = (
-    RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError, ImportError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,7 +244,7 @@ def _family(model: Any, difficulty: bool) -> str:
 def _trial(name: str, device: str, root: Path, difficulty: bool) -> CheckReport:
     try:
         return check(name, device, root, difficulty=difficulty)
-    except _TRIAL_FAILURES as error:
+    except FAULTS as error:
         raise DetectorError(
             f"{name} can be built, but neither trained nor run as an object detector ({type(error).__name__}: "
             f"{error}); check its pipelines, and that it needs boxes only"
