@@ -42,7 +42,8 @@ _ADVICE = "add it to PPAL_ALLOWED_IMAGE_HOSTS if images shall come from there"
 CLOUD_SCHEMES = ("s3", "gs", "azure-blob")
 _SIGNED_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/")
 _REDIRECTS = (301, 302, 303, 307, 308)
-_UNAVAILABLE = (502, 503, 504)
+_BUSY = (429, 503)  # also what a proxy answers that limits requests: waiting helps
+_NO_ANSWER_BEHIND = (502, 504)
 _CHUNK = 1 << 16
 MOST_SILENCES = 3
 SILENT_S = 60.0
@@ -408,7 +409,7 @@ class ImageSource:
                     raise
             except _NETWORK_ERRORS as error:
                 if last:
-                    raise _unreachable(own, target, error) from None
+                    raise self._unreachable(own, target, error) from None
             else:
                 if last or (response.status < 500 and response.status != 429):
                     return response
@@ -424,12 +425,15 @@ class ImageSource:
             raise LabelStudioAuthError(
                 f"Label Studio refused the token for an image; {self._client.transport.auth.advice}"
             )
-        if own and status in _UNAVAILABLE:
+        silent = own and status in _NO_ANSWER_BEHIND
+        if (own and status in _BUSY) or (silent and not self._is_label_studio_up()):
             raise LabelStudioUnavailable(
                 f"Label Studio answered {status} for {safe_url(target.url)}; try again, see its log if it lasts"
             )
         gone = own and status in (404, 424, 500)
         why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
+        if silent:
+            why += f" {self._tries} times, while Label Studio answers everything else"
         advice = "check the file and the storage connection"
         if own and status == 403:
             advice = "check the file, the storage connection and that the token's user may see the project"
@@ -449,15 +453,25 @@ class ImageSource:
                 yield chunk
         except _NETWORK_ERRORS as error:
             if own and not self._is_label_studio_up():
-                raise _unreachable(own, target, error) from None
+                raise _down(target, error) from None
             limit = ", or raise its RESOLVER_PROXY_TIMEOUT where it proxies a slow storage" if own else ""
             raise ImageInterrupted(
                 f"expected the whole of {safe_url(target.url)}, got a part of it ({type(error).__name__}); check the "
                 f"file and its server{limit}"
             ) from None
 
+    def _unreachable(self, own: bool, target: Target, error: Exception) -> Exception:
+        if problem := certificate_problem(error, safe_url(target.url)):
+            return LabelStudioError(problem) if own else ImageError(problem)
+        if own and not self._is_label_studio_up():
+            return _down(target, error)
+        got = f"expected an image at {safe_url(target.url)}, got no answer ({type(error).__name__})"
+        if own:
+            return ImageError(f"{got} {self._tries} times, while Label Studio is up; check the file and its storage")
+        return _NoAnswer(f"{got}; check that the host is up")
+
     def _is_label_studio_up(self) -> bool:
-        """Whether it answers: then a transfer that it ends is no reason to wait for it."""
+        """Whether it answers: then an image that it does not send is no reason to wait for it."""
         try:
             return bool(self._client.version())
         except LabelStudioError:
@@ -478,10 +492,6 @@ def safe_url(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
 
 
-def _unreachable(own: bool, target: Target, error: Exception) -> Exception:
-    kind = type(error).__name__
-    if problem := certificate_problem(error, safe_url(target.url)):
-        return LabelStudioError(problem) if own else ImageError(problem)
-    if own:
-        return LabelStudioUnavailable(f"Label Studio did not send {safe_url(target.url)} ({kind}); check that it is up")
-    return _NoAnswer(f"expected an image at {safe_url(target.url)}, got no answer ({kind}); check that the host is up")
+def _down(target: Target, error: Exception) -> LabelStudioUnavailable:
+    what = f"Label Studio did not send {safe_url(target.url)} ({type(error).__name__})"
+    return LabelStudioUnavailable(f"{what}; check that it is up")

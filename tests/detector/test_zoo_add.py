@@ -307,6 +307,18 @@ def test_a_backbone_alone_is_taken_as_one(config: Path, checkpoint: Path, own_zo
     assert added.tensors == len(alone)
 
 
+@pytest.mark.parametrize(("listed", "kept"), [("abcde", ["a", "b", "c", "d", "e"]), ("abc", [])])
+def test_a_list_of_classes_that_is_not_that_of_the_head_is_left_out_and_told(
+    listed: str, kept: list[str], config: Path, checkpoint: Path, own_zoo: Path, tmp_path: Path
+) -> None:
+    content = load_any(checkpoint)
+    meta = {"dataset_meta": {"classes": tuple(listed)}}
+    torch.save({"state_dict": content["state_dict"], "meta": meta}, tmp_path / "listed.pth")
+    added = add(config, tmp_path / "listed.pth", own_zoo, device="cpu")
+    assert added.entry.weights is not None and list(added.entry.weights.classes) == kept
+    assert ["list 3 classes" in remark for remark in added.remarks] == ([] if kept else [True])
+
+
 WIDE_HEAD = "model = dict(bbox_head=dict(stacked_convs=40))\n"  # a backbone of less than half of the detector
 
 

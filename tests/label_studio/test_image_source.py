@@ -252,6 +252,27 @@ def test_answers_that_are_no_image(own):
         read(images, "/data/x")
 
 
+@pytest.mark.parametrize("answer", [502, 504, "none"])
+def test_an_image_that_a_running_label_studio_never_sends_is_that_images_fault(own, answer):
+    """A proxy before it gives up on a slow storage: one such image held up its round for ever."""
+    own.answers["/api/version"] = (200, {"Content-Type": "application/json"}, b'{"release": "1.23.2"}')
+    own.answers["/data/x"] = (answer, {}, b"")
+    if answer == "none":
+        own.answers["/data/x"] = (200, {"Content-Length": "many"}, b"")  # no valid answer
+    with pytest.raises(ImageError, match=r"http.*/data/x, got (status 50. |no answer .*)2 times.*check the file"):
+        read(source(own), "/data/x")
+    assert [path for path, _ in own.asked].count("/data/x") == 2
+
+
+@pytest.mark.parametrize("answer", [429, 503])
+def test_an_answer_that_asks_to_wait_is_not_the_images_fault(own, answer):
+    """A proxy that limits requests; Label Studio itself is up."""
+    own.answers["/api/version"] = (200, {"Content-Type": "application/json"}, b'{"release": "1.23.2"}')
+    own.answers["/data/x"] = (answer, {}, b"")
+    with pytest.raises(LabelStudioUnavailable, match=f"answered {answer} for "):
+        read(source(own), "/data/x")
+
+
 def test_local_files_that_label_studio_does_not_serve_are_told_with_its_switch(own):
     """It is off unless set; the text spoke of the file and of a storage connection, which both are in order."""
     own.answers["/data/local-files/?d=a.jpg"] = (403, {}, b"disabled by default")

@@ -124,8 +124,13 @@ def initialiser(
         if kind == "backbone" != weights.kind and weights.entry:
             logger.warning("%s; they are used as that", _backbone_alone(weights.entry, weights.path))
         if kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
-            wider = _wider(config, len(classes) + 1)
+            wider = _shapes(config, len(classes) + 1)
             fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
+            if sources and not holds_classes(tensors, config, len(rows)):
+                logger.warning(
+                    "%s lists %d classes and its head has other rows: %s start with fresh ones",
+                    weights.path, len(rows), ", ".join(sources),
+                )  # fmt: skip
         apply_weights(part, fitting, kind, weights.path)
         if images and has_folded_statistics(tensors):
             measured = images[:_MEASURED_IMAGES]
@@ -198,13 +203,28 @@ def _set_statistics(layer: Any, mean: torch.Tensor, variance: torch.Tensor) -> N
     layer.running_var.copy_(variance)
 
 
-def _wider(config: Config, classes: int) -> dict[str, torch.Size]:
+def _shapes(config: Config, classes: int) -> dict[str, torch.Size]:
     """Shapes of the same detector for another number of classes."""
-    wider = config.copy()
-    set_class_count(wider.model, classes)
+    other = config.copy()
+    set_class_count(other.model, classes)
     with torch.random.fork_rng():
-        part = trained_part(build_model(wider))
+        part = trained_part(build_model(other))
     return {name: value.shape for name, value in part.state_dict().items()}
+
+
+def holds_classes(tensors: Mapping[str, torch.Tensor], config: Config, classes: int) -> bool:
+    """Whether weights have the rows of so many classes, wherever the detector has rows of classes.
+
+    A file whose list of classes is not that of its head (``num_classes`` was never set) does not, nor do weights of
+    the same detector with other anchors: such rows cannot be told apart and start afresh.
+
+    Args:
+        tensors: Weights by name.
+        config: Configuration of the detector, for any number of classes.
+        classes: How many the weights list.
+    """
+    own, wider = _shapes(config, classes), _shapes(config, classes + 1)
+    return all(tensors[name].shape == own[name] for name in own if name in tensors and own[name] != wider[name])
 
 
 def carry_classes(

@@ -32,6 +32,7 @@ from ppal_backend.detector.weights import (
     load_checkpoint,
     state_dict_of,
 )
+from ppal_backend.detector.weights.initial import holds_classes
 from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in, toml_value
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
@@ -97,12 +98,12 @@ def add(
             with stdout_aside():
                 Config.fromfile(str(staged / "config.py"))  # what cannot be written down shows here
             entry = _entry_of(name, staged / "config.py", flat)
-        family, kind, tensors = _fit(entry, weights, staged / _WEIGHTS_NAME, difficulty)
+        family, kind, tensors, told = _fit(entry, weights, staged / _WEIGHTS_NAME, difficulty)
         table = _table(entry, family, weights, kind, staged / _WEIGHTS_NAME)
         (Path(folder) / ZOO_FILE).write_text(table, encoding="utf-8")
         report = _trial(name, device, Path(folder), difficulty)
         _install(staged, own_zoo, table)
-    return Added(find_entry(name, own_zoo), tensors, report, _remarks(flat, report.device))
+    return Added(find_entry(name, own_zoo), tensors, report, (*_remarks(flat, report.device), *told))
 
 
 def _free_name(wanted: str, own_zoo: Path) -> str:
@@ -208,27 +209,37 @@ def _schedule(flat: Config) -> Schedule:
     )
 
 
-def _fit(entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool) -> tuple[str, str, int | None]:
+def _fit(
+    entry: ZooEntry, weights: Path | None, target: Path, difficulty: bool
+) -> tuple[str, str, int | None, tuple[str, ...]]:
     """Build the detector, find its head family, put the weights in and store them.
 
     Returns:
-        The family's name, the kind of the weights ("" without), and how many of their tensors fit.
+        The family's name, the kind of the weights ("" without), how many of their tensors fit, and remarks.
     """
+    remarks: tuple[str, ...] = ()
     with isolated(f"ppal-add-{entry.name}"):
-        model = build_model(build_config(entry, CLASSES, train_images=1, trained_backbone=False))
+        built = build_config(entry, CLASSES, train_images=1, trained_backbone=False)
+        model = build_model(built)
         predicting = predicting_part(model)
         inference_family(predicting)
         family = _family(model, difficulty)
         if weights is None:
-            return family, "", None
+            return family, "", None, remarks
         content = load_any(weights)
         tensors, classes = state_dict_of(content, weights), list(classes_of(content))
         kind = kind_of(tensors, predicting)
         if kind == "backbone":  # the rest is a classifier's, and the classes are those of its head
             tensors, classes = backbone_of(tensors, predicting), []
         count = apply_weights(predicting, tensors, kind, weights)
+        if classes and not holds_classes(tensors, built, len(classes)):
+            remarks = (
+                f"its weights list {len(classes)} classes and their head has other rows, so the list is left out and "
+                "no label starts from a class they know; to change that, correct the checkpoint's dataset_meta.classes",
+            )
+            classes = []
     torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": classes}}}, target)
-    return family, kind, count
+    return family, kind, count, remarks
 
 
 def _family(model: Any, difficulty: bool) -> str:
