@@ -163,8 +163,8 @@ def _headline(summary: Mapping[str, Any]) -> str:
     saved = (
         f"It never reaches {baseline}'s last mAP."
         if saving is None
-        else f"It reaches {baseline}'s last mAP with {100 * (1 - saving):.0f} % of the labels: a saving of "
-        f"{100 * saving:.0f} %."
+        else f"It reaches {baseline}'s last mAP with {100 * (1 - saving):.0f} % of the labels that {baseline} needs "
+        f"for it: a saving of {100 * saving:.0f} %."
     )
     matched = summary["box_matched"].get(subject)
     same_boxes = (
@@ -188,9 +188,9 @@ def _reading(summary: Mapping[str, Any]) -> str:
         f"AULC: mean mAP over the range of labelled images. Gaps are paired by seed against `{baseline}`. The "
         "permutation test over seeds × rounds flips the sign of every paired difference; rounds of one seed share "
         "images, so it says more than independent data would: the test over seeds alone (one difference each) is the "
-        f"careful one and cannot fall below 2 / 2^seeds. Label saving: share of `{baseline}`'s labels not needed to "
-        "reach its last mAP, on the mean curves, linear between rounds. Gap at equal boxes: mean gap over the range "
-        "of labelled boxes that both curves cover."
+        f"careful one and cannot fall below 2 / 2^seeds. Label saving: of the labels with which `{baseline}` first "
+        "reaches its last mAP, the share that is not needed for it, on the mean curves, linear between rounds. Gap at "
+        "equal boxes: mean gap over the range of labelled boxes that both curves cover."
     )
 
 

@@ -74,12 +74,12 @@ def label_saving(
         baseline_y: Its mAP.
 
     Returns:
-        1 - n / N, where N is what the baseline used in all and n where the strategy first reaches the baseline's
-        last mAP; None if it never does.
+        1 - n / N, where n and N are where the strategy and the baseline first reach the baseline's last mAP, so that a
+        baseline whose curve dips at its end saves nothing against itself; None if the strategy never does.
     """
-    used, level = float(np.asarray(baseline_x)[-1]), float(np.asarray(baseline_y)[-1])
-    reached = first_reached(x, y, level)
-    return None if reached is None else 1.0 - reached / used
+    level = float(np.asarray(baseline_y)[-1])
+    reached, needed = first_reached(x, y, level), first_reached(baseline_x, baseline_y, level)
+    return None if reached is None or needed is None else 1.0 - reached / needed
 
 
 def permutation_test(differences: Sequence[float | None] | np.ndarray, seed: int = 0) -> float | None:

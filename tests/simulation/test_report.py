@@ -101,9 +101,11 @@ def test_savings_and_gaps_are_those_of_a_slow_reference(uneven, name):
     for count, saving in keys.items():
         curves = {n: [slow_curve(root, plan, n, s, count) for s in plan.seeds] for n in (name, "random")}
         mine, theirs = ([tuple(np.mean(points, axis=0)) for points in zip(*curves[n], strict=True)] for n in curves)
-        grid = np.linspace(mine[0][0], mine[-1][0], 20_001)
-        reached = next((at for at in grid if (height(mine, at) or 0) >= theirs[-1][1] - 1e-12), None)
-        wanted = None if reached is None else pytest.approx(1 - reached / theirs[-1][0], abs=1e-3)
+        reached, needed = (
+            next((at for at in grid if (height(curve, at) or 0) >= theirs[-1][1] - 1e-12), None)
+            for curve, grid in ((c, np.linspace(c[0][0], c[-1][0], 20_001)) for c in (mine, theirs))
+        )
+        wanted = None if reached is None else pytest.approx(1 - reached / needed, abs=1e-3)
         assert found[saving] == wanted, saving
     for count, gap in (("labelled_images", "aulc_gap"), ("labelled_boxes", "aulc_gap_by_boxes")):
         each = []

@@ -39,6 +39,12 @@ def test_label_saving_is_the_share_not_needed():
     assert label_saving([10, 20], [0.1, 0.2], *baseline) is None
 
 
+def test_a_baseline_that_dips_at_its_end_saves_nothing_against_itself():
+    baseline = ([10, 20, 30, 40], [0.1, 0.2, 0.4, 0.3])
+    assert label_saving(*baseline, *baseline) == 0.0, "it is at its last mAP with 25 labels, not with 40"
+    assert label_saving([10, 20, 30], [0.1, 0.3, 0.4], *baseline) == pytest.approx(1 - 20 / 25)
+
+
 def slow_permutation(values):
     signs = itertools.product((-1, 1), repeat=len(values))
     observed = abs(sum(values)) - 1e-9
