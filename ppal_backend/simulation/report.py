@@ -17,7 +17,7 @@ from ppal_backend.simulation.plots import draw_all, draw_sweep, file_of
 from ppal_backend.simulation.statistics import (
     area_between,
     area_under_curve,
-    label_saving,
+    label_savings,
     mean_retrieval,
     mean_std,
     permutation_test,
@@ -99,6 +99,10 @@ def _markdown(results: Results, summary: dict[str, Any], plots: list[str], swept
     parts = [f"# {results.plan.title}", _what_was_run(results), _headline(summary)]
     sections = (
         ("Comparison", tables.comparison(summary) + "\n\n" + _reading(summary)),
+        (
+            f"Saved until the mAP of each of `{summary['baseline']}`'s queries: images / boxes",
+            tables.savings(summary, results),
+        ),
         ("mAP by share of labelled images", tables.by_round(summary, results, "map")),
         ("AP50", tables.by_round(summary, results, "map50")),
         ("Mean AP of the tail (rarest third of the classes)", tables.by_round(summary, results, "tail_ap")),
@@ -329,9 +333,10 @@ def _against(results: Results, name: str, baseline: str) -> dict[str, Any]:
         ):
             continue  # a simulation from before people's work was counted
         mine, theirs = (_mean_curve(results, which, seeds, x) for which in (name, baseline))
-        answer[what] = label_saving(*mine, *theirs)
-        each = [label_saving(*results.curve(name, seed, x), *results.curve(baseline, seed, x)) for seed in seeds]
-        answer[f"{what}_per_seed"] = each
+        until_each = label_savings(*mine, *theirs)
+        answer[what], answer[f"{what}_by_round"] = until_each[-1], until_each
+        per_seed = (label_savings(*results.curve(name, seed, x), *results.curve(baseline, seed, x)) for seed in seeds)
+        answer[f"{what}_per_seed"] = [found[-1] for found in per_seed]
     gaps = np.array([_round_gaps(results, name, baseline, seed) for seed in seeds])
     by_images = [_aulc_gap(results, name, baseline, seed, "labelled_images") for seed in seeds]
     by_boxes = [_aulc_gap(results, name, baseline, seed, "labelled_boxes") for seed in seeds]

@@ -59,13 +59,13 @@ def first_reached(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarr
     return None
 
 
-def label_saving(
+def label_savings(
     x: Sequence[float] | np.ndarray,
     y: Sequence[float] | np.ndarray,
     baseline_x: Sequence[float] | np.ndarray,
     baseline_y: Sequence[float] | np.ndarray,
-) -> float | None:
-    """Share of the baseline's labels that a strategy does without.
+) -> list[float | None]:
+    """Shares of the baseline's labels that a strategy does without.
 
     Args:
         x: Labels of the strategy.
@@ -74,12 +74,15 @@ def label_saving(
         baseline_y: Its mAP.
 
     Returns:
-        1 - n / N, where n and N are where the strategy and the baseline first reach the baseline's last mAP, so that a
-        baseline whose curve dips at its end saves nothing against itself; None if the strategy never does.
+        For the mAP of each of the baseline's models, 1 - n / N, where n and N are where the strategy and the baseline
+        first reach it, so that a baseline whose curve dips saves nothing against itself; None if the strategy never
+        does.
     """
-    level = float(np.asarray(baseline_y)[-1])
-    reached, needed = first_reached(x, y, level), first_reached(baseline_x, baseline_y, level)
-    return None if reached is None or needed is None else 1.0 - reached / needed
+    answer: list[float | None] = []
+    for level in np.asarray(baseline_y, dtype=float):
+        reached, needed = first_reached(x, y, level), first_reached(baseline_x, baseline_y, level)
+        answer.append(None if reached is None or needed is None else 1.0 - reached / needed)
+    return answer
 
 
 def permutation_test(differences: Sequence[float | None] | np.ndarray, seed: int = 0) -> float | None:

@@ -102,6 +102,17 @@ def comparison(summary: Mapping[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def savings(summary: Mapping[str, Any], results: Results) -> str:
+    """What each strategy saved until the mAP of each of the baseline's queries; empty where nothing is compared."""
+    rows = []
+    for name, s in summary["strategies"].items():
+        pairs = zip(s.get("label_saving_by_round", ()), s.get("box_saving_by_round", ()), strict=True)
+        if cells := [f"{share(images)} / {share(boxes)}" for images, boxes in pairs]:
+            rows.append([name, *cells[1:]])
+    header = ["strategy", *(f"query {k + 1}" for k in range(results.plan.rounds))]
+    return markdown(header, rows) if rows else ""
+
+
 def near_duplicates(summary: Mapping[str, Any], results: Results) -> str:
     """Near-duplicates per query; empty where the data name no groups."""
     rows = []

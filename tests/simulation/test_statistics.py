@@ -9,7 +9,7 @@ from ppal_backend.simulation.statistics import (
     area_between,
     area_under_curve,
     first_reached,
-    label_saving,
+    label_savings,
     mean_std,
     permutation_test,
     spearman,
@@ -32,17 +32,18 @@ def test_first_reached_is_linear_between_rounds(level, where):
     assert first_reached([10, 20, 30], [0.0, 1.0, 0.5], level) == where
 
 
-def test_label_saving_is_the_share_not_needed():
+def test_label_savings_are_the_shares_not_needed():
     baseline = ([10, 20, 30, 40], [0.1, 0.2, 0.3, 0.4])
-    assert label_saving([10, 20, 30, 40], [0.1, 0.4, 0.5, 0.6], *baseline) == pytest.approx(0.5)
-    assert label_saving(*baseline, *baseline) == pytest.approx(0.0)
-    assert label_saving([10, 20], [0.1, 0.2], *baseline) is None
+    saved = label_savings([10, 20, 30, 40], [0.1, 0.4, 0.5, 0.6], *baseline)
+    assert saved == pytest.approx([0, 1 - (10 + 10 / 3) / 20, 1 - (10 + 20 / 3) / 30, 0.5])
+    assert label_savings(*baseline, *baseline) == pytest.approx([0, 0, 0, 0])
+    assert label_savings([10, 20], [0.1, 0.2], *baseline) == [0, 0, None, None]
 
 
-def test_a_baseline_that_dips_at_its_end_saves_nothing_against_itself():
+def test_a_baseline_that_dips_saves_nothing_against_itself():
     baseline = ([10, 20, 30, 40], [0.1, 0.2, 0.4, 0.3])
-    assert label_saving(*baseline, *baseline) == 0.0, "it is at its last mAP with 25 labels, not with 40"
-    assert label_saving([10, 20, 30], [0.1, 0.3, 0.4], *baseline) == pytest.approx(1 - 20 / 25)
+    assert label_savings(*baseline, *baseline) == [0, 0, 0, 0], "it is at its last mAP with 25 labels, not with 40"
+    assert label_savings([10, 20, 30], [0.1, 0.3, 0.4], *baseline)[-1] == pytest.approx(1 - 20 / 25)
 
 
 def slow_permutation(values):
