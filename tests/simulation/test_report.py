@@ -61,6 +61,12 @@ def test_summary_holds_what_is_promised(finished):
     assert summary["strategies"]["ppal"]["aulc"]["std"] == pytest.approx(np.std(by_seed, ddof=1))
     assert summary["p_value"] == pytest.approx(permutation_test(gaps(root, plan, "ppal", "random")))
     assert 0 < summary["label_saving"] < 1, "PPAL finds the images with more boxes, from which the fake learns"
+    ppal = summary["strategies"]["ppal"]
+    last = [f"{100 * ppal[what]:.0f} %" for what in ("label_saving", "box_saving")]
+    text = (root / "report" / "report.md").read_text()
+    table = text.split("## Saved until the mAP of each of `random`'s queries: images / boxes\n\n")[1].split("\n\n")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| ppal |"))
+    assert len(row.split("|")) == plan.rounds + 3 and row.endswith(f"| {last[0]} / {last[1]} |")
 
 
 def height(curve, at):
