@@ -124,9 +124,9 @@ def initialiser(
         if kind == "backbone" != weights.kind and weights.entry:
             logger.warning("%s; they are used as that", _backbone_alone(weights.entry, weights.path))
         if kind == "detector" and rows and rows != tuple(classes) and not is_open(config.model):
-            wider = _shapes(config, len(classes) + 1)
-            fitting = carry_classes(tensors, rows, classes, part.state_dict(), wider, sources)
-            if sources and not holds_classes(tensors, config, len(rows)):
+            fresh, wider = part.state_dict(), shapes_of(config, len(classes) + 1)
+            fitting = carry_classes(tensors, rows, classes, fresh, wider, sources)
+            if sources and not holds_classes(tensors, len(rows), len(classes), fresh, wider):
                 logger.warning(
                     "%s lists %d classes and its head has other rows: %s start with fresh ones",
                     weights.path, len(rows), ", ".join(sources),
@@ -203,7 +203,7 @@ def _set_statistics(layer: Any, mean: torch.Tensor, variance: torch.Tensor) -> N
     layer.running_var.copy_(variance)
 
 
-def _shapes(config: Config, classes: int) -> dict[str, torch.Size]:
+def shapes_of(config: Config, classes: int) -> dict[str, torch.Size]:
     """Shapes of the same detector for another number of classes."""
     other = config.copy()
     set_class_count(other.model, classes)
@@ -212,7 +212,9 @@ def _shapes(config: Config, classes: int) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in part.state_dict().items()}
 
 
-def holds_classes(tensors: Mapping[str, torch.Tensor], config: Config, classes: int) -> bool:
+def holds_classes(
+    tensors: Mapping[str, torch.Tensor], old: int, new: int, fresh: Mapping[str, torch.Tensor], wider: Shapes
+) -> bool:
     """Whether weights have the rows of so many classes, wherever the detector has rows of classes.
 
     A file whose list of classes is not that of its head (``num_classes`` was never set) does not, nor do weights of
@@ -220,11 +222,23 @@ def holds_classes(tensors: Mapping[str, torch.Tensor], config: Config, classes: 
 
     Args:
         tensors: Weights by name.
-        config: Configuration of the detector, for any number of classes.
-        classes: How many the weights list.
+        old: How many classes they list.
+        new: Of the detector to compare with.
+        fresh: Its weights by name.
+        wider: Its shapes with one class more, by name.
     """
-    own, wider = _shapes(config, classes), _shapes(config, classes + 1)
-    return all(tensors[name].shape == own[name] for name in own if name in tensors and own[name] != wider[name])
+    return all(
+        tuple(tensors[name].shape) == _expected(target.shape, wider[name], old, new)
+        for name, target in fresh.items()
+        if name in tensors and target.dim() > 0 and wider[name] != target.shape
+    )
+
+
+def _expected(shape: torch.Size, wider: torch.Size, old: int, new: int) -> tuple[int, ...] | None:
+    """Shape with ``old`` classes of a tensor that has ``shape`` with ``new``; None where its rows are no classes'."""
+    group = wider[0] - shape[0]
+    background = shape[0] - group * new
+    return (group * old + background, *shape[1:]) if group >= 1 and background in (0, group) else None
 
 
 def carry_classes(
@@ -262,8 +276,7 @@ def carry_classes(
     ]
     for name, target in fresh.items():
         if name in tensors and target.dim() > 0 and wider[name] != target.shape:
-            group = wider[name][0] - target.shape[0]
-            carried[name] = _rows(name, tensors[name], (len(old), len(new)), pairs, target, group)
+            carried[name] = _rows(name, tensors[name], (len(old), len(new)), pairs, target, wider[name])
     return carried
 
 
@@ -273,15 +286,15 @@ def _rows(
     counts: tuple[int, int],
     pairs: Sequence[tuple[int, Sequence[int]]],
     target: torch.Tensor,
-    group: int,
+    wider: torch.Size,
 ) -> torch.Tensor:
     """One tensor with its rows rearranged; ``counts`` are the numbers of old and new classes."""
     old, new = counts
-    background = target.shape[0] - group * new
-    expected = (group * old + background, *target.shape[1:])
     result = target.detach().cpu().clone()
-    if group < 1 or background not in (0, group) or tuple(source.shape) != expected:
+    if tuple(source.shape) != _expected(target.shape, wider, old, new):
         return result
+    group = wider[0] - target.shape[0]
+    background = target.shape[0] - group * new
     by_class = name.rsplit(".", 2)[-2].endswith("reg")
     moves = [*pairs, (new, [old])] if background else pairs
     wide_new, wide_old = result.shape[0] // group, source.shape[0] // group

@@ -22,7 +22,7 @@ from ppal_backend.detector.heads import detection_head, inference_family, traini
 from ppal_backend.detector.models import build_model
 from ppal_backend.detector.recipe import read_recipe, type_name
 from ppal_backend.detector.runtime import isolated, stdout_aside
-from ppal_backend.detector.train.semi import is_semi, predicting_part
+from ppal_backend.detector.train.semi import is_semi, predicting_part, trained_part
 from ppal_backend.detector.weights import (
     apply_weights,
     backbone_of,
@@ -32,7 +32,7 @@ from ppal_backend.detector.weights import (
     load_checkpoint,
     state_dict_of,
 )
-from ppal_backend.detector.weights.initial import holds_classes
+from ppal_backend.detector.weights.initial import holds_classes, shapes_of
 from ppal_backend.detector.zoo import RESERVED, ZOO_FILE, Schedule, ZooEntry, find_entry, load_zoo, names_in, toml_value
 from ppal_backend.detector.zoo.check import CLASSES, CheckReport, check
 from ppal_backend.errors import DetectorError, UnsupportedHead
@@ -232,7 +232,8 @@ def _fit(
         if kind == "backbone":  # the rest is a classifier's, and the classes are those of its head
             tensors, classes = backbone_of(tensors, predicting), []
         count = apply_weights(predicting, tensors, kind, weights)
-        if classes and not holds_classes(tensors, built, len(classes)):
+        wider = shapes_of(built, len(CLASSES) + 1)
+        if classes and not holds_classes(tensors, len(classes), len(CLASSES), trained_part(model).state_dict(), wider):
             remarks = (
                 f"its weights list {len(classes)} classes and their head has other rows, so the list is left out and "
                 "no label starts from a class they know; to change that, correct the checkpoint's dataset_meta.classes",
