@@ -1,5 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON_BIN := .venv/bin/python
+# The files of tests are spread over the processors; those of one file share what they have built.
+PYTEST := $(PYTHON_BIN) -m pytest -n logical --maxprocesses 4 --dist loadfile
 ARGS ?=
 
 help: ## this list
@@ -12,17 +14,18 @@ demo: setup ## Label Studio, the backend and two rounds of labeling; ARGS=--exit
 	@$(PYTHON_BIN) -m ppal_backend.cli demo $(ARGS)
 
 test: setup ## every test but the slow ones, on a real Label Studio
-	@$(PYTHON_BIN) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-all: setup setup-ray setup-s3 ## every test
-	@$(PYTHON_BIN) -m pytest -m "" --deselect tests/engines/test_ray_steps.py $(ARGS)
+	@$(PYTEST) -m "" --deselect tests/engines/test_ray_steps.py --ignore tests/image $(ARGS)
 	@$(PYTHON_BIN) -m pytest -m "" tests/engines/test_ray_steps.py
+	@$(PYTHON_BIN) -m pytest -m "" tests/image
 
 check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m ruff format --check .
 	@$(PYTHON_BIN) -m mypy
-	@$(PYTHON_BIN) -m pytest -m "not slow and not e2e and not faults and not servers and not image and not gpu"
+	@$(PYTEST) -m "not slow and not e2e and not faults and not servers and not image and not gpu"
 
 bench: setup ## benchmarks (docs/benchmarks.md); ARGS="service --json" runs one
 	@$(PYTHON_BIN) -m benchmarks $(ARGS)

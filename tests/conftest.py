@@ -12,6 +12,14 @@ os.environ.setdefault("PPAL_DETECTOR", "retinanet_tiny")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test printed travels between processes as UTF-8; file names that are none hold halves of surrogates."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory):
     """A Label Studio of its own, started once; see ``ppal_backend.rig.label_studio_server``."""
