@@ -23,6 +23,34 @@ _EXAMPLE = (
 )
 _MAX_CHARS = 2_000_000
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+_VARIABLE = re.compile(r"\$([\w\[\].{}]+)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ImageAddress:
+    """Where a task's image is, by an Image's value: resolved as Label Studio's editor does it (its ``parseValue``).
+
+    Args:
+        value: A key or path of the task's data (``$image``, ``$files.photo``, ``$photos[0]``), or text with such in it
+            (``https://host/$folder/$file``). Letters of a to z, digits, ``_``, ``.`` and brackets belong to a key.
+    """
+
+    value: str
+
+    @property
+    def keys(self) -> str:
+        """The keys of the task's data, as messages name them."""
+        quoted = [repr(key[:80]) for key in dict.fromkeys(_VARIABLE.findall(self.value))]
+        return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
+
+    def url(self, data: Mapping[str, Any]) -> str | None:
+        """Return the address by a task's data, None if a key is missing or holds no text (within text: or number)."""
+        kinds = (str,) if _VARIABLE.fullmatch(self.value) else (str, int)
+        found = {key: _value_at(data, key) for key in _VARIABLE.findall(self.value)}
+        if any(type(value) not in kinds for value in found.values()):
+            return None
+        url = _VARIABLE.sub(lambda variable: str(found[variable[1]]), self.value)
+        return url if url.strip() else None
 
 
 @dataclass(frozen=True)
@@ -32,9 +60,8 @@ class LabelSchema:
     Args:
         from_name: Name of the RectangleLabels control.
         to_name: Name of its Image.
-        data_key: Where in ``task["data"]`` the image's address stands: a key, or a path such as ``files.photo`` or
-            ``photos[0]``.
-        labels: Label strings as annotations hold them (a Label's alias where it has one), in config order.
+        image: Where the image is, by a task's data.
+        labels: Label strings as annotations hold them (a Label's alias where it has one), each once, in config order.
         predicted_values: Detector class name -> label, from the Labels' ``predicted_values``; of several labels that
             list a name, the first.
         class_names: Label -> the names that its ``predicted_values`` lists, for Labels that have the attribute.
@@ -45,12 +72,12 @@ class LabelSchema:
         label_thresholds: Label -> its own ``model_score_threshold``, where one is set.
 
     Raises:
-        LabelConfigError: There are no labels, or one is given twice.
+        LabelConfigError: There are no labels.
     """
 
     from_name: str
     to_name: str
-    data_key: str
+    image: ImageAddress
     labels: tuple[str, ...]
     predicted_values: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     score_threshold: float | None = None
@@ -64,9 +91,6 @@ class LabelSchema:
             raise LabelConfigError(
                 f"expected at least one <Label> in the RectangleLabels {self.from_name!r}, got none; add the classes"
             )
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        if twice:
-            raise LabelConfigError(f"expected every label once, got {', '.join(map(repr, twice))} again; remove one")
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -81,7 +105,10 @@ class LabelSchema:
     @property
     def shown(self) -> dict[str, str]:
         """Label -> displayed value, for Labels that have an alias: what people read in the label's place."""
-        return {label: value for value, label in self.aliases.items()}
+        shown: dict[str, str] = {}
+        for value, label in self.aliases.items():
+            shown.setdefault(label, value)
+        return shown
 
     def label_of_class(self, class_name: str) -> str | None:
         """Return the label for a version's class name, None if there is none.
@@ -99,11 +126,6 @@ class LabelSchema:
         """Return the least score of a pre-annotation by class of a version; infinite for a class without a label."""
         named = [self.label_of_class(name) for name in class_names]
         return [math.inf if label is None else self.threshold(label, default) for label in named]
-
-    def image_url(self, data: Mapping[str, Any]) -> str | None:
-        """Return the image's address from a task's data, None if the task has none."""
-        value = data[self.data_key] if self.data_key in data else _value_at(data, self.data_key)
-        return value if isinstance(value, str) and value.strip() else None
 
 
 @lru_cache(maxsize=16)
@@ -127,7 +149,7 @@ def parse_label_config(xml: str, from_name: str | None = None) -> LabelSchema:
         raise LabelConfigError(_missing(root, controls, images, from_name))
     control, to_name = on_image[0]
     _refuse_several(root, control, images[to_name], images)
-    return _schema(control, to_name, _data_key(images[to_name], to_name))
+    return _schema(control, to_name, _image_address(images[to_name], to_name))
 
 
 def _parse(xml: str) -> Element:
@@ -153,8 +175,9 @@ def _parse(xml: str) -> Element:
     return root
 
 
-def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
-    labels: list[str] = []
+def _schema(control: Element, to_name: str, image: ImageAddress) -> LabelSchema:
+    """What the Labels say; of several with the same name, as in Label Studio's editor, the first counts."""
+    labels: dict[str, None] = {}
     aliases: dict[str, str] = {}
     predicted: dict[str, str] = {}
     class_names: dict[str, tuple[str, ...]] = {}
@@ -165,9 +188,11 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
         if _tag(element) != "label" or not value or value.startswith("$"):
             continue
         label = _get(element, "alias") or value
-        labels.append(label)
         if label != value:
-            aliases[value] = label
+            aliases.setdefault(value, label)
+        if label in labels:
+            continue
+        labels[label] = None
         listed = _get(element, "predicted_values")
         if listed is not None:
             class_names[label] = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
@@ -181,7 +206,7 @@ def _schema(control: Element, to_name: str, data_key: str) -> LabelSchema:
     return LabelSchema(
         from_name=_get(control, "name") or "",
         to_name=to_name,
-        data_key=data_key,
+        image=image,
         labels=tuple(labels),
         predicted_values=MappingProxyType(predicted),
         score_threshold=_threshold(control),
@@ -223,18 +248,22 @@ def _refuse_several(root: Element, control: Element, image: Element, images: Col
         )
 
 
-def _data_key(image: Element, to_name: str) -> str:
+def _image_address(image: Element, to_name: str) -> ImageAddress:
     value = (_get(image, "value") or "").strip()
-    if not re.fullmatch(r"\$[^\s{}]+", value):
+    keys = _VARIABLE.findall(value)
+    if not keys or any(brace in key for key in keys for brace in "{}"):
         raise LabelConfigError(
-            f'expected <Image name="{to_name}" value="$…"> with the task data key of one image, got '
-            f'value={value[:80]!r}; write value="$image"'
+            f'expected <Image name="{to_name}" value="$…"> with the task data key of one image (letters a to z, '
+            f'digits and _), got value={value[:80]!r}; write value="$image", or text with keys in it, such as '
+            'value="https://host/$file"'
         )
-    return value[1:]
+    return ImageAddress(value)
 
 
 def _value_at(data: Mapping[str, Any], path: str) -> object:
-    """What stands at a path such as ``files.photo`` or ``photos[0].url``, None where it leads nowhere."""
+    """What stands under a key, else at a path such as ``files.photo`` or ``photos[0].url``; None if nothing does."""
+    if path in data:
+        return data[path]
     value: object = data
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if key and isinstance(value, Mapping):

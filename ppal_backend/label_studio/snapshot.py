@@ -201,7 +201,7 @@ def _write_merged(path: Path, earlier: Path, gone: Collection[int], new: Mapping
 
 
 def _pool_line(task_id: int, data: Mapping[str, Any], schema: LabelSchema) -> str:
-    return json.dumps([task_id, schema.image_url(data), comparable(data)]) + "\n"
+    return json.dumps([task_id, schema.image.url(data), comparable(data)]) + "\n"
 
 
 def read_pool(path: Path) -> Iterator[tuple[int, str | None, dict[str, str]]]:

@@ -117,7 +117,7 @@ class LabelStudioSource:
         wanted = [*annotated.items(), *pool]
         found: dict[int, ImageInfo] = {}
         unusable: dict[int, str] = {}
-        for done, (task_id, result) in enumerate(self._fetch(wanted, schema.data_key), start=1):
+        for done, (task_id, result) in enumerate(self._fetch(wanted, schema.image.keys), start=1):
             if isinstance(result, ImageInfo):
                 found[task_id] = result
             else:
@@ -158,19 +158,19 @@ class LabelStudioSource:
             annotation = choose_annotation(task)
             if annotation is not None:
                 task_id, who = int(task["id"]), annotator_of(annotation)
-                urls[task_id] = schema.image_url(task["data"])
+                urls[task_id] = schema.image.url(task["data"])
                 if isinstance(who, int):
                     annotators[task_id] = who
         return urls, annotators
 
-    def _fetch(self, wanted: Sequence[tuple[int, str | None]], data_key: str) -> Iterator[tuple[int, ImageInfo | str]]:
+    def _fetch(self, wanted: Sequence[tuple[int, str | None]], keys: str) -> Iterator[tuple[int, ImageInfo | str]]:
         """Images in the order asked for; in place of an image that cannot be used, the reason."""
 
         def get(item: tuple[int, str | None]) -> tuple[int, ImageInfo | str]:
             task_id, url = item
             if url is None:
                 return task_id, (
-                    f"task {task_id}: expected the address of an image under {data_key[:80]!r} of the task's data, got "
+                    f"task {task_id}: expected the address of an image under {keys} of the task's data, got "
                     "none; correct the data, or the Image's value in the labeling config"
                 )
             try:

@@ -51,7 +51,7 @@ def annotations_of(
                 f"expected annotated tasks in project {project_id}, got {got}; there is nothing to export"
             )
         schema = parse_label_config((folder / "label_config.xml").read_text(encoding="utf-8"), from_name)
-        urls = {int(t["id"]): schema.image_url(t["data"]) for t in read_export(folder / "annotated.json")}
+        urls = {int(t["id"]): schema.image.url(t["data"]) for t in read_export(folder / "annotated.json")}
     return BoxExport(data.labelled, file_names(data.labelled, urls)), report
 
 

@@ -342,7 +342,7 @@ def _asked_plugin(
     """What a plug-in makes of a mark where nothing was detected; held to the same rule as a detection."""
     finder = _plugin()
     data = task.get("data")
-    url = schema.image_url(data) if isinstance(data, dict) else None
+    url = schema.image.url(data) if isinstance(data, dict) else None
     if finder is None or url is None or mark.label is None:
         return []
     scale = np.array([mark.width, mark.height] * 2) / 100

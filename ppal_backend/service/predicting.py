@@ -122,9 +122,9 @@ class _Batch:
         if not isinstance(task_id, int) or not is_id(task_id):
             return _Item(place).failed("bad_task", "it is not an object with a positive integer 'id'")
         data = task.get("data")
-        url = self._schema.image_url(data) if isinstance(data, dict) else None
+        url = self._schema.image.url(data) if isinstance(data, dict) else None
         if url is None:
-            problem = f"its data has no image under {self._schema.data_key!r}"
+            problem = f"its data has no image under {self._schema.image.keys}"
             return _Item(place, task_id).failed("bad_task", problem)
         return _Item(place, task_id, url)
 

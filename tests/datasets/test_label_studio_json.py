@@ -9,9 +9,9 @@ import pytest
 
 from ppal_backend.datasets.images import ImageInfo
 from ppal_backend.datasets.label_studio_json import annotations_to_coco, choose_annotation, region_to_box
-from ppal_backend.label_studio.schema import LabelSchema
+from ppal_backend.label_studio.schema import ImageAddress, LabelSchema
 
-SCHEMA = LabelSchema("boxes", "img", "image", ("c1", "Bus"), aliases={"Car": "c1"})
+SCHEMA = LabelSchema("boxes", "img", ImageAddress("$image"), ("c1", "Bus"), aliases={"Car": "c1"})
 SIZE = (200, 100)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from ppal_backend.label_studio.predictions import detections_to_result
-from ppal_backend.label_studio.schema import LabelSchema
+from ppal_backend.label_studio.schema import ImageAddress, LabelSchema
 from ppal_backend.structures.detections import Detections
 
-SCHEMA = LabelSchema("boxes", "img", "image", ("c1", "Bus"), predicted_values={"truck": "c1"}, aliases={"Car": "c1"})
+SCHEMA = LabelSchema(
+    "boxes", "img", ImageAddress("$image"), ("c1", "Bus"), predicted_values={"truck": "c1"}, aliases={"Car": "c1"}
+)
 
 
 def detections(boxes, scores, classes, image_id=7):
@@ -48,7 +50,7 @@ def test_best_first_threshold_and_unknown_classes():
 
 
 def test_threshold_of_label_goes_before_control_before_default():
-    schema = LabelSchema("b", "i", "image", ("A", "B"), score_threshold=0.5, label_thresholds={"B": 0.1})
+    schema = LabelSchema("b", "i", ImageAddress("$image"), ("A", "B"), score_threshold=0.5, label_thresholds={"B": 0.1})
     found = detections([[0, 0, 5, 5]] * 3, [0.45, 0.55, 0.2], [0, 0, 1])
     result = detections_to_result(schema, ("A", "B"), found, 10, 10, score_threshold=0.99)
     assert [round(r["score"], 2) for r in result] == [0.55, 0.2]

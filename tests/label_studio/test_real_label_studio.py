@@ -22,6 +22,7 @@ from ppal_backend.label_studio.client import LabelStudioClient, read_export
 from ppal_backend.label_studio.image_source import ImageSource
 from ppal_backend.label_studio.publish import QueueItem, delete_version, prune_versions, publish
 from ppal_backend.label_studio.schema import parse_label_config
+from ppal_backend.label_studio.snapshot import read_pool, take_snapshot
 from ppal_backend.label_studio.transport import NotFound
 
 pytestmark = pytest.mark.e2e
@@ -176,6 +177,29 @@ def test_label_studio_serves_the_published_order_with_its_boxes(project):
         assert prediction["result"][0]["value"]["x"] == rank
         project.annotate(task_id, [])
     assert project.next_task() is None
+
+
+def test_a_template_and_a_label_written_twice_from_snapshot_to_published_boxes(label_studio, tmp_path):
+    """Label Studio takes such tasks before the config is set, and shows their images (1.23.2)."""
+    session = label_studio.session
+    project_id = session.post("/api/projects", json={"title": "template"})["id"]
+    rows = [{"data": {"base": "https://host.test", "camera": 3, "file": f"{i}.jpg"}} for i in range(3)]
+    session.post(f"/api/projects/{project_id}/import", json=rows)
+    config = CONFIG.replace("$image", "$base/$camera/$file").replace('<Label value="Dog"/>', '<Label value="Dog"/>' * 2)
+    session.request("PATCH", f"/api/projects/{project_id}/", json={"label_config": config})
+    client = LabelStudioClient(label_studio.url, label_studio.token)
+    annotated, *others = client.task_ids(project_id)
+    session.post(f"/api/tasks/{annotated}/annotations", json={"result": [box("Dog")]})
+
+    take_snapshot(client, project_id, tmp_path, None)
+    schema = parse_label_config((tmp_path / "label_config.xml").read_text())
+    assert [url for _, url, _ in read_pool(tmp_path / "pool.jsonl")] == [f"https://host.test/3/{i}.jpg" for i in (1, 2)]
+    (task,) = read_export(tmp_path / "annotated.json")
+    assert (schema.labels, schema.image.url(task["data"])) == (("c1", "Dog"), "https://host.test/3/0.jpg")
+    items = [QueueItem(i, [box("Dog")]) for i in [*others, annotated]]
+    assert publish(client, project_id, "r1", items).created == 3
+    served = client.transport.get(f"/api/projects/{project_id}/next")
+    assert (served["id"], served["predictions"][0]["result"][0]["value"]["rectanglelabels"]) == (others[0], ["Dog"])
 
 
 def test_items_that_label_studio_drops_leave_the_queue_alone(project):

@@ -111,6 +111,30 @@ def test_the_key_that_the_data_lacks_is_named(tmp_path):
     )
 
 
+def test_addresses_of_a_template_are_those_of_each_task_and_what_is_missing_is_named(tmp_path):
+    """Annotated tasks and the pool; such a config could not be connected."""
+    fake = FakeLabelStudio(tasks=4)
+    fake.project["label_config"] = CONFIG.replace("$image", "$base/dir/$file")
+    for i in (1, 2, 3):
+        fake.tasks[i]["data"] = {"base": "https://host.test", "file": f"{i}.jpg"}
+    annotated(fake, 2)
+    fake.tasks[2]["data"] = {"base": "https://host.test", "file": "2.jpg"}
+    asked = {}
+
+    class Images(SomeImages):
+        def get(self, task_id, url):
+            asked[task_id] = url
+            return super().get(task_id, url)
+
+    data = prepared(fake, tmp_path, Images(9))
+    assert asked == {i: f"https://host.test/dir/{i}.jpg" for i in (1, 2, 3)}
+    assert ([entry.image_id for entry in data.pool], data.unreadable) == ([1, 3], [4])
+    assert (
+        "1 of 4 images cannot be used: expected the address of an image under 'base' and 'file' of the task's"
+        in (data.problems["images"])
+    )
+
+
 def test_what_people_drew_and_no_training_sees_is_told(tmp_path):
     fake = FakeLabelStudio(tasks=1)
     fake.project["label_config"] = CONFIG

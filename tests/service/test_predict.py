@@ -7,7 +7,15 @@ import pytest
 from ppal_backend.engines.live import LiveModel, PredictionTimeout
 from ppal_backend.errors import CheckpointError, ImageError, LabelStudioUnavailable
 from ppal_backend.service.runtime import EXTENSION
-from tests.service.conftest import OTHER_CONFIG, activate, annotation_payload, predict_payload, setup_payload, task
+from tests.service.conftest import (
+    CONFIG,
+    OTHER_CONFIG,
+    activate,
+    annotation_payload,
+    predict_payload,
+    setup_payload,
+    task,
+)
 
 EMPTY = {"result": [], "score": 4.9e-5, "model_version": "ppal-7-r1"}
 
@@ -44,6 +52,17 @@ def test_the_detector_gets_the_active_model_and_the_cached_files(client, trained
     assert asked == [(5, str(images.root / "5.jpg")), (6, str(images.root / "6.jpg"))]
     assert 0 < timeout_s <= 80
     assert images.asked == [(5, "/data/upload/7/5.jpg"), (6, "/data/upload/7/6.jpg")]
+
+
+def test_the_address_of_a_template_is_that_of_each_task(client, images, store, caplog):
+    config = CONFIG.replace("$image", "https://host.test/$dir/$file")
+    assert client.post("/setup", json=setup_payload(schema=config)).status_code == 200
+    activate(store)
+    tasks = [task(i, data={"dir": i, "file": f"{i}.jpg"}) for i in (5, 6)]
+    answer = post(client, *tasks, task(8, data={"file": "8.jpg"}), label_config=config)
+    assert images.asked == [(i, f"https://host.test/{i}/{i}.jpg") for i in (5, 6)]
+    assert [len(entry["result"]) for entry in answer["results"]] == [1, 1, 0]
+    assert "task 8 not predicted: its data has no image under 'dir' and 'file'" in caplog.text
 
 
 def test_the_projects_score_threshold_counts(client, connected, store, jobs):

@@ -51,6 +51,20 @@ def test_a_changed_label_config_is_kept_and_enqueued(client, connected, store, j
     assert jobs.synced == [7]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG.replace('<Label value="Dog"/>', '<Label value="Dog"/><Label value="Dog" background="red"/>'),
+        CONFIG.replace("$image", "https://host.test/dir/$file"),
+    ],
+    ids=["a label twice", "a template"],
+)
+def test_what_label_studio_takes_connects(client, store, config):
+    assert config != CONFIG
+    assert post(client, schema=config).status_code == 200
+    assert store.projects.get(7).label_config == config
+
+
 @pytest.mark.parametrize("params", ['{"budget": 20, "strategy": "ppal"}', {"budget": 20, "strategy": "ppal"}])
 def test_extra_params_as_text_or_object(client, store, params):
     assert post(client, extra_params=params).status_code == 200
