@@ -12,7 +12,7 @@ from datetime import datetime
 from ppal_backend.doctor import Finding, from_problem, warning
 from ppal_backend.errors import PPALError
 from ppal_backend.label_studio.schema import parse_label_config
-from ppal_backend.operations.control import again_in_words, portion
+from ppal_backend.operations.control import again_in_words
 from ppal_backend.operations.detectors import TOPIC, in_force
 from ppal_backend.service import readiness
 from ppal_backend.settings import Settings
@@ -148,7 +148,7 @@ def _failed_round(settings: Settings, store: Store, project: ProjectRecord, reco
     except PPALError:  # another finding; nothing starts before they are corrected
         again = "It is tried again when the project's settings are corrected"
     else:
-        again = again_in_words(record, portion(store, project.id, budget) - store.ledger.new_count(project.id))
+        again = again_in_words(store, record, budget)
     advice = f"{_sentence(found.advice)} {again}" if "; " in record.error else again
     return replace(found, title=f"Round {record.number} failed", advice=advice, can_try_again=True)
 

@@ -71,14 +71,38 @@ def portion(store: Store, project_id: int, budget: int) -> int:
     return int(budget * 2 ** max(0, store.rounds.failed_trainings(project_id) - 1))
 
 
-def again_in_words(failed: RoundRecord, missing: int) -> str:
+def corrections(store: Store, project_id: int) -> int:
+    """Annotations of the newest training that were changed or deleted since, should it have failed; else 0."""
+    return store.ledger.corrected(project_id) if store.rounds.failed_training(project_id) else 0
+
+
+def annotations_missing(store: Store, project_id: int, budget: int) -> int:
+    """How many more annotations start a training by themselves, none or less: it is due. A correction after a failure
+    counts as much as a whole budget: it may be what the failed training asked for. As the portion doubles, twice as
+    many are wanted after each further failure.
+
+    Args:
+        store: the state.
+        project_id: the project.
+        budget: of the project's options.
+    """
+    there = store.ledger.new_count(project_id) + budget * corrections(store, project_id)
+    return portion(store, project_id, budget) - there
+
+
+def again_in_words(store: Store, failed: RoundRecord, budget: int) -> str:
     """When what failed is tried again, and how at once, in a sentence without its end.
 
     Args:
+        store: the state.
         failed: the round.
-        missing: annotations to the next training.
+        budget: of the project's options.
     """
-    when = f"after {count(missing, 'more annotation')}" if missing > 0 else "within seconds"
+    left = annotations_missing(store, failed.project_id, budget)
+    when = f"after {count(left, 'more annotation')}" if left > 0 else "within seconds"
+    if left > 0 and store.rounds.failed_training(failed.project_id):
+        earlier = count(-(-left // budget), "earlier annotation is", "earlier annotations are")
+        when += f", or when {earlier} corrected or deleted"
     command = f"ppal round {failed.project_id}{' --rank' if failed.kind == 'rank' else ''}"
     return (
         f"A training starts by itself {when}, and round {failed.number} is tried again when the labeling config or an "
@@ -140,10 +164,16 @@ def roll_back(settings: Settings, store: Store, client: LabelStudioClient, proje
         StateError: no such project or version, its files are gone or damaged, or a round is publishing right now.
         LabelStudioError: Label Studio did not take it; the queue is as it was.
     """
-    key = store.projects.get(project_id).key
+    store.projects.get(project_id)
     version = store.versions.get(project_id, name)
-    rounds = Rounds(settings)
     move_lost_away(settings, store, project_id)
+    with store.versions.going_back(version):  # before its files are looked at: they stay from now on
+        return _roll_back(settings, store, client, version)
+
+
+def _roll_back(settings: Settings, store: Store, client: LabelStudioClient, version: ModelVersion) -> RolledBack:
+    project_id, name = version.project_id, version.version
+    key, rounds = store.projects.get(project_id).key, Rounds(settings)
     if version.checkpoint:
         need_intact(rounds.fetch_checkpoint(key, version.checkpoint), name)
     running = store.rounds.running(project_id)

@@ -35,9 +35,10 @@ def prune_project(
     reading: Collection[Path] = (),
     in_bucket: bool = True,
 ) -> list[Pruned]:
-    """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of the
-    model that predicts, or of what an open round needs; of rounds that failed or were cancelled what only they could
-    have gone on with; and what was moved away before the last ``keep_artifacts`` versions came.
+    """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of one
+    that somebody is going back to, of the model that predicts, or of what an open round needs; of rounds that failed or
+    were cancelled what only they could have gone on with; and what was moved away before the last ``keep_artifacts``
+    versions came.
 
     Args:
         settings: the operator's settings.
@@ -51,7 +52,7 @@ def prune_project(
         The rounds of which something is removed on this machine.
     """
     versions = store.versions.of_project(project_id)
-    kept = versions[-settings.keep_artifacts :] + [v for v in versions if v.active]
+    kept = versions[-settings.keep_artifacts :] + [v for v in versions if v.active or v.wanted]
     predicts = store.versions.active(project_id, with_model=True)
     kept += [predicts] if predicts is not None else []
     root, rounds = Rounds(settings).of_project(project_id), store.rounds.of_project(project_id)

@@ -22,6 +22,7 @@ LONGEST_LABEL_CONFIG = 2 * 1024 * 1024
 LONGEST_URL = 2048
 LARGEST_PROJECT_ID = 2**31 - 1
 LARGEST_ID = 2**63 - 1
+_TIME = re.compile(r"[0-9T:.Z+-]{1,40}")
 _PROJECT = re.compile(r"([0-9]{1,10})(?:\.[0-9]{1,20})?")
 
 
@@ -157,9 +158,10 @@ def _no_constant(name: str) -> None:
 class Event:
     """One webhook delivery.
 
-    ``body`` is ``{"annotations": [{"id", "task_id", "usable"}], "label_config": str | None, "tasks": n,
-    "deleted_tasks": [id]}``: the annotations it tells of (``usable`` is false for skipped and deleted ones), the
-    project's labeling config if the event is about the project itself, how many tasks came, and which ones went.
+    ``body`` is ``{"annotations": [{"id", "task_id", "usable", "changed_at"}], "label_config": str | None, "tasks": n,
+    "deleted_tasks": [id]}``: the annotations it tells of (``usable`` is false for skipped and deleted ones,
+    ``changed_at`` is Label Studio's own text, left out where it tells none), the project's labeling config if the event
+    is about the project itself, how many tasks came, and which ones went.
     """
 
     project_id: int
@@ -255,10 +257,12 @@ def _annotations(items: Iterable[dict[str, Any]], only_task: object) -> Iterable
         if isinstance(task, dict):
             task = task.get("id")
         task = task if is_id(task) else only_task
+        changed_at = item.get("updated_at")
         yield {
             "id": _id(item, "annotation"),
             "task_id": task if is_id(task) else None,
             "usable": not item.get("was_cancelled"),
+            **({"changed_at": changed_at} if isinstance(changed_at, str) and _TIME.fullmatch(changed_at) else {}),
         }
 
 

@@ -19,11 +19,13 @@ from ppal_backend.store.tables import AnnotationRow
 
 @dataclass(frozen=True)
 class SeenAnnotation:
-    """An annotation as an event or a poll showed it; ``usable`` is false for skipped or deleted ones."""
+    """An annotation as an event or a poll showed it; ``usable`` is false for skipped or deleted ones, ``changed_at`` is
+    Label Studio's time of its last change (UTC, without a zone), None where that was not told."""
 
     annotation_id: int
     task_id: int | None
     usable: bool = True
+    changed_at: datetime | None = None
 
 
 class AnnotationLedger:
@@ -47,11 +49,12 @@ class AnnotationLedger:
             for chunk in _chunks(sorted(set(task_ids)), 500):
                 _take_back(session, project_id, AnnotationRow.task_id.in_(chunk))
 
-    def deleted(self, project_id: int, annotation_ids: Iterable[int]) -> None:
-        """These annotations are gone, whatever an event or the lack of one says."""
+    def deleted(self, project_id: int, annotation_ids: Iterable[int], corrects: bool = True) -> None:
+        """These annotations are gone, whatever an event or the lack of one says. Without ``corrects`` the newest
+        training knew that."""
         with self._database.transaction() as session:
             for chunk in _chunks(sorted(set(annotation_ids)), 500):
-                _take_back(session, project_id, AnnotationRow.annotation_id.in_(chunk))
+                _take_back(session, project_id, AnnotationRow.annotation_id.in_(chunk), corrects=corrects)
 
     def usable(self, project_id: int) -> dict[int, int | None]:
         """The annotations that are there as far as anybody told, and their tasks."""
@@ -102,9 +105,12 @@ class AnnotationLedger:
                                 annotation_id=annotation_id,
                                 task_id=item.task_id,
                                 usable=item.usable,
+                                changed_at=item.changed_at,
                             )
                         )
                     else:
+                        row.corrected = row.corrected or _corrects(row, item)
+                        row.changed_at = max(filter(None, (row.changed_at, item.changed_at)), default=None)
                         row.usable = item.usable
                         row.task_id = row.task_id if item.task_id is None else item.task_id
 
@@ -133,10 +139,15 @@ class AnnotationLedger:
                 )
 
     def postpone(self, project_id: int, round_number: int) -> None:
-        """This training was cancelled: the annotations that asked for it do not ask again. Every round's export holds
-        all annotations, so the next training uses them all the same."""
+        """This training was cancelled: the annotations that asked for it, new or corrected, do not ask again. Every
+        round's export holds all annotations, so the next training uses them all the same."""
         with self._database.transaction() as session:
             postpone(session, project_id, round_number)
+
+    def corrections_read(self, project_id: int) -> None:
+        """A training begins to export annotations as they are now: what was corrected so far asks for no other one."""
+        with self._database.transaction() as session:
+            _settle_corrections(session, project_id)
 
     def first_annotated(self, project_id: int, since: datetime, count: int) -> list[int]:
         """The first tasks, at most ``count``, whose first usable annotation was seen at or after a time (UTC)."""
@@ -165,11 +176,31 @@ class AnnotationLedger:
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
+    def corrected(self, project_id: int) -> int:
+        """Annotations that have asked for a training and were changed or deleted since the newest one began to export:
+        those that did not ask yet are new."""
+        corrected = AnnotationRow.project_id == project_id, AnnotationRow.corrected.is_(True)
+        query = select(func.count()).where(*corrected, AnnotationRow.round_number.is_not(None))
+        with self._database.reading() as session:
+            return session.scalar(query) or 0
+
 
 def postpone(session: Session, project_id: int, round_number: int) -> None:
     """As :meth:`AnnotationLedger.postpone`, within a transaction."""
     waiting = AnnotationRow.project_id == project_id, AnnotationRow.round_number.is_(None)
     session.execute(update(AnnotationRow).where(*waiting).values(round_number=round_number))
+    _settle_corrections(session, project_id)
+
+
+def _settle_corrections(session: Session, project_id: int) -> None:
+    corrected = AnnotationRow.project_id == project_id, AnnotationRow.corrected.is_(True)
+    session.execute(update(AnnotationRow).where(*corrected).values(corrected=False))
+
+
+def _corrects(row: AnnotationRow, item: SeenAnnotation) -> bool:
+    """Whether an annotation has changed since it was last seen. Without both times it has not, as far as is known."""
+    is_later = bool(row.changed_at and item.changed_at and item.changed_at > row.changed_at)
+    return row.usable != item.usable or (item.usable and is_later)
 
 
 def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:
@@ -177,10 +208,10 @@ def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:
     return AnnotationRow.project_id == project_id, AnnotationRow.usable.is_(True)
 
 
-def _take_back(session: Session, project_id: int, *which: ColumnElement[bool]) -> None:
+def _take_back(session: Session, project_id: int, *which: ColumnElement[bool], corrects: bool = True) -> None:
     """Annotations that are no longer there do not count, whether or not a round has used them."""
     mine = update(AnnotationRow).where(*_usable(project_id), *which)
-    session.execute(mine.values(usable=False))
+    session.execute(mine.values(usable=False, corrected=corrects))
 
 
 def _chunks(values: list[int], size: int) -> Iterable[list[int]]:

@@ -303,11 +303,15 @@ class RoundStore:
 
     def failure(self, project_id: int) -> RoundRecord | None:
         """The failed round that none has made good or tried again since; a ranking makes no training good."""
-        training = _of_kind(project_id, "train").order_by(RoundRow.number.desc()).limit(1)
+        last = self.last(project_id)
+        return last if last is not None and last.state == "failed" else self.failed_training(project_id)
+
+    def failed_training(self, project_id: int) -> RoundRecord | None:
+        """The newest training, if it failed."""
+        newest = _of_kind(project_id, "train").order_by(RoundRow.number.desc()).limit(1)
         with self._database.reading() as session:
-            newest = session.scalar(training)
-        found = self.last(project_id), None if newest is None else _record(newest)
-        return next((record for record in found if record is not None and record.state == "failed"), None)
+            row = session.scalar(newest)
+            return _record(row) if row is not None and row.state == "failed" else None
 
     def failed_trainings(self, project_id: int) -> int:
         """How many trainings have failed one after the other with the same settings, up to now."""

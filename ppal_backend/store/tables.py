@@ -63,6 +63,8 @@ class AnnotationRow(Base):
     usable: Mapped[bool] = mapped_column(default=True)  # false: skipped, or deleted
     round_number: Mapped[int | None]  # the training that it asked for: see AnnotationLedger.used_by and postpone
     first_seen_at: Mapped[datetime] = mapped_column(default=now)
+    changed_at: Mapped[datetime | None]  # its last change by Label Studio's clock, as far as anybody told
+    corrected: Mapped[bool] = mapped_column(default=False, server_default=false())  # see AnnotationLedger.corrected
 
 
 class TaskSideRow(Base):
@@ -179,3 +181,4 @@ class VersionRow(Base):
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
     active: Mapped[bool] = mapped_column(default=False)
+    wanted: Mapped[bool] = mapped_column(default=False, server_default=false())  # somebody is going back to it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,6 +30,8 @@ class ModelVersion:
     metrics: dict[str, Any]
     created_at: datetime | None = None
     active: bool = True
+    wanted: bool = False
+    """Whether somebody is going back to it."""
 
     @property
     def is_trained(self) -> bool:
@@ -53,6 +57,20 @@ class VersionStore:
             row.checkpoint, row.labels = version.checkpoint, list(version.labels)
             row.difficulty = None if version.difficulty is None else list(version.difficulty)
             row.metrics, row.active = version.metrics, True
+
+    @contextmanager
+    def going_back(self, version: ModelVersion) -> Iterator[None]:
+        """Somebody goes back to a version within the block: retention leaves its files, which rounds that end meanwhile
+        would make too old. After a kill they stay until somebody goes back to it again."""
+        self._want(version, True)
+        try:
+            yield
+        finally:
+            self._want(version, False)
+
+    def _want(self, version: ModelVersion, wanted: bool) -> None:
+        with self._database.transaction() as session:
+            session.execute(update(VersionRow).where(VersionRow.version == version.version).values(wanted=wanted))
 
     def active(self, project_id: int, with_model: bool = False) -> ModelVersion | None:
         """The active version, or with ``with_model`` the newest one up to it that has a checkpoint: after a
@@ -102,4 +120,5 @@ def _record(row: VersionRow) -> ModelVersion:
         dict(row.metrics),
         row.created_at,
         row.active,
+        row.wanted,
     )

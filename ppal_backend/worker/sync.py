@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from ppal_backend.errors import (
@@ -23,11 +23,12 @@ from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
-from ppal_backend.operations.control import again_in_words, portion
+from ppal_backend.operations.control import again_in_words, annotations_missing, corrections, portion
 from ppal_backend.operations.detectors import known_or_none
 from ppal_backend.service.auth import webhook_token
 from ppal_backend.settings import ProjectOptions, Settings
 from ppal_backend.store import LABEL_STUDIO_NOTE, EventRecord, ProjectRecord, RoundRecord, SeenAnnotation, Store, now
+from ppal_backend.structures.quality import count
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class RemoteProjects:
     def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
         """Tasks that changed at or after a time ("" = ever), piece by piece, the oldest change first."""
         for stamp in self._client(project_id).tasks_updated_since(project_id, since or None):
-            seen = tuple(SeenAnnotation(a.id, stamp.id, not a.was_cancelled) for a in stamp.annotations)
+            seen = tuple(
+                SeenAnnotation(a.id, stamp.id, not a.was_cancelled, _moment(a.updated_at)) for a in stamp.annotations
+            )
             yield TaskUpdate(stamp.id, stamp.updated_at, seen)
 
     def annotated_tasks(self, project_id: int) -> Iterator[int]:
@@ -87,6 +90,11 @@ class RemoteProjects:
     def annotated_count(self, project_id: int) -> int:
         """How many tasks have an annotation now."""
         return self._client(project_id).annotated_task_count(project_id)
+
+    def annotations_of(self, project_id: int, task_ids: Sequence[int]) -> set[int]:
+        """Ids of the submitted annotations that some tasks have, by the annotations themselves and no counter."""
+        tasks = self._client(project_id).exported_tasks(project_id, task_ids)
+        return {int(a["id"]) for task in tasks for a in task.get("annotations") or () if not a.get("was_cancelled")}
 
     def check(self, project_id: int) -> Mapping[str, str]:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
@@ -199,7 +207,9 @@ class Synchroniser:
 
     def _apply(self, project: ProjectRecord, events: Sequence[EventRecord]) -> None:
         seen = [
-            SeenAnnotation(int(a["id"]), a.get("task_id"), bool(a.get("usable", True)))
+            SeenAnnotation(
+                int(a["id"]), a.get("task_id"), bool(a.get("usable", True)), _moment(str(a.get("changed_at")))
+            )
             for event in events
             for a in event.body.get("annotations", [])
         ]
@@ -253,9 +263,12 @@ class Synchroniser:
             log.warning("project %d: its queue and webhook are looked at by the next poll: %s", project_id, error)
 
     def _forget_deleted(self, project_id: int) -> None:
+        """Take back the annotations of tasks that Label Studio does not list as annotated, unless it still has them
+        when asked for these tasks: it lists by a counter in each task, which may be too low."""
         known = self._store.ledger.usable(project_id)  # read first: what is annotated after this is not looked at
         there = set(self._remote.annotated_tasks(project_id))
-        gone = [annotation for annotation, task in known.items() if task is not None and task not in there]
+        unlisted = {annotation: task for annotation, task in known.items() if task is not None and task not in there}
+        gone = unlisted.keys() - self._remote.annotations_of(project_id, sorted(set(unlisted.values())))
         self._store.ledger.deleted(project_id, gone)
         log.info("project %d: %d annotations are gone with their tasks", project_id, len(gone))
 
@@ -282,17 +295,26 @@ class Synchroniser:
         self._store.projects.set_options_digest(project.id, _digest(options))
         last, failed = rounds.last(project.id), rounds.failure(project.id)
         edits = self._store.projects.get(project.id).edits
-        new, wanted = self._store.ledger.new_count(project.id), portion(self._store, project.id, options.budget)
         problem = ""
-        if new >= wanted:
-            rounds.request(project.id, "train", f"{new} new annotations, {wanted} start a round")
+        if annotations_missing(self._store, project.id, options.budget) <= 0:
+            rounds.request(project.id, "train", self._why(project.id, options.budget))
         elif failed is not None and failed.edits != edits:
             rounds.request(project.id, failed.kind, f"round {failed.number} failed, and settings changed since")
         elif failed is not None:
-            problem = f"round {failed.number} failed: {failed.error}. {again_in_words(failed, wanted - new)}"
+            again = again_in_words(self._store, failed, options.budget)
+            problem = f"round {failed.number} failed: {failed.error}. {again}"
         elif last is None or self._is_known_anew(project, last):
             self._request_ranking(project, last)
         self._store.projects.set_problem(project.id, "round", problem)
+
+    def _why(self, project_id: int, budget: int) -> str:
+        """Why a training is due, for people."""
+        new, wanted = self._store.ledger.new_count(project_id), portion(self._store, project_id, budget)
+        failed, corrected = self._store.rounds.failed_training(project_id), corrections(self._store, project_id)
+        if new >= wanted or failed is None:
+            return f"{new} new annotations, {wanted} start a round"
+        were = count(corrected, "annotation was", "annotations were")
+        return f"round {failed.number} failed, and {were} corrected since"
 
     def _request_ranking(self, project: ProjectRecord, last: RoundRecord | None) -> None:
         known = known_or_none(self._settings, project)
@@ -354,6 +376,15 @@ def failure_of(error: Exception) -> str:
     """Which kind of failure a request to Label Studio ended in: ``unavailable``, ``token`` or ``other``."""
     kinds = ((LabelStudioUnavailable, "unavailable"), (LabelStudioAuthError, "token"))
     return next((name for kind, name in kinds if isinstance(error, kind)), "other")
+
+
+def _moment(text: str) -> datetime | None:
+    """A time that Label Studio tells, as the store keeps times; None where it tells none."""
+    try:
+        time_told = datetime.fromisoformat(text)
+        return (time_told if time_told.tzinfo else time_told.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _digest(options: ProjectOptions) -> str:

@@ -63,7 +63,8 @@ class Watch:
     def exported(self, annotation_ids: Sequence[int]) -> None:
         self.fence()
         ledger, project_id = self._store.ledger, self._round.project_id
-        ledger.deleted(project_id, self._before_export.difference(annotation_ids))
+        gone = self._before_export.difference(annotation_ids)
+        ledger.deleted(project_id, gone, corrects=self._round.kind == "rank")  # a training knows it from now on
         if self._round.kind == "rank":
             return  # nothing was learned from them: they still count towards the next training
         ledger.used_by(project_id, self._round.number, annotation_ids)
@@ -84,6 +85,8 @@ class Watch:
         self.step = step
         if step == "export":  # what comes while it is written need not be in it; what is known now must be
             self._before_export = frozenset(self._store.ledger.usable(self._round.project_id))
+            if self._round.kind == "train":
+                self._store.ledger.corrections_read(self._round.project_id)
         self._store.rounds.report(self._round.id, step, {}, self._lease)
         log.info("round %d of project %d: %s", self._round.number, self._round.project_id, step)
         self._before_step(step)

@@ -120,11 +120,12 @@ def test_a_failed_round_until_another_one_is_asked_for(world, kind, command):
     record = world.claimed(kind)
     world.store.rounds.fail(record.id, "training needs at least 2 annotated images, got 1; annotate more tasks")
     finding = world.only()
+    corrected = ", or when 1 earlier annotation is corrected or deleted" if kind == "train" else ""
     assert finding.title == "Round 1 failed" and finding.can_try_again
     assert finding.seen == "training needs at least 2 annotated images, got 1"
     assert finding.advice == (
-        "Annotate more tasks. A training starts by itself after 50 more annotations, and round 1 is tried again when "
-        f"the labeling config or an option changes; Try again (or {command}) starts it at once"
+        f"Annotate more tasks. A training starts by itself after 50 more annotations{corrected}, and round 1 is tried "
+        f"again when the labeling config or an option changes; Try again (or {command}) starts it at once"
     )
     assert control.try_again(world.store, 1) == "Round 2 is asked for."
     assert world.found() == [] and world.store.rounds.last(1).kind == kind

@@ -149,6 +149,23 @@ def test_tasks_that_have_only_a_ground_truth_are_counted(project):
     assert project.client.annotated_task_count(project.id) == 2
 
 
+def test_events_and_polls_tell_the_same_time_of_a_change(project):
+    """Of a change that both tell of a second correction would be made."""
+    first, second = project.tasks[:2]
+    made = project.annotate(first, [box()])
+    project.annotate(second, [box()])
+
+    def polled():
+        stamps = project.client.tasks_updated_since(project.id, None)
+        return next(stamp.annotations[0].updated_at for stamp in stamps if stamp.id == first)
+
+    assert polled() == made["updated_at"]
+    changed = project.client.transport.write("PATCH", f"/api/annotations/{made['id']}/", json={"result": [box("Cat")]})
+    assert polled() == changed["updated_at"] > made["updated_at"]
+    project.annotate(second, [box()])
+    assert polled() == changed["updated_at"], "what happens to other tasks changes nothing"
+
+
 def _info(task_id):
     from ppal_backend.datasets.images import ImageInfo
 

@@ -1,5 +1,6 @@
 """Going back: the queue of the version again, its model again, and clear words where that is impossible."""
 
+import importlib
 import json
 import shutil
 
@@ -109,3 +110,43 @@ def test_a_round_that_is_publishing_is_not_crossed(place):
     place.store.rounds.report(record.id, "publish", {})
     with pytest.raises(StateError, match="round 2 of project 1 is publishing right now"):
         back(place, place.versions()[0])
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_round_that_ends_while_somebody_goes_back_leaves_what_is_gone_back_to(make_place, monkeypatch, stored):
+    """Publishing takes minutes; the version was older than those kept by then, and predicted with no checkpoint."""
+    place = make_place(keep_artifacts=2, keep_versions=3 if stored else 1)
+    place.round()
+    place.round()
+    first, second = place.versions()
+    name = "activate_version" if stored else "publish"
+    owner = "ppal_backend.operations.control" if stored else "ppal_backend.label_studio.publish"
+    really = getattr(importlib.import_module(owner), name)
+
+    def slowly(*arguments, **options):
+        monkeypatch.undo()
+        place.round()  # its end makes another version, and removes the files of old ones
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(f"{owner}.{name}", slowly)
+    done = back(place, first)
+    active = place.store.versions.active(1)
+    assert active.version == done.version and done.published_again is not stored
+    assert place.label_studio.project["model_version"] == done.version
+    assert (place.settings.model_dir / active.checkpoint).is_file() and has_artifacts(place.settings, active)
+    assert not any(version.wanted for version in place.store.versions.of_project(1))
+    assert back(place, second).version, "the round before is among the last two"
+    for _ in range(2):
+        place.round()
+    assert not has_artifacts(place.settings, active), "it is old as any other once nobody goes back to it"
+
+
+def test_a_version_that_could_not_be_gone_back_to_is_kept_no_longer(make_place):
+    place = make_place(keep_versions=1)
+    place.round()
+    place.round()
+    first = place.versions()[0]
+    shutil.rmtree(place.folder(1) / "detections")
+    with pytest.raises(StateError, match="they were removed"):
+        back(place, first)
+    assert not place.store.versions.get(1, first).wanted

@@ -33,6 +33,13 @@ def test_the_task_is_found_beside_the_annotation_when_it_does_not_name_it():
     assert parse_event(payload).body["annotations"] == [{"id": 31, "task_id": 5, "usable": True}]
 
 
+def test_the_time_of_the_change_is_kept_as_it_is_told():
+    event = parse_event(annotation_payload(31, 5, updated_at="2026-01-01T08:00:00.250000Z"))
+    assert event.body["annotations"][0]["changed_at"] == "2026-01-01T08:00:00.250000Z"
+    for nothing in (None, "", 5, "yesterday", "2026" * 20, "2026-01-01T08:00:00Z\x00"):
+        assert "changed_at" not in parse_event(annotation_payload(updated_at=nothing)).body["annotations"][0]
+
+
 def test_annotations_made_from_predictions_come_as_lists():
     payload = {
         "action": "ANNOTATIONS_CREATED",

@@ -35,9 +35,14 @@ ADDED_SINCE_THE_FIRST_RELEASE = {
     },
     "events": {"attempts"},
     "rounds": {"edits"},
+    "annotations": {"changed_at", "corrected"},
+    "model_versions": {"wanted"},
 }
 REMOVED_SINCE_THE_FIRST_RELEASE = {"rounds": (Column("not_before", DateTime(), nullable=False),)}
 SINCE_THE_DETECTOR_CHOICE = ("pins", "quotas", "approvals", "approval_batches", "dismissals")
+SINCE_THE_DETECTOR_CHOICE_IN = (
+    ("projects", "detector"), ("annotations", "changed_at"), ("annotations", "corrected"), ("model_versions", "wanted"),
+)  # fmt: skip
 NEW_TABLES = {"workers", "notes", "task_sides", *SINCE_THE_DETECTOR_CHOICE}
 
 
@@ -141,7 +146,8 @@ def test_projects_that_have_trained_keep_their_detector_and_others_get_one_chose
         version = f"{project_id}-{checkpoint or detector or 'random'}"
         store.versions.activate(ModelVersion(project_id, version, 1, detector, checkpoint, (), None, {}))
     with database.transaction() as session:
-        session.execute(text("ALTER TABLE projects DROP COLUMN detector"))
+        for table, column in SINCE_THE_DETECTOR_CHOICE_IN:
+            session.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         for table in ("projects", "rounds"):
             session.execute(text(f"ALTER TABLE {table} ADD COLUMN changes INTEGER NOT NULL DEFAULT 0"))
         session.execute(text("ALTER TABLE rounds ADD COLUMN not_before TIMESTAMP"))

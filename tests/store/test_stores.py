@@ -8,7 +8,8 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import event, text
@@ -193,6 +194,45 @@ def test_exported_annotations_no_longer_count_even_if_no_event_came(store, proje
     assert store.ledger.new_count(project) == 1
     store.ledger.see(project, [SeenAnnotation(3, 3)])
     assert store.ledger.new_count(project) == 1, "a late duplicate made an old annotation new again"
+
+
+def at(hour):
+    return datetime(2026, 1, 1, hour)
+
+
+def test_a_correction_is_counted_once_however_often_and_late_it_is_told(store, project):
+    see = partial(store.ledger.see, project)
+    see([SeenAnnotation(1, 10, changed_at=at(1)), SeenAnnotation(2, 11), SeenAnnotation(3, 12, usable=False)])
+    see([SeenAnnotation(1, 10, changed_at=at(2))])
+    assert store.ledger.corrected(project) == 0, "no training has had it"
+    store.ledger.corrections_read(project)
+    store.ledger.used_by(project, 1, [1, 2, 3])
+    for told_again in (None, at(1), at(2)):
+        see([SeenAnnotation(1, 10, changed_at=told_again)])
+    see([SeenAnnotation(2, 11, changed_at=at(5))])
+    assert store.ledger.corrected(project) == 0, "told before, or no time to compare it with"
+    for _ in range(2):
+        see([SeenAnnotation(1, 10, changed_at=at(3))])
+        see([SeenAnnotation(1, 10, changed_at=at(2))])
+    assert store.ledger.corrected(project) == 1
+    see([SeenAnnotation(2, None, usable=False), SeenAnnotation(3, 12, changed_at=at(3))])
+    assert store.ledger.corrected(project) == 3, "one is deleted, one no longer skipped"
+    store.ledger.deleted(project, [1])
+    store.ledger.tasks_deleted(project, [12])
+    assert store.ledger.corrected(project) == 3
+    store.ledger.corrections_read(project)
+    see([SeenAnnotation(1, None, usable=False)])
+    assert store.ledger.corrected(project) == 0
+
+
+def test_what_is_corrected_while_it_is_first_exported_counts(store, project):
+    store.ledger.see(project, [SeenAnnotation(1, 10, changed_at=at(1))])
+    store.ledger.corrections_read(project)
+    store.ledger.see(project, [SeenAnnotation(1, 10, changed_at=at(2))])
+    store.ledger.used_by(project, 1, [1])
+    assert store.ledger.corrected(project) == 1, "the export may have read it before"
+    store.ledger.postpone(project, 1)
+    assert store.ledger.corrected(project) == 0
 
 
 def test_annotations_of_a_cancelled_round_do_not_ask_again(store, project):

@@ -1,11 +1,13 @@
 """From events and polls to rounds, against a real store and a scripted Label Studio."""
 
 import threading
+from datetime import datetime
 
 import pytest
 from sqlalchemy import event
 
 from ppal_backend.errors import LabelStudioUnavailable
+from ppal_backend.operations.control import cancel
 from ppal_backend.settings import Settings
 from ppal_backend.store import Database, Lease, SeenAnnotation, Store
 from ppal_backend.worker.sync import ProjectState, Synchroniser, TaskUpdate
@@ -47,8 +49,16 @@ class Remote:
     def annotated_count(self, project_id):
         return len(self._annotated())
 
+    def annotations_of(self, project_id, task_ids):
+        return {a.annotation_id for u in self.changed if u.task_id in set(task_ids) for a in u.annotations}
+
     def _annotated(self):
         return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
+
+
+def at(hour):
+    """A time as Label Studio writes it."""
+    return f"2026-01-{1 + hour // 24:02d}T{hour % 24:02d}:00:00Z"
 
 
 @pytest.fixture
@@ -57,9 +67,10 @@ def world(tmp_path):
         store = Store(Database(f"sqlite:///{tmp_path}/ppal.db"))
         enqueued: list[int]
 
-        def annotate(self, *ids, action="ANNOTATION_CREATED", usable=True):
+        def annotate(self, *ids, action="ANNOTATION_CREATED", usable=True, hour=0):
             for i in ids:
-                body = {"annotations": [{"id": i, "task_id": i * 10, "usable": usable}]}
+                seen = {"id": i, "task_id": i * 10, "usable": usable, "changed_at": at(hour)}
+                body = {"annotations": [seen]}
                 self.store.events.add(1, action, body)
             self.sync(1)
 
@@ -348,6 +359,22 @@ def test_a_task_that_has_only_a_ground_truth_does_not_pass_for_a_deleted_one(wor
     assert world.remote.listed == 1 and world.store.ledger.usable(1) == {2: 20, 3: 30}, "one is deleted"
 
 
+@pytest.mark.parametrize("how", ["tasks deleted", "fewer annotated"])
+def test_a_counter_that_is_too_low_does_not_pass_for_a_deletion(world, how):
+    """Label Studio lists annotated tasks by a counter in each, which it corrects later or never. The annotations of
+    such a task were taken as deleted as soon as another task was."""
+    world.annotate(1, 2, 3)
+    world.remote.annotated = [10, 20, 30]
+    world.poll_now()
+    world.remote.changed = [TaskUpdate(i, at(0), (SeenAnnotation(i // 10, i),)) for i in (20, 30)]
+    world.remote.annotated = [30]  # 10 is gone; the counter of 20 says 0
+    if how == "tasks deleted":
+        world.remote.tasks = 99
+    world.store.projects.polled(1, at(1))
+    world.poll_now()
+    assert world.store.ledger.usable(1) == {2: 20, 3: 30}
+
+
 def test_the_poll_notices_new_tasks_that_no_event_told_of_and_tells_of_none_twice(world):
     world.sync(1)
     world.poll_now()
@@ -428,6 +455,154 @@ def test_what_is_annotated_while_a_training_fails_does_not_start_the_next_one_at
         assert world.rounds() == [("train", "failed")] * times
         world.annotate(more[-1])
         assert world.rounds() == [("train", "failed")] * times + [("train", "pending")]
+
+
+def fail_after_export(world, annotations, meanwhile=lambda: None):
+    """The next training reads the annotations and fails; what people do in between."""
+    record = world.store.rounds.claim(1, lease := Lease.mine())
+    assert record.kind == "train"
+    watch = Watch(world.store, record, lease)
+    watch.step_started("export")
+    watch.exported(annotations)
+    watch.step_started("dataset")
+    meanwhile()
+    world.store.rounds.fail(record.id, "annotation 2 cannot be used; correct it")
+    world.sync(1)
+
+
+def corrected_by_event(world):
+    world.annotate(2, action="ANNOTATION_UPDATED", hour=5)
+
+
+def deleted_by_event(world):
+    world.store.events.add(1, "ANNOTATIONS_DELETED", {"annotations": [{"id": 2, "task_id": None, "usable": False}]})
+    world.sync(1)
+
+
+def deleted_with_its_task(world):
+    world.store.events.add(1, "TASKS_DELETED", {"deleted_tasks": [20]})
+    world.sync(1)
+
+
+def corrected_without_a_word(world):
+    world.remote.annotated = [10, 20, 30]
+    world.remote.changed = [TaskUpdate(20, at(5), (SeenAnnotation(2, 20, changed_at=datetime(2026, 1, 1, 5)),))]
+    world.poll_now()
+
+
+def deleted_without_a_word(world):
+    world.remote.annotated = [10, 30]
+    world.remote.changed = [TaskUpdate(20, at(5), ())]
+    world.poll_now()
+
+
+def deleted_with_its_task_without_a_word(world):
+    world.remote.annotated, world.remote.tasks = [10, 30], 99
+    world.poll_now()
+
+
+@pytest.mark.parametrize(
+    "correct",
+    [
+        corrected_by_event, deleted_by_event, deleted_with_its_task, corrected_without_a_word, deleted_without_a_word,
+        deleted_with_its_task_without_a_word,
+    ],
+)  # fmt: skip
+def test_a_correction_of_what_a_failed_training_had_tries_it_again(world, correct):
+    """Its error told which annotation to correct; who did so waited for a whole portion of new ones."""
+    world.annotate(1, 2, 3)
+    world.remote.annotated = [10, 20, 30]
+    world.poll_now()
+    fail_after_export(world, [1, 2, 3])
+    problem = world.store.projects.get(1).problems["round"]
+    assert "after 3 more annotations, or when 1 earlier annotation is corrected or deleted," in problem
+    correct(world)
+    assert world.rounds() == [("train", "failed"), ("train", "pending")]
+    assert world.store.rounds.last(1).reason == "round 1 failed, and 1 annotation was corrected since"
+    fail_after_export(world, sorted(world.store.ledger.usable(1)))
+    correct(world)
+    assert world.rounds() == [("train", "failed")] * 2, "the same correction told twice"
+    problem = world.store.projects.get(1).problems["round"]
+    assert "after 6 more annotations, or when 2 earlier annotations are corrected or deleted," in problem
+
+
+def test_corrections_that_do_not_help_are_tried_ever_more_seldom(world):
+    """People correct annotations all day; a detector that runs out of memory must not train at each of them."""
+    everything = range(1, 41)
+    world.annotate(*everything)
+    fail_after_export(world, everything)
+    tried_at = []
+    for corrections in range(1, 80):
+        world.annotate(1 + corrections % 40, action="ANNOTATION_UPDATED", hour=corrections)
+        if world.rounds()[-1] == ("train", "pending"):
+            tried_at.append(corrections)
+            fail_after_export(world, everything)
+    assert tried_at == [1, 3, 7, 15, 31, 63]
+
+
+def test_a_storm_of_corrections_is_one_more_try_and_not_one_for_each(world):
+    everything = range(1, 201)
+    world.annotate(*everything)
+    fail_after_export(world, everything)
+    world.annotate(*everything, action="ANNOTATION_UPDATED", hour=1)
+    assert world.rounds() == [("train", "failed"), ("train", "pending")]
+    fail_after_export(world, everything)
+    assert world.rounds() == [("train", "failed")] * 2, "its export held all of them"
+    world.annotate(1, action="ANNOTATION_UPDATED", hour=2)
+    assert world.rounds() == [("train", "failed")] * 2, "two are asked for now"
+    world.annotate(201, 202, 203)
+    assert world.rounds()[2:] == [("train", "pending")], "one portion each of corrections and of new annotations"
+
+
+def test_what_is_corrected_after_the_export_counts_when_the_training_has_failed(world):
+    world.annotate(1, 2, 3)
+    fail_after_export(world, [1, 2, 3], meanwhile=lambda: corrected_by_event(world))
+    assert world.rounds() == [("train", "failed"), ("train", "pending")]
+
+
+def test_what_an_export_finds_gone_was_gone_for_its_training(world):
+    world.annotate(1, 2, 3)
+    fail_after_export(world, [1, 3])
+    assert world.rounds() == [("train", "failed")], "it would only fail again"
+
+
+def test_a_correction_is_no_reason_to_train_where_none_has_failed(world):
+    world.annotate(1, 2, 3)
+    record = world.finish_first()
+    world.store.rounds.finish(record.id, {})
+    corrected_by_event(world)
+    assert world.rounds() == [("train", "done")]
+    world.annotate(101, 102, 103)
+    fail_after_export(world, [1, 2, 3, 101, 102, 103])
+    assert world.rounds() == [("train", "done"), ("train", "failed")], "that one was in its export"
+
+
+def test_what_is_new_since_a_failure_is_new_and_no_correction(world):
+    world.annotate(1, 2, 3)
+    fail_after_export(world, [1, 2, 3])
+    world.annotate(4)
+    world.annotate(4, action="ANNOTATION_UPDATED", hour=1)
+    world.annotate(4, action="ANNOTATIONS_DELETED", usable=False)
+    assert world.rounds() == [("train", "failed")]
+
+
+def test_corrections_ask_for_none_after_somebody_cancelled_the_training_that_they_had_asked_for(world):
+    world.annotate(1, 2, 3)
+    fail_after_export(world, [1, 2, 3])
+    corrected_by_event(world)
+    cancel(world.store, 1)
+    world.sync(1)
+    world.annotate(3, action="ANNOTATION_UPDATED", hour=6)
+    assert world.rounds() == [("train", "failed"), ("train", "cancelled")]
+
+
+def test_a_correction_tries_a_training_again_though_a_ranking_failed_since(world):
+    world.annotate(1, 2, 3)
+    fail_after_export(world, [1, 2, 3])
+    world.import_tasks(5, "event")
+    fail(world)
+    corrected_by_event(world)
+    assert world.rounds()[2:] == [("train", "pending")]
 
 
 def test_a_failed_training_is_told_though_the_pool_was_ordered_since(world):

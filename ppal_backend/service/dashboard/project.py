@@ -18,7 +18,7 @@ from ppal_backend.errors import StateError
 from ppal_backend.files import collector_paused, read_json
 from ppal_backend.label_studio.schema import LabelSchema, parse_label_config
 from ppal_backend.logs import Redacting
-from ppal_backend.operations.control import portion
+from ppal_backend.operations.control import annotations_missing, corrections, portion
 from ppal_backend.operations.detectors import DetectorInForce, in_force
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.runtime import Runtime
@@ -264,10 +264,15 @@ class Project:
         """How many new annotations start a training by themselves."""
         return portion(self.runtime.store, self.id, self.options.budget)
 
-    @property
+    @cached_property
+    def corrections(self) -> int:
+        """Annotations that were corrected since a training with them failed: each counts as much as a whole budget."""
+        return corrections(self.runtime.store, self.id)
+
+    @cached_property
     def missing(self) -> int:
         """How many of these are not there yet."""
-        return max(0, self.portion - self.new_annotations)
+        return max(0, annotations_missing(self.runtime.store, self.id, self.options.budget))
 
     @cached_property
     def labelled_tasks(self) -> int:

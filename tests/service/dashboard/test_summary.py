@@ -164,8 +164,14 @@ def test_after_trainings_that_failed_every_page_tells_the_portion_that_starts_th
     text = text_of(client.get("/ui/projects/1/"))
     assert "Next The next training starts by itself after 7 more annotations." in text
     assert "3 new annotations, 10 start a round by themselves: 7 to go." in text
-    assert "Take another detector. A training starts by itself after 7 more annotations, and round 2 is tried" in text
+    again = "after 7 more annotations, or when 2 earlier annotations are corrected or deleted, and round 2 is tried"
+    assert f"Take another detector. A training starts by itself {again}" in text
     assert "starts by itself after 10 new annotations, 3 are there." in text_of(client.get("/ui/projects/1/learning"))
+    place.store.ledger.used_by(1, 2, [0])
+    place.store.ledger.deleted(1, [0])
+    text = text_of(client.get("/ui/projects/1/"))
+    assert "2 new annotations, 10 start a round by themselves: 3 to go, since 1 correction counts as 5." in text
+    assert "after 3 more annotations, or when 1 earlier annotation is corrected or deleted, and round 2" in text
 
 
 def test_when_all_is_labelled_that_is_said(place, client):
