@@ -198,7 +198,8 @@ class CocoFile:
 
         Args:
             path: The file.
-            strict: Refuse a box that is not four numbers; else it counts as one without area.
+            strict: Refuse an image without a size and a box that is not four numbers. Else such an image is of 0 px and
+                such a box without area, and an object that has an outline and no box has the box round it.
             images_alone: Leave annotations and categories unread: pools may have none.
 
         Raises:
@@ -207,7 +208,7 @@ class CocoFile:
         data = _load(path)
         with named_in_errors(path):
             rows = _rows(data, "images")
-            images = tuple(_image(row, i) for i, row in enumerate(rows))
+            images = tuple(_image(row, i, strict) for i, row in enumerate(rows))
             if images_alone:
                 return cls(images, (), (), tuple(rows))
             return cls(images, tuple(_annotations(data, strict)), _categories(data), tuple(rows))
@@ -234,7 +235,7 @@ def check_ids(
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DatasetError(f"expected a COCO file at {path}, got none ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
@@ -250,11 +251,11 @@ def _load(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
+    """Put the file's name before what is wrong with it, with its folder: some tools name all their files alike."""
     try:
         yield
     except DatasetError as error:
-        raise DatasetError(f"{path.name}: {error}") from None
+        raise DatasetError(f"{'/'.join(path.parts[-2:])}: {error}") from None
 
 
 def _unique_ids(what: str, rows: Iterable[Any]) -> set[int]:
@@ -284,7 +285,7 @@ def _value(row: Any, where: str, key: str, *kinds: type) -> Any:
 
 
 def _id(row: Any, where: str, key: str) -> int:
-    """An id: a whole number, also when it is written as text or with a fraction of zero."""
+    """An id: a whole number that arrays hold, also when it is written as text or with a fraction of zero."""
     value = _value(row, where, key, int, float, str)
     try:
         number = int(value)
@@ -294,6 +295,10 @@ def _id(row: Any, where: str, key: str) -> int:
         raise DatasetError(
             f"expected {where}.{key} to be a whole number, got {value!r:.80}; number images, categories and annotations"
         ) from None
+    if not -(2**63) <= number < 2**63:
+        raise DatasetError(
+            f"expected {where}.{key} to be a whole number of at most 63 bits, got {number}; number them from 1"
+        )
     return number
 
 
@@ -301,13 +306,14 @@ def _pixels(row: Any, where: str, key: str) -> int:
     value = _value(row, where, key, int, float)
     if not math.isfinite(value):
         raise DatasetError(f"expected {where}.{key} in pixels, got {value}; correct it")
-    return int(value)
+    return round(value)
 
 
-def _image(row: Any, index: int) -> CocoImage:
+def _image(row: Any, index: int, strict: bool) -> CocoImage:
     where = f"images[{index}]"
     name = _value(row, where, "file_name", str)
-    return CocoImage(_id(row, where, "id"), name, _pixels(row, where, "width"), _pixels(row, where, "height"))
+    sides = (0 if not strict and row.get(side) is None else _pixels(row, where, side) for side in ("width", "height"))
+    return CocoImage(_id(row, where, "id"), name, *sides)
 
 
 def _annotations(data: Mapping[str, Any], strict: bool) -> list[CocoAnnotation]:
@@ -322,13 +328,29 @@ def _annotation(row: Any, index: int, numbered: bool, strict: bool) -> CocoAnnot
     where = f"annotations[{index}]"
     image_id = _id(row, where, "image_id")
     category_id = _id(row, where, "category_id")
-    box = _value(row, where, "bbox", list)
+    box = _value(row, where, "bbox", list) if strict or row.get("bbox") is not None else _box_round(row, where)
     good = len(box) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
     if strict and not good:
         raise DatasetError(f"expected {where}.bbox to be four numbers x, y, width, height, got {box!r:.80}; correct it")
     x, y, w, h = (float(v) for v in box) if good else (0.0, 0.0, 0.0, 0.0)
     number = _id(row, where, "id") if numbered else index + 1
     return CocoAnnotation(number, image_id, category_id, (x, y, w, h), 1 if row.get("iscrowd", 0) else 0)
+
+
+def _box_round(row: Mapping[str, Any], where: str) -> list[float]:
+    """The box round an outline, which is a list of polygons x, y, x, y …"""
+    outline = row.get("segmentation")
+    try:
+        points = [np.asarray(part, np.float64).reshape(-1, 2) for part in outline] if isinstance(outline, list) else []
+    except (ValueError, TypeError):
+        points = []
+    if not sum(map(len, points)):
+        raise DatasetError(
+            f"expected {where} with a bbox or an outline in points, got neither; give every object its bbox"
+        )
+    corners = np.concatenate(points)
+    low, high = corners.min(0), corners.max(0)
+    return [*low.tolist(), *(high - low).tolist()]
 
 
 def _categories(data: Mapping[str, Any]) -> tuple[CocoCategory, ...]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -40,7 +41,8 @@ Box = tuple[str, float, float, float, float]
 class CleaningReport:
     """What became of a file's boxes; all but ``images``, ``annotations`` and ``clipped`` were left out.
 
-    ``turned`` counts images whose sides the file names the other way round than the picture is shown.
+    ``turned`` counts images whose sides the file names the other way round than the picture is shown, ``sized`` those
+    whose size it does not name.
     """
 
     images: int = 0
@@ -50,17 +52,24 @@ class CleaningReport:
     outside: int = 0
     clipped: int = 0
     turned: int = 0
+    sized: int = 0
 
     @property
     def dropped(self) -> int:
         """Annotations that were left out."""
         return self.degenerate + self.crowd + self.outside
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether all is as the file says."""
+        return not (self.dropped or self.clipped or self.turned or self.sized)
+
     def __str__(self) -> str:
+        sized = f"; the file has no size of {self.sized} images, so it is their pictures'" * bool(self.sized)
         turned = f"; the sides of {self.turned} images were exchanged, as their pictures are shown" * bool(self.turned)
         return (
             f"{self.images} images, {self.annotations} boxes; dropped {self.degenerate} degenerate, {self.crowd} crowd "
-            f"and {self.outside} outside the image; clipped {self.clipped}{turned}"
+            f"and {self.outside} outside the image; clipped {self.clipped}{turned}{sized}"
         )
 
 
@@ -134,7 +143,7 @@ def read_user_coco(
     numbers, also when they are written as text; annotations may have none.
 
     Args:
-        path: The file, or a folder that holds ``annotations.json`` or ``result.json``.
+        path: The file, or a folder that holds ``annotations.json``, ``result.json`` or ``_annotations.coco.json``.
         images: Folder of the images.
         keep_crowd: Keep crowd regions (training and evaluation ignore them); else they are dropped.
         labels: Read the images alone and take these classes: for pools, whose files may have no annotations.
@@ -187,8 +196,9 @@ def clean(
     """
     upright, turned_rows, turned = fit_to_pictures(images, rows)
     kept, counts = _clean(turned_rows, upright, keep_crowd)
-    report = CleaningReport(len(upright), len(kept), **counts, turned=turned)
-    if report.dropped or report.clipped or report.turned:
+    sized = sum(not (image.width and image.height) for image in images)
+    report = CleaningReport(len(upright), len(kept), **counts, turned=turned, sized=sized)
+    if not report.is_clean:
         logger.warning("%s: %s", source, report)
     return CocoDataset(tuple(upright), tuple(kept), tuple(categories)), report
 
@@ -198,6 +208,7 @@ def fit_to_pictures(
 ) -> tuple[list[CocoImage], list[CocoAnnotation], int]:
     """Hold sizes that a file names against the pictures as they are shown (EXIF orientation applied).
 
+    An image without a size (a side is 0) has that of its picture.
     Where the sides are exchanged, the boxes tell which of the two frames they were drawn in: as shown, which is what
     Label Studio's exports hold under the sides of the stored picture, or as stored; then they are turned too. Boxes
     that fit both ways are taken as the other boxes of the file are, else as shown.
@@ -210,9 +221,10 @@ def fit_to_pictures(
         The images with the sizes of the pictures, the annotations in their frame, and how many images were turned.
 
     Raises:
-        DatasetError: A picture cannot be opened, has another size than the file says, or boxes that fit neither way.
+        DatasetError: Pictures cannot be opened, one has another size than the file says, or boxes fit neither way.
     """
-    seen = {image.id: shown_size(Path(image.file_name)) for image in images}
+    seen = _shown_sizes(images)
+    images = [i if i.width and i.height else replace(i, width=seen[i.id][0], height=seen[i.id][1]) for i in images]
     turned = {i.id: i for i in images if seen[i.id][:2] == (i.height, i.width) and i.width != i.height}
     for image in images:
         width, height, _ = seen[image.id]
@@ -262,14 +274,47 @@ def shown_size(path: Path) -> tuple[int, int, int]:
     return (height, width, orientation) if turned else (width, height, orientation if orientation in _UPRIGHT else 1)
 
 
-def need_files(dataset: CocoDataset) -> CocoDataset:
-    """The same data set, once every image file is there.
+def _shown_sizes(images: Sequence[CocoImage]) -> dict[int, tuple[int, int, int]]:
+    """:func:`shown_size` by image id; pictures that cannot be opened are told together."""
+    seen: dict[int, tuple[int, int, int]] = {}
+    broken: list[str] = []
+    for image in images:
+        try:
+            seen[image.id] = shown_size(Path(image.file_name))
+        except DatasetError:
+            broken.append(image.file_name)
+    refuse_pictures(len(images), broken, "that cannot be opened")
+    return seen
+
+
+def refuse_pictures(total: int, broken: Sequence[str], what: str) -> None:
+    """Tell of pictures that cannot be used, all at once.
+
+    Raises:
+        DatasetError: There are any.
+    """
+    if broken:
+        raise DatasetError(
+            f"expected {total} pictures, got {len(broken)} files {what}, such as {list(broken[:3])}; fetch or save "
+            "them again, or take them out of the data with their boxes"
+        )
+
+
+def need_files(names: Sequence[str]) -> None:
+    """Hold a list of image files against the disk.
 
     Raises:
         DatasetError: Files are missing, or two images are one file.
     """
-    _need_files([image.file_name for image in dataset.images])
-    return dataset
+    gone = [name for name in names if not Path(name).is_file()]
+    if gone:
+        raise DatasetError(
+            f"expected {len(names)} image files, got {len(gone)} missing, such as {gone[:3]}; pass their folder or "
+            "remove them from the file"
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DatasetError(f"expected every image file once, got {twice[:3]} again; remove the second entry")
 
 
 def split(truth: GroundTruth, sizes: Mapping[str, int], *, seed: int = 0) -> dict[str, GroundTruth]:
@@ -325,7 +370,7 @@ def _turned(box: tuple[float, ...], stored: CocoImage, orientation: int) -> tupl
 def _file_of(path: Path) -> Path:
     if not path.is_dir():
         return path
-    names = ("annotations.json", "result.json")
+    names = ("annotations.json", "result.json", "_annotations.coco.json")
     return next((path / name for name in names if (path / name).is_file()), path / names[0])
 
 
@@ -334,39 +379,32 @@ def _locate(images: Sequence[CocoImage], path: Path, folder: Path | None) -> lis
     here = path.parent.resolve()
     beside = here / "images"
     roots = [Path(folder).resolve()] if folder is not None else [*([beside] if beside.is_dir() else []), here]
-    plain = [PurePosixPath(image.file_name.replace("\\", "/")) for image in images]
-    times = Counter(name.name for name in plain)
-    names = [
-        str(_find(image.file_name, name, roots, times[name.name] == 1))
-        for image, name in zip(images, plain, strict=True)
-    ]
-    _need_files(names)
+    times = Counter(_plain(image.file_name).name for image in images)
+    names = [str(_find(i.file_name, roots, times[_plain(i.file_name).name] == 1)) for i in images]
+    need_files(names)
     return [replace(image, file_name=name) for image, name in zip(images, names, strict=True)]
 
 
-def _find(name: str, plain: PurePosixPath, roots: Sequence[Path], is_alone: bool) -> Path:
-    """Where a picture lies; one whose last name no other has may lie without the folders before it."""
+def _find(name: str, roots: Sequence[Path], is_alone: bool) -> Path:
+    """Where a picture lies. Accents may be spelled otherwise than in the file: names in archives made on macOS are."""
+    spellings = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
+    ways = (way for spelled in spellings for way in _ways(spelled, roots, is_alone))
+    return next((way for way in ways if way.is_file()), roots[0] / _plain(name))
+
+
+def _ways(name: str, roots: Sequence[Path], is_alone: bool) -> Iterator[Path]:
+    """Where to look; a picture whose last name no other has may lie without the folders before it."""
+    plain = _plain(name)
     for root in roots:
-        ways = [root / plain]
+        yield root / plain
         if len(plain.parts) > 1 and plain.parts[0] == root.name:
-            ways.append(root / PurePosixPath(*plain.parts[1:]))
-        for way in (*ways, root / name):
-            if way.is_file():
-                return way
-    flat = (root / plain.name for root in roots if is_alone)
-    return next((way for way in flat if way.is_file()), roots[0] / plain)
+            yield root / PurePosixPath(*plain.parts[1:])
+        yield root / name
+    yield from (root / plain.name for root in roots if is_alone)
 
 
-def _need_files(names: Sequence[str]) -> None:
-    gone = [name for name in names if not Path(name).is_file()]
-    if gone:
-        raise DatasetError(
-            f"expected {len(names)} image files, got {len(gone)} missing, such as {gone[:3]}; pass their folder or "
-            "remove them from the file"
-        )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DatasetError(f"expected every image file once, got {twice[:3]} again; remove the second entry")
+def _plain(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))
 
 
 def _clean(

@@ -62,7 +62,7 @@ def read_voc(root: Path, splits: Sequence[tuple[str, str]], labels: Sequence[str
                 number = len(annotations) + 1
                 annotations.append(CocoAnnotation(number, image.id, category_ids[label], box, int(difficult)))
     categories = tuple(CocoCategory(number, label) for label, number in category_ids.items())
-    need_files(CocoDataset(tuple(images), (), categories))
+    need_files([image.file_name for image in images])
     return clean(images, annotations, categories, str(folder), keep_crowd=True)[0]
 
 
@@ -73,7 +73,7 @@ def _image_list(year_folder: Path, name: str) -> list[str]:
     """Names without suffix. A list of one class has 1, 0 or -1 behind each name; names themselves may hold spaces."""
     path = year_folder / "ImageSets" / "Main" / f"{name}.txt"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except OSError:
         raise DatasetError(f"expected the image list {path}, got none; check the folder and the split") from None
     return [

@@ -6,14 +6,17 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppal_backend.datasets.coco import CocoDataset
-from ppal_backend.datasets.ground_truth import read_user_coco
+from ppal_backend.datasets.ground_truth import GroundTruth, read_user_coco, refuse_pictures
+from ppal_backend.datasets.images import MOST_ELONGATED
 from ppal_backend.datasets.voc import LABELS, read_voc
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.files import read_json, write_json
@@ -24,6 +27,9 @@ logger = logging.getLogger(__name__)
 FORMATS = ("coco", "folder", "coco-layout", "voc", "emoji")
 POOL, TEST, FACTS = "pool.json", "test.json", "facts.json"
 _TEST_SEED = 1_000_003
+_TAKEN = {"images": ("coco", "folder"), "test": ("coco",), "test_images": ("coco", "folder"), "classes": ("voc",),
+          "data": ("coco", "folder", "coco-layout", "voc")}  # fmt: skip
+"""Formats that read a setting: given with another one, it would be left unread."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Benchmark:
         test: Images to evaluate on.
         groups: Group of near-duplicates by image id of the pool, for images that name one.
         source: Where it comes from, for people.
+        notes: What was left out and what stands out, for people, in the report too.
 
     Raises:
         DatasetError: The pool has no images or boxes, the test set has none, or it has classes that the pool lacks.
@@ -44,6 +51,7 @@ class Benchmark:
     test: CocoDataset
     groups: Mapping[int, int] = field(default_factory=dict)
     source: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, dataset in (("pool", self.pool), ("test", self.test)):
@@ -55,7 +63,8 @@ class Benchmark:
         unknown = sorted(set(self.test.labels) - set(self.pool.labels))
         if unknown:
             raise DatasetError(
-                f"expected the classes of the test set among those of the pool, got {unknown[:5]} besides; use one list"
+                f"expected the classes of the test set among those of the pool, got {unknown[:5]} besides; write the "
+                "same categories into both"
             )
 
     @property
@@ -102,7 +111,26 @@ class Benchmark:
             "test_images": len(self.test.images),
             "test_boxes": sum(not row.iscrowd for row in self.test.annotations),
             "groups": [[image_id, group] for image_id, group in self.groups.items()],
+            "notes": list(self.notes),
         }
+
+    def need_pictures(self) -> None:
+        """Decode every picture as detectors do: a damaged one would end a simulation after its first training.
+
+        Raises:
+            DatasetError: Some are damaged, or so long that nothing is left of them at a detector's input size.
+        """
+        import cv2
+
+        images = (*self.pool.images, *self.test.images)
+        broken = []
+        for image in images:
+            is_strip = max(image.width, image.height) > MOST_ELONGATED * min(image.width, image.height)
+            content = np.fromfile(image.file_name, np.uint8)
+            if is_strip or not len(content) or cv2.imdecode(content, cv2.IMREAD_REDUCED_COLOR_8) is None:
+                broken.append(image.file_name)
+        what = f"that are damaged, of a kind no detector reads, or longer than {MOST_ELONGATED} times their width"
+        refuse_pictures(len(images), broken, what)
 
     def write(self, folder: Path) -> None:
         """Write the data where the processes of a simulation read it; the facts come last."""
@@ -115,7 +143,8 @@ class Benchmark:
         """Read what :meth:`write` wrote."""
         facts = read_json(folder / FACTS)
         pool, test = CocoDataset.read(folder / POOL), CocoDataset.read(folder / TEST)
-        return cls(pool, test, {int(i): int(g) for i, g in facts["groups"]}, facts["source"])
+        groups = {int(i): int(g) for i, g in facts["groups"]}
+        return cls(pool, test, groups, facts["source"], tuple(facts.get("notes", ())))
 
 
 @dataclass(frozen=True)
@@ -123,10 +152,10 @@ class DataSource:
     """Which data to read.
 
     Args:
-        format: ``coco`` (two files), ``folder`` (``images/``, ``pool.json`` and ``test.json`` in one),
-            ``coco-layout`` (a folder as published), ``voc`` (a VOCdevkit) or ``emoji`` (generated).
+        format: ``coco`` (two files), ``folder`` (one that holds both, see :func:`_files_of`), ``coco-layout`` (a folder
+            as published), ``voc`` (a VOCdevkit) or ``emoji`` (generated).
         data: COCO file of the pool, or the folder of a layout.
-        images: Folder of the pool's images (``coco``).
+        images: Folder of the pool's images (``coco`` and ``folder``).
         test: COCO file of the test set (``coco``).
         test_images: Folder of its images; the pool's by default.
         train_splits: Of ``voc``, pairs of year and list; of ``coco-layout``, names such as ``train2017``.
@@ -163,6 +192,11 @@ class DataSource:
             raise SettingsError(f"expected {wanted}, got none; pass it with --data")
         if self.format == "coco" and self.test is None:
             raise SettingsError("expected a COCO file of test images, got none; pass it with --test")
+        for name, formats in _TAKEN.items():
+            if getattr(self, name) and self.format not in formats:
+                raise SettingsError(
+                    f"expected no --{name.replace('_', '-')} with data of the form {self.format}, got one; leave it out"
+                )
 
     def load(self, work: Path, on_progress: Callable[[int, int], None] | None = None) -> Benchmark:
         """Read (or generate) the data.
@@ -174,6 +208,13 @@ class DataSource:
         Raises:
             DatasetError: Something is missing or broken; the message names it.
         """
+        found = self._read(work, on_progress)
+        remarks = tuple(_remarks(found))
+        for remark in remarks:
+            logger.warning("%s: %s", found.source, remark)
+        return replace(found, notes=(*found.notes, *remarks))
+
+    def _read(self, work: Path, on_progress: Callable[[int, int], None] | None) -> Benchmark:
         if self.format == "emoji":
             return self._generate(work, on_progress)
         assert self.data is not None  # checked at construction
@@ -184,16 +225,20 @@ class DataSource:
             )
             names = [f"{year} {name}" for year, name in (*self.train_splits, *self.test_splits)]
             return Benchmark(pool, test, {}, f"Pascal VOC ({', '.join(names)})")
-        if self.format == "folder":
-            files = [read_user_coco(self.data / name, self.data / "images", keep_crowd=True) for name in (POOL, TEST)]
-            return Benchmark(files[0].dataset, files[1].dataset, dict(files[0].groups), self.data.resolve().name)
         if self.format == "coco-layout":
-            pool, test = (_coco_layout(self.data, names) for names in (self.train_splits, self.test_splits))
-            return Benchmark(pool, test, {}, f"COCO ({', '.join((*self.train_splits, *self.test_splits))})")
-        assert self.test is not None  # checked at construction
-        found = read_user_coco(self.data, self.images, keep_crowd=True)
-        test = read_user_coco(self.test, self.test_images or self.images, keep_crowd=True).dataset
-        return Benchmark(found.dataset, test, dict(found.groups), f"{self.data.name} and {self.test.name}")
+            parts = [_coco_layout(self.data, names) for names in (self.train_splits, self.test_splits)]
+            return _joined(parts[0], parts[1], f"COCO ({', '.join((*self.train_splits, *self.test_splits))})")
+        if self.format == "folder":
+            paths, notes = _files_of(self.data)
+            source = self.data.resolve().name
+        else:
+            assert self.test is not None  # checked at construction
+            paths, notes = (self.data, self.test), ()
+            alike = self.data.name == self.test.name
+            source = " and ".join("/".join(path.resolve().parts[-2 if alike else -1 :]) for path in paths)
+        folders = self.images, self.test_images or self.images
+        parts = [read_user_coco(*where, keep_crowd=True) for where in zip(paths, folders, strict=True)]
+        return _joined(parts[0], parts[1], source, notes)
 
     def _generate(self, work: Path, on_progress: Callable[[int, int], None] | None) -> Benchmark:
         """The pool with the bursts asked for, and test images that are a scene each."""
@@ -242,6 +287,11 @@ def source_from(table: Mapping[str, Any]) -> DataSource:
     for name in ("data", "images", "test", "test_images"):
         if values.get(name) is not None:
             values[name] = Path(values[name])
+    if values.get("data") and values.get("format", "coco") in ("coco", "folder"):
+        if values.get("test") is not None or values["data"].is_file():
+            values["format"] = "coco"
+        elif values["data"].is_dir():
+            values["format"] = "folder"
     if isinstance(values.get("classes"), str):
         values["classes"] = [name.strip() for name in values["classes"].split(",") if name.strip()]
     values["classes"] = tuple(values.get("classes") or ())
@@ -250,9 +300,81 @@ def source_from(table: Mapping[str, Any]) -> DataSource:
     return DataSource(**values)
 
 
-def _coco_layout(root: Path, names: Sequence[str]) -> CocoDataset:
+def _files_of(root: Path) -> tuple[tuple[Path, Path], tuple[str, ...]]:
+    """COCO files of the pool and of the test set in a folder, and what of it is not read.
+
+    ``pool.json`` and ``test.json``, or as Roboflow exports them: folders ``train`` and ``test``, or ``valid`` where
+    there is no ``test``, each with its own file.
+
+    Raises:
+        DatasetError: The folder holds neither.
+    """
+    parts = [root / name for name in ("train", "test", "valid") if (root / name).is_dir()]
+    if (root / POOL).is_file() and (root / TEST).is_file():
+        return (root / POOL, root / TEST), ()
+    if len(parts) < 2 or parts[0].name != "train":
+        there = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else "no folder"
+        raise DatasetError(
+            f"expected {POOL} and {TEST} with images, or train and test as Roboflow exports COCO, in {root}, got "
+            f"{there}; lay the data out so, or pass COCO files with --data and --test"
+        )
+    unread = tuple(f"{path.name} is neither in the pool nor in the test set" for path in parts[2:])
+    return (parts[0], parts[1]), unread
+
+
+def _joined(pool: GroundTruth, test: GroundTruth, source: str, notes: Sequence[str] = ()) -> Benchmark:
+    """A benchmark of two COCO files, less the classes without a box in either: nobody can find or measure these."""
+    told = [
+        *notes,
+        *(f"{n}: {part.report}" for n, part in (("pool", pool), ("test", test)) if not part.report.is_clean),
+    ]
+    drawn = _drawn(pool.dataset) | _drawn(test.dataset)
+    idle = sorted({*pool.labels, *test.labels} - drawn)
+    parts = pool.dataset, test.dataset
+    if idle and drawn:
+        count, names = _listed(idle)
+        told.append(f"left out {count} without a box: {names}")
+        logger.warning("%s: %s", source, told[-1])
+        parts = _of_classes(parts[0], drawn), _of_classes(parts[1], drawn)
+    return Benchmark(*parts, dict(pool.groups), source, tuple(told))
+
+
+def _of_classes(data: CocoDataset, labels: set[str]) -> CocoDataset:
+    return replace(data, categories=tuple(c for c in data.categories if c.name in labels))
+
+
+def _remarks(data: Benchmark) -> Iterator[str]:
+    """What figures cannot mean what they seem to."""
+    pool, test = _drawn(data.pool), _drawn(data.test)
+    for name, other, classes, what in (
+        ("pool", "test set", test - pool, "no model learns them, and they count in mAP"),
+        ("test set", "pool", pool - test, "they do not count in mAP"),
+    ):
+        if classes:
+            count, names = _listed(sorted(classes))
+            yield f"the {name} has no box of {count} that the {other} has: {names}; {what}"
+    measured = {image.file_name for image in data.test.images}
+    both = [Path(image.file_name).name for image in data.pool.images if image.file_name in measured]
+    if both:
+        count = "1 picture is" if len(both) == 1 else f"{len(both)} pictures are"
+        yield f"{count} in the pool and in the test set, such as {both[0]}; models are measured on what they learn from"
+
+
+def _drawn(data: CocoDataset) -> set[str]:
+    """Labels of the classes that have a box, a crowd region at least."""
+    names = {category.id: category.name for category in data.categories}
+    return {names[row.category_id] for row in data.annotations}
+
+
+def _listed(labels: Sequence[str]) -> tuple[str, str]:
+    """How many classes, and the first of them."""
+    count = f"{len(labels)} class" if len(labels) == 1 else f"{len(labels)} classes"
+    return count, ", ".join(labels[:5]) + " …" * (len(labels) > 5)
+
+
+def _coco_layout(root: Path, names: Sequence[str]) -> GroundTruth:
     """``root/annotations/instances_NAME.json`` with its images in ``root/NAME``; one split a set."""
     if len(names) != 1:
         raise SettingsError(f"expected one split of a COCO folder, got {list(names)}; name one")
     file = Path(root) / "annotations" / f"instances_{names[0]}.json"
-    return read_user_coco(file, Path(root) / str(names[0]), keep_crowd=True).dataset
+    return read_user_coco(file, Path(root) / str(names[0]), keep_crowd=True)

@@ -123,13 +123,35 @@ def adopt_first_model(first: Path, place: RoundPlace, labelled: Sequence[int]) -
     part.replace(place.path)
 
 
-def slim_first_model(first: Path) -> None:
-    """Drop the detections of a shared first model; its checkpoint stays, so that they can be made again."""
-    folder = RoundFolder(first)
+def forget_detections(path: Path) -> None:
+    """Drop the detections of a round, such as a shared first model's; its checkpoint stays, so that they can be made
+    again."""
+    folder = RoundFolder(path)
     for step in ("infer", *QUERY_STEPS):
         (folder / "steps" / f"{step}.json").unlink(missing_ok=True)
     for name in _LARGE_OF_START:
-        _remove(first / name)
+        _remove(path / name)
+
+
+def look_again(folder: RoundFolder) -> None:
+    """Undo a look at the pool that missed images, and what was chosen after it. All are looked at again: strategies
+    that draw depend on the order of the images."""
+    if folder.is_done("infer") and folder.facts("infer")["unreadable_images"]:
+        forget_detections(folder.path)
+
+
+def need_whole_look(folder: RoundFolder) -> None:
+    """Hold a look at the pool against its size.
+
+    Raises:
+        StateError: Images could not be read; :func:`look_again` goes on from there.
+    """
+    unreadable = folder.facts("infer")["unreadable_images"]
+    if unreadable:
+        raise StateError(
+            f"expected every image of the pool to be readable, got {unreadable} that are not (the log names them); put "
+            "them back and give the same command again"
+        )
 
 
 @contextmanager

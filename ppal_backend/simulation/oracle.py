@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry, PreparedData, QueueEntry
 from ppal_backend.simulation.data import Benchmark
-from ppal_backend.simulation.folder import RoundPlace
+from ppal_backend.simulation.folder import RoundPlace, need_whole_look
 from ppal_backend.structures.round import ModelRef, OnProgress, Progress, RoundSpec
 
 PROGRESS = "progress.json"
@@ -77,12 +76,7 @@ class Recorder:
         on_state: Callable[[dict[str, Any]], None],
     ) -> str:
         if self._following is not None:
-            unreadable = RoundFolder(self._place.path).facts("infer")["unreadable_images"]
-            if unreadable:
-                raise StateError(
-                    f"expected every image of the pool to be readable, got {unreadable} that are not (the log names "
-                    "them); put them back and run it again in a new folder"
-                )
+            need_whole_look(RoundFolder(self._place.path))
             query = [int(i) for i in read_json(self._place.path / "query_set.json")["image_ids"]]
             picks = self._take(query, [entry.task_id for entry in queue])
             self._following.write_labelled([*self._place.labelled(), *picks])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppal_backend.errors import SettingsError, StateError
+from ppal_backend.rounds.evaluation_set import FEWEST_TO_TRAIN
 from ppal_backend.settings import as_slices
 from ppal_backend.simulation.variants import Variant, check_matches
 from ppal_backend.structures.round import RoundSpec
@@ -25,7 +26,7 @@ class Plan:
 
     Args:
         detector: Name in the model zoo.
-        start: Images labelled at the start, >= 1.
+        start: Images labelled at the start, enough to train on.
         budget: Images labelled a round, >= 1.
         rounds: Queries, >= 1; so ``rounds + 1`` models are trained, counting the one of the start.
         seeds: Starts; each draws its own first images and trains with its own seed.
@@ -64,7 +65,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.start >= 1, "a start of at least 1 image", self.start),
+            (self.start >= FEWEST_TO_TRAIN, f"a start of at least {FEWEST_TO_TRAIN} images", self.start),
             (self.budget >= 1, "a budget of at least 1 image", self.budget),
             (self.rounds >= 1, "at least 1 round", self.rounds),
             (len(self.seeds) > 0, "at least one seed", list(self.seeds)),
@@ -89,7 +90,7 @@ class Plan:
         if needed > self.pool_images:
             raise SettingsError(
                 f"simulation: expected a pool of at least {needed} images (a start of {self.start} and {self.rounds} "
-                f"rounds of {budget}), got {self.pool_images}; label fewer or use more images"
+                f"rounds of {budget}), got {self.pool_images}; label fewer (--start, --budget, --rounds) or use more"
             )
 
     def variant(self, name: str) -> Variant:

@@ -24,10 +24,12 @@ from ppal_backend.simulation.folder import (
     RoundPlace,
     adopt_first_model,
     first_model_folder,
+    forget_detections,
     locked,
+    look_again,
+    need_whole_look,
     round_place,
     seed_folder,
-    slim_first_model,
 )
 from ppal_backend.simulation.oracle import (
     PROGRESS,
@@ -97,6 +99,7 @@ class Replay:
         path = seed_folder(self._root, seed) / "typical"
         with locked(path / ".lock", f"another process works in {path}; stop it first", ORPHAN_WAIT_S):
             folder = RoundFolder(path)
+            look_again(folder)
             result = run_round(
                 self._plan.start_spec(seed, self._device),
                 folder,
@@ -104,6 +107,7 @@ class Replay:
                     Oracle(self._benchmark, []), self._engine, Discard(), self._reporter(path, seed, "first images", 0)
                 ),
             )
+            need_whole_look(folder)
             if folder.read("query_set.json")["strategy"] != "typiclust":
                 raise StateError(
                     f"expected initial weights of {self._plan.detector} to choose typical first images, got none; "
@@ -122,10 +126,12 @@ class Replay:
             plain = Variant(looked_by, {}, users[0].difficulty, inference=users[0].inference)
             spec = self._plan.spec(seed, 0, plain, self._device, any(v.looks_at_labelled for v in users))
             if _look(path) not in (None, (spec.strategy, spec.look_at_labelled)):
-                slim_first_model(path)  # a strategy came that wants more to be seen
+                forget_detections(path)  # a strategy came that wants more to be seen
+            folder = RoundFolder(path)
+            look_again(folder)
             run_round(
                 spec,
-                RoundFolder(path),
+                folder,
                 Ports(
                     Oracle(self._benchmark, self.start_ids(seed, users[0].start)),
                     self._engine,
@@ -133,6 +139,7 @@ class Replay:
                     self._reporter(path, seed, "first model", 0),
                 ),
             )
+            need_whole_look(folder)
 
     def strategy(self, seed: int, variant: Variant) -> None:
         """All rounds of one strategy of one seed."""
@@ -157,6 +164,7 @@ class Replay:
         labelled = place.labelled()
         take = self._take(seed, variant, number, labelled)
         folder = RoundFolder(place.path)
+        look_again(folder)
         result = run_round(
             self._plan.spec(seed, number, variant, self._device, variant.looks_at_labelled and not last),
             folder,

@@ -155,6 +155,8 @@ def _what_was_run(results: Results) -> str:
         done = sum(len(found) for found in results.rounds.values())
         total = len(results.rounds) * (plan.rounds + 1)
         text += f"\n\n**Unfinished: {done} of {total} rounds.** Means are over the rounds that are there."
+    if facts.get("notes"):
+        text += "\n\nOf the data:\n\n" + "\n".join(f"- {note}" for note in facts["notes"])
     return text
 
 

@@ -25,10 +25,11 @@ from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.files import write_json
 from ppal_backend.rounds.ports import TrainingFiles
 from ppal_backend.settings import load_settings
-from ppal_backend.simulation.data import FACTS, Benchmark, source_from
+from ppal_backend.simulation.data import FACTS, Benchmark, DataSource, source_from
 from ppal_backend.simulation.folder import PLAN, RESULT, locked, round_place
 from ppal_backend.simulation.oracle import PROGRESS
 from ppal_backend.simulation.plan import Plan, load_preset, parse_amount, parse_seeds
+from ppal_backend.simulation.replay import random_start
 from ppal_backend.simulation.schedule import EngineFactory, run_tasks
 from ppal_backend.simulation.variants import Variant, check_detector, parse_variants
 
@@ -156,18 +157,44 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
         pool_images=total,
         data_sha256=benchmark.sha256,
         detector_sha256=detector_fingerprint(entry),
-        title=preset["title"] or benchmark.source,
+        title=_title(options.preset, preset["title"], source, benchmark),
         **rest,
     )
+    _need_boxes_at_the_start(plan, benchmark)
     if earlier is not None:
         plan = plan.extends(earlier)
     elif any(path.name != ".lock" for path in out.iterdir()):
         raise StateError(
             f"expected an empty folder or an earlier simulation at {out}, got something else; choose another"
         )
+    if earlier is None:
+        with console.status("looking for damaged pictures"):
+            benchmark.need_pictures()
     _write_data(benchmark, out / "data", fresh=earlier is None)
     write_json(out / PLAN, plan.as_dict())
     return plan
+
+
+def _title(preset: str | None, title: str, source: DataSource, benchmark: Benchmark) -> str:
+    """A preset's own title tells of its data, and any folder can be given to one of the photographs."""
+    if source.format in ("coco", "folder") and preset is not None and benchmark.source != preset:
+        return f"{benchmark.source}, as preset {preset}"
+    return title or benchmark.source
+
+
+def _need_boxes_at_the_start(plan: Plan, benchmark: Benchmark) -> None:
+    """Nothing can be trained on images without boxes alone.
+
+    Raises:
+        SettingsError: A seed draws such images.
+    """
+    drawn = {seed: random_start(benchmark.pool.image_ids, plan.start, seed) for seed in plan.seeds}
+    empty = [seed for seed, ids in drawn.items() if not any(benchmark.boxes[i] for i in ids)]
+    if empty and any(variant.start == "random" for variant in plan.variants):
+        raise SettingsError(
+            f"simulation: expected a box among the first {plan.start} images of every seed, got none in those of seeds "
+            f"{empty}; give a larger --start or other --seeds"
+        )
 
 
 def detector_fingerprint(entry: ZooEntry) -> str:

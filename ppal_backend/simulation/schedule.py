@@ -21,7 +21,7 @@ from ppal_backend.errors import PPALError, RoundCancelled, StateError
 from ppal_backend.files import read_json
 from ppal_backend.rounds.ports import Engine
 from ppal_backend.simulation.data import Benchmark
-from ppal_backend.simulation.folder import PLAN, first_model_folder, round_place, slim_first_model
+from ppal_backend.simulation.folder import PLAN, first_model_folder, forget_detections, round_place
 from ppal_backend.simulation.plan import Plan
 from ppal_backend.simulation.replay import Replay
 
@@ -116,7 +116,7 @@ def run_tasks(
     if not keep:
         for seed in plan.seeds:
             for name in {v.first_model for v in plan.variants}:
-                slim_first_model(first_model_folder(root, seed, name))
+                forget_detections(first_model_folder(root, seed, name))
 
 
 def _drive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,60 @@ def test_ids_are_whole_numbers_also_as_text_and_annotations_may_have_none(tmp_pa
     path.write_text(path.read_text().replace('"id": "7"', '"id": "a-7"'))
     with pytest.raises(DatasetError, match=r"images\[0\].id to be a whole number, got 'a-7'; number images"):
         read_user_coco(path)
+
+
+def test_an_id_that_no_array_holds_is_refused(tmp_path):
+    """The detections of image 2 ** 63 ended a simulation with a traceback, after its first training."""
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    for number in (2**63, -(2**63) - 1):
+        image = {"id": number, "file_name": "a.png", "width": 40, "height": 30}
+        with pytest.raises(DatasetError, match=r"images\[0\].id to be a whole number of at most 63 bits, got -?9223"):
+            read_user_coco(user_file(tmp_path, [], images=[image]))
+    image["id"] = 2**63 - 1
+    assert read_user_coco(user_file(tmp_path, [], images=[image])).dataset.image_ids == (2**63 - 1,)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    path = user_file(tmp_path, [("a.png", 40, 30)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_user_coco(path).dataset.image_ids == (1,)
+
+
+@pytest.mark.parametrize(("on_disk", "in_file"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_are_found_whichever_way_a_name_spells_them(tmp_path, on_disk, in_file):
+    """Archives made on macOS hold "é" as two characters: the error named files that seemed to be there."""
+    picture(tmp_path / "images" / unicodedata.normalize(on_disk, "café.png"), (40, 30))
+    found = read_user_coco(user_file(tmp_path, [(unicodedata.normalize(in_file, "café.png"), 40, 30)]))
+    assert Path(found.dataset.images[0].file_name).is_file()
+
+
+@pytest.mark.parametrize("sides", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": 40}])
+def test_a_size_that_the_file_does_not_name_is_the_pictures(tmp_path, sides):
+    picture(tmp_path / "images" / "a.jpg", (30, 40), orientation=6)
+    image = {"id": 1, "file_name": "a.jpg", **sides}
+    found = read_user_coco(user_file(tmp_path, [], [(1, [30, 20, 20, 5])], images=[image]))
+    assert (found.dataset.images[0].width, found.dataset.images[0].height) == (40, 30)
+    assert found.dataset.annotations[0].bbox_xywh == (30, 20, 10, 5)
+    assert found.report.sized == 1 and "the file has no size of 1 images" in str(found.report)
+
+
+def test_a_size_with_a_fraction_is_rounded(tmp_path):
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    image = read_user_coco(user_file(tmp_path, [("a.png", 39.6, 30.4)])).dataset.images[0]
+    assert (image.width, image.height) == (40, 30)
+
+
+def test_objects_with_an_outline_and_no_box_have_the_box_round_it(tmp_path):
+    picture(tmp_path / "images" / "a.png", (40, 30))
+    outline = {"image_id": 1, "category_id": 0, "segmentation": [[2, 3, 12, 3, 12, 9], [1, 8, 4, 8, 4, 20.5]]}
+    rows = [outline, {**outline, "bbox": None}]
+    found = read_user_coco(user_file(tmp_path, [("a.png", 40, 30)], annotations=rows)).dataset
+    assert [row.bbox_xywh for row in found.annotations] == [(1.0, 3.0, 11.0, 17.5)] * 2
+    for mask in (None, [], [[1, 2, 3]], [["a", "b"]], {"counts": [3, 4], "size": [30, 40]}):
+        path = user_file(tmp_path, [("a.png", 40, 30)], annotations=[{**outline, "segmentation": mask}])
+        with pytest.raises(DatasetError, match=r"annotations\[0\] with a bbox or an outline in points, got neither"):
+            read_user_coco(path)
 
 
 def test_no_message_carries_a_whole_input(tmp_path):

@@ -111,6 +111,16 @@ def test_a_missing_file(tmp_path):
         read_user_coco(tmp_path / "coco.json")
 
 
+def test_pictures_that_cannot_be_opened_are_told_together(tmp_path):
+    path = write(tmp_path)
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    (tmp_path / "images" / "b.jpg").write_text("<html>not found</html>")
+    with pytest.raises(
+        DatasetError, match=r"coco.json: expected 2 pictures, got 2 files .*a\.jpg.*b\.jpg.*take them out"
+    ):
+        read_user_coco(path)
+
+
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     out = tmp_path_factory.mktemp("truth") / "demo"

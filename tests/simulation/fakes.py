@@ -130,6 +130,7 @@ def detections_of(image_id, skill, classes):
     left = 5 + 20 * np.arange(n, dtype=np.float32)
     boxes = np.stack([left, np.full(n, 10), left + 15, np.full(n, 30)], axis=1).astype(np.float32)
     kinds = np.array([(k + image_id // 5) % 2 if k < 3 else 2 for k in range(n)], dtype=np.int64)
+    kinds = np.minimum(kinds, classes - 1)
     embeddings = np.eye(classes, 8, dtype=np.float32)[kinds] + 0.1 * rng.normal(size=(n, 8)).astype(np.float32)
     return Detections(
         image_id,

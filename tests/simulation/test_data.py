@@ -1,6 +1,8 @@
 """Data as people have them: COCO files, folders as published, generated scenes; and what is wrong with them."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from ppal_backend.simulation.data import Benchmark, DataSource, source_from
 from ppal_backend.simulation.plan import PRESETS, load_preset, preset_names
 from ppal_backend.simulation.variants import parse_variants
 from tests.simulation.fakes import benchmark
-from tests.simulation.folders import coco_layout, own_voc, voc_devkit, write_coco
+from tests.simulation.folders import SIDES, coco_layout, own_voc, picture, voc_devkit, write_coco
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,10 @@ def test_coco_files_are_cleaned(tmp_path):
         (lambda c: c["annotations"][0].update(id=2), "every id in annotations once"),
         (lambda c: c.update(images=[], annotations=[]), "bad.json: expected images, got an empty list"),
         (lambda c: c["annotations"].clear(), "expected a test set with images and boxes"),
-        (lambda c: c["categories"].append({"id": 8, "name": "dragon"}), "classes of the test set .*'dragon'"),
+        (
+            lambda c: c["categories"][0].update(name="dragon"),
+            "classes of the test set .*'dragon'.*categories into both",
+        ),
     ],
 )
 def test_bad_coco_files_are_refused_with_the_reason(tmp_path, change, told):
@@ -116,6 +121,10 @@ def test_groups_of_a_coco_file_are_kept(tmp_path):
         ({"format": "voc"}, "expected the folder of the data set, got none; pass it with --data"),
         ({"format": "coco", "data": "x.json"}, "expected a COCO file of test images"),
         ({"colour": 1}, "expected data settings among .*'colour'"),
+        ({"format": "voc", "data": ".", "test": "t.json"}, "expected no --test with data of the form voc, got one"),
+        ({"format": "coco-layout", "data": ".", "images": "i"}, "no --images with data of the form coco-layout"),
+        ({"format": "coco", "data": "x.json", "test": "t.json", "classes": "a,b"}, "no --classes with .* form coco,"),
+        ({"format": "emoji", "data": "x.json"}, "no --data with data of the form emoji"),
     ],
 )
 def test_data_settings_that_make_no_sense_are_refused(table, told):
@@ -145,6 +154,7 @@ def test_other_pictures_than_those_of_the_preset_are_told(tmp_path, caplog):
 
 def test_a_benchmark_survives_the_trip_to_disk(tmp_path):
     data = benchmark()
+    data = replace(data, notes=("2 boxes were left out",))
     data.write(tmp_path)
     again = Benchmark.read(tmp_path)
     assert again == data and again.sha256 == data.sha256 and again.boxes[4] == 4
@@ -181,3 +191,85 @@ def test_a_folder_with_a_pool_and_a_test_set_is_read(tmp_path):
     data = source_from({**load_preset("aquarium")["data"], "data": tmp_path}).load(tmp_path)
     assert data.pool.image_ids == (1,) and data.test.image_ids == (2,) and data.source == tmp_path.name
     assert data.pool.images[0].file_name == str(tmp_path / "images" / "1.jpg")
+
+
+def coco_part(folder, first, boxes, names=("fish", "crab"), file="_annotations.coco.json", pictures=None):
+    """A folder of pictures with a COCO file beside them: an image for each of ``boxes``, categories and boxes."""
+    rows = {"images": [], "annotations": [], "categories": [{"id": k, "name": name} for k, name in enumerate(names)]}
+    for number, found in enumerate(boxes, start=first):
+        picture((pictures or folder) / f"{number}.jpg", number)
+        rows["images"].append({"id": number, "file_name": f"{number}.jpg", "width": SIDES[0], "height": SIDES[1]})
+        for category in found:
+            rows["annotations"].append({"image_id": number, "category_id": category, "bbox": [1, 2, 10, 10]})
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("table", [{}, {"format": "folder"}])
+def test_a_roboflow_export_is_read_and_says_what_is_not_used(tmp_path, table):
+    """It has a category 0 for the super-category, which nobody draws: as a class it would be looked for in vain."""
+    names = ("animals", "fish", "crab")
+    for split, first, boxes in (("train", 1, [[1], [2]]), ("valid", 5, [[1]]), ("test", 7, [[2, 1]])):
+        coco_part(tmp_path / split, first, boxes, names)
+    data = source_from({**table, "data": tmp_path}).load(tmp_path)
+    assert (data.pool.image_ids, data.test.image_ids, data.labels) == ((1, 2), (7,), ("fish", "crab"))
+    assert data.test.class_counts() == (1, 1) and data.source == tmp_path.name
+    assert data.notes == (
+        "valid is neither in the pool nor in the test set",
+        "left out 1 class without a box: animals",
+    )
+    shutil.rmtree(tmp_path / "test")
+    assert source_from({"data": tmp_path}).load(tmp_path).test.image_ids == (5,)
+    (tmp_path / "train" / "1.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"^train/_annotations.coco.json: expected 2 image files, got 1 missing"):
+        source_from({"data": tmp_path}).load(tmp_path)
+    shutil.rmtree(tmp_path / "valid")
+    with pytest.raises(DatasetError, match=r"expected pool.json and test.json .*, got \['train'\]"):
+        source_from({"data": tmp_path}).load(tmp_path)
+    with pytest.raises(DatasetError, match=r"in .*nowhere, got no folder; lay"):
+        source_from({"format": "folder", "data": tmp_path / "nowhere"}).load(tmp_path)
+
+
+def test_two_coco_files_may_be_named_where_a_preset_has_a_folder(tmp_path):
+    """--test was left unread."""
+    coco_part(tmp_path / "a", 1, [[0], [1]])
+    coco_part(tmp_path / "b", 5, [[0, 1]])
+    table = {**load_preset("cards")["data"], "data": tmp_path / "a", "test": tmp_path / "b"}
+    data = source_from(table).load(tmp_path)
+    assert (data.pool.image_ids, data.test.image_ids, data.source) == ((1, 2), (5,), "a and b")
+    files = {name: tmp_path / name[0] / "_annotations.coco.json" for name in ("a.json", "b.json")}
+    named = source_from({"data": files["a.json"], "test": files["b.json"]}).load(tmp_path)
+    assert named.source == "a/_annotations.coco.json and b/_annotations.coco.json" and named.sha256 == data.sha256
+
+
+def test_what_stands_out_in_the_data_is_told(tmp_path, caplog):
+    coco_part(tmp_path, 1, [[0, 1], [1], [4]], ("fish", "crab", "eel", "ray", "orca"), "pool.json", tmp_path / "images")
+    coco_part(tmp_path, 3, [[0], [2, 3]], ("fish", "crab", "eel", "ray", "orca"), "test.json", tmp_path / "images")
+    rows = json.loads((tmp_path / "pool.json").read_text())
+    rows["annotations"].append({"image_id": 1, "category_id": 0, "bbox": [1, 2, 0, 10]})
+    (tmp_path / "pool.json").write_text(json.dumps(rows))
+    data = source_from({"data": tmp_path}).load(tmp_path)
+    assert data.notes == (
+        "pool: 3 images, 4 boxes; dropped 1 degenerate, 0 crowd and 0 outside the image; clipped 0",
+        "the pool has no box of 2 classes that the test set has: eel, ray; no model learns them, and they count in mAP",
+        "the test set has no box of 2 classes that the pool has: crab, orca; they do not count in mAP",
+        "1 picture is in the pool and in the test set, such as 3.jpg; models are measured on what they learn from",
+    )
+    assert all(note.split(": ")[-1] in caplog.text for note in data.notes)
+
+
+def test_damaged_pictures_are_found_before_anything_is_trained(tmp_path):
+    """The header of a picture is whole when the rest of it is missing; a strip has nothing left at the input size."""
+    coco_part(tmp_path, 1, [[0], [0], [0]], ("fish",), "pool.json", tmp_path / "images")
+    coco_part(tmp_path, 5, [[0], [0]], ("fish",), "test.json", tmp_path / "images")
+    data = source_from({"data": tmp_path}).load(tmp_path)
+    data.need_pictures()
+    for name in ("2.jpg", "6.jpg"):
+        path = tmp_path / "images" / name
+        path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DatasetError, match=r"expected 5 pictures, got 2 files that are damaged.*2\.jpg.*6\.jpg"):
+        source_from({"data": tmp_path}).load(tmp_path).need_pictures()
+    strip = replace(data.pool.images[0], width=1001, height=10)
+    pool = replace(data.pool, images=(strip, *data.pool.images[1:]))
+    with pytest.raises(DatasetError, match=r"3 files that are damaged.* longer than 100 times their width.*1\.jpg"):
+        replace(data, pool=pool).need_pictures()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ppal_backend.errors import StateError
-from ppal_backend.files import read_json
+from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.detections_store import DetectionsWriter
 from ppal_backend.simulation.data import Benchmark
 from ppal_backend.simulation.folder import Results, round_place
@@ -67,6 +67,19 @@ def test_summary_holds_what_is_promised(finished):
     table = text.split("## Saved until the mAP of each of `random`'s queries: images / boxes\n\n")[1].split("\n\n")[0]
     row = next(line for line in table.splitlines() if line.startswith("| ppal |"))
     assert len(row.split("|")) == plan.rounds + 3 and row.endswith(f"| {last[0]} / {last[1]} |")
+
+
+def test_what_was_left_out_of_the_data_stands_in_the_report(finished, tmp_path):
+    root, _ = finished
+    facts = read_json(root / "data" / "facts.json")
+    del facts["notes"]  # a simulation from before they were kept
+    for name in ("simulation.json", "seed-0", "seed-1"):
+        (tmp_path / name).symlink_to(root / name)
+    for notes in ({}, {"notes": ["the pool has no box of 1 class that the test set has: eel"]}):
+        write_json(tmp_path / "data" / "facts.json", {**facts, **notes})
+        text = write_report(tmp_path, tmp_path / "report", plots=False).read_text()
+        assert ("\n- the pool has no box of 1 class that the test set has: eel\n" in text) == bool(notes)
+    assert read_json(tmp_path / "report" / "summary.json")["data"]["notes"] == notes["notes"]
 
 
 def height(curve, at):

@@ -1,6 +1,9 @@
 """``ppal simulate`` from options to report, with the engine left out; and the time left that people are shown."""
 
+import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from ppal_backend.detector.zoo import default_zoo_root, find_entry
 from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector, WeightsUnavailable
 from ppal_backend.files import read_json
 from ppal_backend.simulation.folder import locked, round_place
+from ppal_backend.simulation.replay import random_start
 from ppal_backend.simulation.run import (
     SimulationOptions,
     current_work,
@@ -20,6 +24,7 @@ from ppal_backend.simulation.run import (
     time_left,
 )
 from ppal_backend.simulation.schedule import tasks_of
+from ppal_backend.simulation.variants import parse_variants
 from tests.simulation.fakes import FakeEngine, benchmark, fake_engine, make_plan
 from tests.simulation.folders import coco_layout, voc_devkit
 
@@ -109,7 +114,8 @@ def test_the_same_command_goes_on_and_another_protocol_is_refused(tmp_path):
     [
         ({"strategies": "magic"}, SettingsError, "expected a strategy of random, entropy"),
         ({"detector": "yolo99"}, UnknownDetector, "expected a detector of the zoo .*retinanet_tiny"),
-        ({"start": 29, "budget": 2}, SettingsError, "expected a pool of at least 33 images"),
+        ({"start": 29, "budget": 2}, SettingsError, "expected a pool of at least 33 images .*--start, --budget"),
+        ({"start": 1}, SettingsError, "expected a start of at least 2 images, got 1"),
         ({"budget": "lots"}, SettingsError, "expected budget as a number of images"),
         ({"colour": 1}, SettingsError, "expected settings among .*'colour'"),
     ],
@@ -181,6 +187,90 @@ def test_an_image_that_cannot_be_read_ends_a_simulation(tmp_path):
     with pytest.raises(StateError, match="expected every image of the pool to be readable, got 25 that are not"):
         simulate(options, engine_factory=lambda _: Losing())
     assert not list((tmp_path / "out").rglob("result.json"))
+
+
+@pytest.mark.parametrize("strategy", ["random", "random:start=typical"])
+def test_a_simulation_goes_on_once_its_images_can_be_read_again(tmp_path, strategy):
+    """It ended the same way every time, since it did not look at them again."""
+    coco_layout(tmp_path / "data", train=30, val=5)
+    images, copies = tmp_path / "data" / "train2017", tmp_path / "copies"
+    shutil.copytree(images, copies)
+    plan = {**SMALL, "strategies": strategy, "start": 5, "budget": 2, "rounds": 2, "seeds": 1}
+    undisturbed, disturbed = (
+        SimulationOptions(tmp_path / out, "coco-retinanet", {"data": tmp_path / "data"}, plan) for out in "ab"
+    )
+    simulate(undisturbed, engine_factory=lambda _: Reading())
+    folder = parse_variants(strategy)[0].folder
+    labelled = round_place(undisturbed.out, 0, folder, 2).labelled()
+    gone = [images / f"{number:012d}.jpg" for number in range(1, 31) if number not in labelled][:3]
+
+    class Losing(Reading):
+        def __init__(self, nth):
+            super().__init__()
+            self.nth = nth
+
+        def infer(self, *args):
+            if self.calls.count("infer") == self.nth:
+                for path in gone:
+                    path.unlink()
+            return super().infer(*args)
+
+    for nth in (0, 1):
+        engine = Losing(nth)
+        with pytest.raises(StateError, match=r"readable, got 3 that are not .*give the same command again"):
+            simulate(disturbed, engine_factory=lambda _, engine=engine: engine)
+        shutil.copytree(copies, images, dirs_exist_ok=True)
+    simulate(disturbed, engine_factory=lambda _: Reading())
+    for number in range(3):
+        mine, theirs = (round_place(options.out, 0, folder, number) for options in (disturbed, undisturbed))
+        assert mine.labelled() == theirs.labelled() and mine.result()["picks"] == theirs.result()["picks"]
+
+
+def test_a_damaged_picture_is_told_before_the_folder_is_taken(tmp_path):
+    """It was told after the first training, and the folder could not be used again."""
+    coco_layout(tmp_path / "data", train=30, val=5)
+    path = tmp_path / "data" / "train2017" / f"{7:012d}.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-300])
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2, "rounds": 1, "seeds": 1}
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    with pytest.raises(DatasetError, match=r"expected 35 pictures, got 1 files that are damaged"):
+        simulate(options, engine_factory=any_engine)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+    path.write_bytes(whole)
+    simulate(options, engine_factory=any_engine)
+
+
+def test_a_start_without_any_box_is_told_with_its_seed(tmp_path):
+    """Seed 2 failed hours later with "annotate more tasks"."""
+    coco_layout(tmp_path / "data", train=30, val=5)
+    names = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    rows = read_json(names)
+    some = random_start(range(1, 31), 5, 0)[0]
+    with_box = [seed for seed in range(6) if some in random_start(range(1, 31), 5, seed)]
+    assert with_box == [0, *with_box[1:]] and len(with_box) < 6
+    rows["annotations"] = [row for row in rows["annotations"] if row["image_id"] == some]
+    names.write_text(json.dumps(rows))
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2, "seeds": 6}
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    without = sorted(set(range(6)) - set(with_box))
+    with pytest.raises(SettingsError, match=rf"got none in those of seeds {without}".replace("[", r"\[")):
+        simulate(options, engine_factory=any_engine)
+    prepare(replace(options, plan={**plan, "seeds": with_box}), tmp_path / "out", Console(quiet=True))
+
+
+def test_a_report_is_named_after_its_data_and_not_after_those_of_the_preset(tmp_path):
+    """That of somebody's photographs of cars began with "aquarium: seven classes of sea animals"."""
+    for name, title in (("aquarium", "aquarium: seven classes of sea animals.*"), ("cars", "cars, as preset aquarium")):
+        folder, out = tmp_path / name, tmp_path / f"out-{name}"
+        out.mkdir()
+        coco_layout(folder, train=6, val=3)
+        for split, file in (("train2017", "pool.json"), ("val2017", "test.json")):
+            (folder / "annotations" / f"instances_{split}.json").rename(folder / file)
+            shutil.copytree(folder / split, folder / "images", dirs_exist_ok=True)
+        plan = {**SMALL, "strategies": "random", "start": 2, "budget": 1, "rounds": 1}
+        prepared = prepare(SimulationOptions(out, "aquarium", {"data": folder}, plan), out, Console(quiet=True))
+        assert re.fullmatch(title, prepared.title)
 
 
 def test_missing_data_are_told(tmp_path):
