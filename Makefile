@@ -2,6 +2,8 @@
 PYTHON_BIN := .venv/bin/python
 # The files of tests are spread over the processors; those of one file share what they have built.
 PYTEST := $(PYTHON_BIN) -m pytest -n logical --maxprocesses 4 --dist loadfile
+# Ray's driver bears one cluster a process; the image and the Compose test build in the same place.
+ALONE := tests/engines/test_ray_engine.py tests/engines/test_ray_steps.py tests/faults/test_ray.py tests/image
 ARGS ?=
 
 help: ## this list
@@ -17,9 +19,8 @@ test: setup ## every test but the slow ones, on a real Label Studio
 	@$(PYTEST) $(ARGS)
 
 test-all: setup setup-ray setup-s3 ## every test
-	@$(PYTEST) -m "" --deselect tests/engines/test_ray_steps.py --ignore tests/image $(ARGS)
-	@$(PYTHON_BIN) -m pytest -m "" tests/engines/test_ray_steps.py
-	@$(PYTHON_BIN) -m pytest -m "" tests/image
+	@$(PYTEST) -m "" $(addprefix --ignore ,$(ALONE)) $(ARGS)
+	@set -e; for part in $(ALONE); do $(PYTHON_BIN) -m pytest -m "" $$part; done
 
 check: setup-backend ## lint, types and the tests that need no Label Studio
 	@$(PYTHON_BIN) -m ruff check .
