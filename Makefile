@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON_BIN := .venv/bin/python
 # The files of tests are spread over the processors; those of one file share what they have built.
-PYTEST := $(PYTHON_BIN) -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(PYTHON_BIN) -m pytest -n logical --maxprocesses 4 --dist loadfile --max-worker-restart 0
 # Ray's driver bears one cluster a process; the image and the Compose test build in the same place.
 ALONE := tests/engines/test_ray_engine.py tests/engines/test_ray_steps.py tests/faults/test_ray.py tests/image
 ARGS ?=

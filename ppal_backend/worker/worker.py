@@ -43,6 +43,7 @@ def run_worker(
 
         need_ray()
     _check_bucket(settings)
+    _ends_at(stop, signal.SIGTERM)  # while it starts, too: an exit within a library's clean-up is told as its error
     store = open_store(settings)
     heartbeat = Heartbeat(store.workers)
     supervisor = Supervisor(store, round_module)
@@ -59,9 +60,7 @@ def run_worker(
     consumers = jobs.consumers(parallel_rounds)
     for consumer in consumers:
         consumer.start()
-    if threading.current_thread() is threading.main_thread():  # after start(), which sets handlers of its own
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: stop.set())
+    _ends_at(stop, signal.SIGTERM, signal.SIGINT)  # after start(), which sets handlers of its own
     log.info("worker started; state in %s", settings.model_dir.resolve())
     try:
         heartbeat.beat()
@@ -79,6 +78,13 @@ def run_worker(
         heartbeat.end()
         store.close()
         log.info("worker stopped")
+
+
+def _ends_at(stop: threading.Event, *signals: signal.Signals) -> None:
+    """Set ``stop`` at these signals, where signals are heard: in the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for name in signals:
+            signal.signal(name, lambda *_: stop.set())
 
 
 def _check_bucket(settings: Settings) -> None:
