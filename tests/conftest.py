@@ -52,13 +52,15 @@ def store(settings):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """``run("status", 7)``: the command line, in an empty folder, over the state of ``settings``."""
+    """``run("status", 7)``: the command line, in an empty folder, over the state of ``settings``. Its cache is its own,
+    where running backends leave notes: commands tell of those of other tests."""
     from typer.testing import CliRunner
 
     from ppal_backend.cli import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("PPAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "300")
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 

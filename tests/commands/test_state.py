@@ -26,7 +26,6 @@ def run(run, tmp_path, monkeypatch):
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("MODEL_DIR", raising=False)
-    monkeypatch.setenv("PPAL_CACHE", str(tmp_path / "cache"))
     return lambda words: run(*shlex.split(words))
 
 
