@@ -256,18 +256,19 @@ class _Counts:
 
 
 def _preference(annotation: Mapping[str, Any]) -> tuple[bool, datetime, int]:
-    changed = _time(annotation.get("updated_at") or annotation.get("created_at"))
+    changed = read_time(annotation.get("updated_at") or annotation.get("created_at")) or _OLDEST
     number = annotation.get("id")
     return bool(annotation.get("ground_truth")), changed, number if isinstance(number, int) else -1
 
 
-def _time(text: Any) -> datetime:
+def read_time(text: Any) -> datetime | None:
+    """A time as Label Studio writes it, with its zone (UTC where it names none); None for anything else."""
     if not isinstance(text, str):
-        return _OLDEST
+        return None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return _OLDEST
+        return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -20,6 +20,7 @@ from ppal_backend.datasets.images import MOST_ELONGATED
 from ppal_backend.datasets.voc import LABELS, read_voc
 from ppal_backend.errors import DatasetError, SettingsError
 from ppal_backend.files import read_json, write_json
+from ppal_backend.structures.quality import count, listed
 from ppal_backend.synthetic.scenes import GENERATOR_VERSION, generate, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -332,8 +333,7 @@ def _joined(pool: GroundTruth, test: GroundTruth, source: str, notes: Sequence[s
     idle = sorted({*pool.labels, *test.labels} - drawn)
     parts = pool.dataset, test.dataset
     if idle and drawn:
-        count, names = _listed(idle)
-        told.append(f"left out {count} without a box: {names}")
+        told.append(f"left out {count(len(idle), 'class', 'classes')} without a box: {listed(idle)}")
         logger.warning("%s: %s", source, told[-1])
         parts = _of_classes(parts[0], drawn), _of_classes(parts[1], drawn)
     return Benchmark(*parts, dict(pool.groups), source, tuple(told))
@@ -351,25 +351,19 @@ def _remarks(data: Benchmark) -> Iterator[str]:
         ("test set", "pool", pool - test, "they do not count in mAP"),
     ):
         if classes:
-            count, names = _listed(sorted(classes))
-            yield f"the {name} has no box of {count} that the {other} has: {names}; {what}"
+            missing = count(len(classes), "class", "classes")
+            yield f"the {name} has no box of {missing} that the {other} has: {listed(sorted(classes))}; {what}"
     measured = {image.file_name for image in data.test.images}
     both = [Path(image.file_name).name for image in data.pool.images if image.file_name in measured]
     if both:
-        count = "1 picture is" if len(both) == 1 else f"{len(both)} pictures are"
-        yield f"{count} in the pool and in the test set, such as {both[0]}; models are measured on what they learn from"
+        what = f"in the pool and in the test set, such as {both[0]}; models are measured on what they learn from"
+        yield f"{count(len(both), 'picture is', 'pictures are')} {what}"
 
 
 def _drawn(data: CocoDataset) -> set[str]:
     """Labels of the classes that have a box, a crowd region at least."""
     names = {category.id: category.name for category in data.categories}
     return {names[row.category_id] for row in data.annotations}
-
-
-def _listed(labels: Sequence[str]) -> tuple[str, str]:
-    """How many classes, and the first of them."""
-    count = f"{len(labels)} class" if len(labels) == 1 else f"{len(labels)} classes"
-    return count, ", ".join(labels[:5]) + " …" * (len(labels) > 5)
 
 
 def _coco_layout(root: Path, names: Sequence[str]) -> GroundTruth:

@@ -163,11 +163,11 @@ def prepare(options: SimulationOptions, out: Path, console: Console) -> Plan:
     _need_boxes_at_the_start(plan, benchmark)
     if earlier is not None:
         plan = plan.extends(earlier)
-    elif any(path.name != ".lock" for path in out.iterdir()):
-        raise StateError(
-            f"expected an empty folder or an earlier simulation at {out}, got something else; choose another"
-        )
-    if earlier is None:
+    else:
+        if any(path.name != ".lock" for path in out.iterdir()):
+            raise StateError(
+                f"expected an empty folder or an earlier simulation at {out}, got something else; choose another"
+            )
         with console.status("looking for damaged pictures"):
             benchmark.need_pictures()
     _write_data(benchmark, out / "data", fresh=earlier is None)

@@ -179,8 +179,7 @@ class AnnotationLedger:
     def corrected(self, project_id: int) -> int:
         """Annotations that have asked for a training and were changed or deleted since the newest one began to export:
         those that did not ask yet are new."""
-        corrected = AnnotationRow.project_id == project_id, AnnotationRow.corrected.is_(True)
-        query = select(func.count()).where(*corrected, AnnotationRow.round_number.is_not(None))
+        query = select(func.count()).where(*_corrected(project_id), AnnotationRow.round_number.is_not(None))
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
@@ -193,14 +192,17 @@ def postpone(session: Session, project_id: int, round_number: int) -> None:
 
 
 def _settle_corrections(session: Session, project_id: int) -> None:
-    corrected = AnnotationRow.project_id == project_id, AnnotationRow.corrected.is_(True)
-    session.execute(update(AnnotationRow).where(*corrected).values(corrected=False))
+    session.execute(update(AnnotationRow).where(*_corrected(project_id)).values(corrected=False))
 
 
 def _corrects(row: AnnotationRow, item: SeenAnnotation) -> bool:
     """Whether an annotation has changed since it was last seen. Without both times it has not, as far as is known."""
     is_later = bool(row.changed_at and item.changed_at and item.changed_at > row.changed_at)
     return row.usable != item.usable or (item.usable and is_later)
+
+
+def _corrected(project_id: int) -> tuple[ColumnElement[bool], ...]:
+    return AnnotationRow.project_id == project_id, AnnotationRow.corrected.is_(True)
 
 
 def _usable(project_id: int) -> tuple[ColumnElement[bool], ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
+from ppal_backend.datasets.label_studio_json import read_time
 from ppal_backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -207,9 +208,7 @@ class Synchroniser:
 
     def _apply(self, project: ProjectRecord, events: Sequence[EventRecord]) -> None:
         seen = [
-            SeenAnnotation(
-                int(a["id"]), a.get("task_id"), bool(a.get("usable", True)), _moment(str(a.get("changed_at")))
-            )
+            SeenAnnotation(int(a["id"]), a.get("task_id"), bool(a.get("usable", True)), _moment(a.get("changed_at")))
             for event in events
             for a in event.body.get("annotations", [])
         ]
@@ -378,12 +377,12 @@ def failure_of(error: Exception) -> str:
     return next((name for kind, name in kinds if isinstance(error, kind)), "other")
 
 
-def _moment(text: str) -> datetime | None:
+def _moment(text: object) -> datetime | None:
     """A time that Label Studio tells, as the store keeps times; None where it tells none."""
+    told = read_time(text)
     try:
-        time_told = datetime.fromisoformat(text)
-        return (time_told if time_told.tzinfo else time_told.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
+        return None if told is None else told.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
         return None
 
 
