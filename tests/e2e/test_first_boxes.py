@@ -10,6 +10,7 @@ import requests
 
 from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
+from ppal_backend.files import read_json
 from ppal_backend.rig.backend import Backend
 from tests.e2e.test_loop import predictions_of, project_of, wait_for_version
 
@@ -81,7 +82,10 @@ def test_the_first_queue_brings_boxes_of_the_class_that_an_attribute_names(label
     assert served["id"] == stored[0]["task"]
     shown = [p for p in served["predictions"] if p["model_version"] == version]
     assert [p["result"] for p in shown] == [stored[0]["result"]]
-    assert stored[0]["result"], "the most uncertain image is one with boxes"
+    rounds = backend.model_dir / "projects" / str(project_id) / "rounds"
+    utilities = dict(read_json(rounds / "0" / "query_set.json")["utilities"])
+    assert served["id"] == max(utilities, key=lambda task: utilities[task]), "of those not drawn for evaluation"
+    assert utilities[served["id"]] > 0
 
     page = backend_page(backend, project_id)
     assert "<li>penguin, puffin: from `bird` (predicted_values)</li>" in page
