@@ -114,7 +114,11 @@ class UncertaintyScorer:
                 for batch in context.pool.batches()
             )
             return np.asarray([value for values in shards for value in values], dtype=np.float64)
-        values = [aggregate_values(c.values, self.aggregate) for c in self.box_values(context, context.pool)]
+        return self.of(context, context.pool)
+
+    def of(self, context: QueryContext, images: Sequence[Detections]) -> np.ndarray:
+        """Uncertainties of some images."""
+        values = [aggregate_values(c.values, self.aggregate) for c in self.box_values(context, images)]
         return np.asarray(values, dtype=np.float64)
 
     def explain(self, context: QueryContext, positions: Sequence[int]) -> list[BoxContributions | None]:
@@ -236,15 +240,18 @@ def frequency_weights(context: QueryContext) -> torch.Tensor:
     return 1.0 - counts / counts.sum().clamp(min=1.0)
 
 
-def rarity_weights(base: ClassWeights) -> ClassWeights:
-    """Multiply class weights by sqrt((mean n + 1) / (n_c + 1)), n_c the labelled boxes of c, where these are known."""
+def rarity_weights(base: ClassWeights, strength: float = 1.0) -> ClassWeights:
+    """Multiply class weights by sqrt((mean n + 1) / (n_c + 1)) ^ strength, n_c the labelled boxes of c, where these are
+    known."""
+    if not strength >= 0:
+        raise ValueError(f"expected strength >= 0, got {strength}")
 
     def weights(context: QueryContext) -> torch.Tensor | None:
         start = base(context)
         if context.class_counts is None:
             return start
         counts = as_tensor(context.class_counts).double().cpu()
-        factor = ((counts.mean() + 1.0) / (counts + 1.0)).sqrt()
+        factor = ((counts.mean() + 1.0) / (counts + 1.0)).sqrt() ** strength
         return factor if start is None else start.double().cpu() * factor
 
     return weights

@@ -91,7 +91,7 @@ class Options:
         device: Where to compute similarities; default where the detections are.
         similarity: Makes what computes CCMS where a matrix does not fit, from the arguments of
             :class:`~ppal_backend.acquisition.ccms.LazySimilarity`; None for that class itself.
-        strength: How much ``ppal+balance`` prefers rare predicted classes, >= 0.
+        strength: How much ``auto`` prefers classes that lack boxes, and ``ppal+balance`` rare predicted ones, >= 0.
         price: How much time costs ``auto``, from 0 (paid by the image) to 1 (by the second).
     """
 

@@ -65,7 +65,9 @@ def _eq_4(o: Options) -> ClassWeights:
     return difficulty_weights(o.alpha, o.beta)
 
 
-def _uncertainty(measure: str | None = None, weights: Callable[[Options], ClassWeights] | None = None) -> Stage1:
+def _uncertainty(
+    measure: str | None = None, weights: Callable[[Options], ClassWeights] | None = None
+) -> Callable[[Options], UncertaintyScorer]:
     """Uncertainty of images, by default in the measure of the options and without class weights."""
     return lambda o: UncertaintyScorer(measure or o.uncertainty, o.aggregate, o.boxes, weights and weights(o))
 
@@ -87,7 +89,12 @@ def _greedy(compare: Callable[[Options], Compare]) -> Stage2:
 
 def _gain(o: Options) -> GainScorer:
     """Expected gain for its cost, of classes by difficulty and by what they lack."""
-    return GainScorer(o.uncertainty, o.boxes, rarity_weights(_eq_4(o)), o.price)
+    return GainScorer(o.uncertainty, o.boxes, rarity_weights(_eq_4(o), o.strength), o.price)
+
+
+def _coverage(stage_1: Callable[[Options], UncertaintyScorer | GainScorer]) -> Stage2:
+    """Coverage beside the labelled images, of candidates that weigh what stage 1 gave them."""
+    return lambda o: CoverageSelector(_compare_ccms(o, labelled=True), stage_1(o).of, o.min_distance)
 
 
 def _random(o: Options) -> Scorer:
@@ -102,6 +109,7 @@ _ENTROPY = _uncertainty("entropy")
 _D_FREQ = _uncertainty(weights=lambda o: frequency_weights)
 _DCUS = _uncertainty(weights=_eq_4)
 _CCMS = _diverse(_compare_ccms)
+_CCMS_LABELLED = _diverse(lambda o: _compare_ccms(o, labelled=True))
 _OF_CANDIDATES: Needs = MappingProxyType({"embeddings": "candidates"})
 
 STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
@@ -185,7 +193,7 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             "PPAL whose clusters know the labelled images: centres that neither move nor count, as in core-set. Of a "
             "small pool not everything is a candidate, however large delta.",
             _DCUS,
-            _diverse(lambda o: _compare_ccms(o, labelled=True)),
+            _CCMS_LABELLED,
             widest=WIDEST,
             labelled=True,
             needs=_OF_CANDIDATES,
@@ -194,7 +202,24 @@ STRATEGIES: Mapping[str, Recipe] = MappingProxyType(
             "This project's own: DCUS with diminishing returns, classes that lack boxes first, for the time it costs; "
             "then the images that stand for most of that, beside the labelled ones (CCMS).",
             _gain,
-            lambda o: CoverageSelector(_compare_ccms(o, labelled=True), _gain(o).of, o.min_distance),
+            _coverage(_gain),
+            widest=WIDEST,
+            labelled=True,
+            needs=_OF_CANDIDATES,
+        ),
+        "gain": Recipe("Stage 1 of auto alone.", _gain, _top),
+        "gain+ccms": Recipe(
+            "Stage 1 of auto, then stage 2 of ppal+labelled.",
+            _gain,
+            _CCMS_LABELLED,
+            widest=WIDEST,
+            labelled=True,
+            needs=_OF_CANDIDATES,
+        ),
+        "dcus+coverage": Recipe(
+            "Stage 1 of PPAL, then stage 2 of auto.",
+            _DCUS,
+            _coverage(_DCUS),
             widest=WIDEST,
             labelled=True,
             needs=_OF_CANDIDATES,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 STRATEGY_NAMES = (
     "random", "entropy", "posterior", "margin", "dcus", "dfreq", "rand+ccms", "entropy+ccms", "dfreq+ccms", "dcus+rand",
     "dcus+global", "dcus+fpn", "dcus+jaccard", "ppal", "coreset", "cdal", "enms+divproto", "pal", "ppal+labelled",
-    "auto", "ppal+balance", "ppal+pal", "typiclust",
+    "auto", "gain", "gain+ccms", "dcus+coverage", "ppal+balance", "ppal+pal", "typiclust",
 )  # fmt: skip
 """The names of ``acquisition.strategies``, for processes that must not load torch; a test compares."""
 

@@ -14,7 +14,7 @@ from ppal_backend.acquisition.comparisons import ccms_distances
 from ppal_backend.acquisition.distances import DenseDistances, SimilarityDistances
 from ppal_backend.acquisition.strategies import Options, get_strategy, strategy_names
 from ppal_backend.structures import QueryContext
-from ppal_backend.structures.query import by_utility
+from ppal_backend.structures.query import CandidatePool, by_utility
 from tests.acquisition.pools import context as make_context
 from tests.acquisition.pools import image
 from tests.reference import ccms, clustering, difficulty, pipeline
@@ -217,18 +217,18 @@ def test_balance_prefers_rare_predicted_classes():
 
 
 @pytest.mark.parametrize(("softmax", "measure"), [(True, "entropy"), (True, "margin"), (False, "entropy")])
-@pytest.mark.parametrize("price", [0.0, 0.5, 1.0])
-def test_auto_equals_the_loops(softmax, measure, price):
+@pytest.mark.parametrize(("price", "strength"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.3, 0.0), (0.3, 2.0)])
+def test_auto_equals_the_loops(softmax, measure, price, strength):
     """Gain for its cost; the weights are Eq. 4 times what a class lacks, the parts of boxes add up to the utility."""
     context = make_context(7)
     if not softmax:
         context = replace(context, pool=[replace(d, class_probs=None, softmax=False) for d in context.pool])
     counts = context.class_counts
-    lack = [math.sqrt((counts.mean() + 1) / (n + 1)) for n in counts]
+    lack = [math.sqrt((counts.mean() + 1) / (n + 1)) ** strength for n in counts]
     weights = [
         difficulty.coefficient(float(d), 0.3, 0.2) * part for d, part in zip(context.difficulty, lack, strict=True)
     ]
-    answer = query("auto", context, 6, uncertainty=measure, price=price)
+    answer = query("auto", context, 6, uncertainty=measure, price=price, strength=strength)
     assert answer.utilities == pytest.approx(
         {d.image_id: pipeline.gain(d, weights, price, measure) for d in context.pool}
     )
@@ -240,9 +240,10 @@ def test_auto_equals_the_loops(softmax, measure, price):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("memory_gib", "labelled"), [(None, 9), (1e-6, 9), (None, 0)])
-def test_auto_takes_what_covers_most_weight_beside_the_labelled_images(seed, memory_gib, labelled):
+@pytest.mark.parametrize("name", ["auto", "dcus+coverage"])
+def test_what_covers_most_weight_beside_the_labelled_images_is_taken(name, seed, memory_gib, labelled):
     context = make_context(seed, images=50, classes=3, labelled=labelled)
-    answer = query("auto", context, 6, memory_gib=memory_gib)
+    answer = query(name, context, 6, memory_gib=memory_gib)
     by_id = {d.image_id: d for d in context.pool}
     chosen = [by_id[i] for i in answer.candidate_ids]
     s = ccms.similarity([*chosen, *context.labelled])
@@ -296,6 +297,19 @@ def test_auto_leaves_near_duplicates_out_and_keeps_to_a_budget_of_boxes():
     crowded = [image(k, [0.5] * n, [0] * n, rng.normal(size=(n, 8))) for k, n in enumerate((9, 2, 3, 1, 4, 2))]
     spent = query("auto", QueryContext(crowded, 1), 6, unit="boxes").image_ids
     assert spent and sum((9, 2, 3, 1, 4, 2)[i] for i in spent) <= 6 and 0 not in spent
+
+
+def test_parts_of_auto_stand_in_for_those_of_ppal():
+    """Stage 1 of the one goes with stage 2 of the other."""
+    context = make_context(3, images=60, classes=3, labelled=9)
+    auto, ppal = query("auto", context, 6), query("ppal+labelled", context, 6)
+    gain, gain_ccms, dcus_coverage = (query(name, context, 6) for name in ("gain", "gain+ccms", "dcus+coverage"))
+    assert gain.utilities == gain_ccms.utilities == auto.utilities
+    assert gain.image_ids == tuple(by_utility(auto.utilities, auto.utilities)[:6])
+    candidates, rng = CandidatePool(auto.candidate_ids, auto.utilities), np.random.default_rng(0)
+    assert gain_ccms.image_ids == get_strategy("ppal+labelled").query(context, 6, rng, candidates).image_ids
+    assert dcus_coverage.utilities == ppal.utilities and dcus_coverage.candidate_ids == ppal.candidate_ids
+    assert len({auto.image_ids, ppal.image_ids, gain.image_ids, gain_ccms.image_ids, dcus_coverage.image_ids}) == 5
 
 
 def test_of_auto_a_crowd_does_not_beat_two_doubtful_boxes_of_a_rare_class():
@@ -420,7 +434,10 @@ def test_reference_preset_gives_way_to_options_of_its_own():
     assert counted(preset="reference", min_size_px=0, max_detections=7) == 7
 
 
-CCMS = ["rand+ccms", "entropy+ccms", "dfreq+ccms", "ppal", "ppal+labelled", "ppal+balance", "ppal+pal", "pal", "auto"]
+CCMS = [
+    "rand+ccms", "entropy+ccms", "dfreq+ccms", "ppal", "ppal+labelled", "ppal+balance", "ppal+pal", "pal", "auto",
+    "gain+ccms", "dcus+coverage",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CCMS)
@@ -442,6 +459,7 @@ UNCERTAINTY = {"uncertainty", "aggregate"}
 OF_CCMS = {"metric", "memory_gib", "device", "similarity"}
 DIVERSE = {"refine", "max_iterations", "first", "min_distance"}
 EQ_4 = {"alpha", "beta"}
+GAIN = {"uncertainty", "price", "strength"}
 READS = {
     "random": {"delta"},
     "entropy": {"delta", "aggregate"},
@@ -462,7 +480,10 @@ READS = {
     "enms+divproto": set(),
     "pal": {"delta"} | OF_CCMS,
     "ppal+labelled": {"delta"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
-    "auto": {"delta", "uncertainty", "price", "min_distance"} | EQ_4 | OF_CCMS,
+    "auto": {"delta", "min_distance"} | GAIN | EQ_4 | OF_CCMS,
+    "gain": {"delta"} | GAIN | EQ_4,
+    "gain+ccms": {"delta"} | GAIN | EQ_4 | OF_CCMS | DIVERSE,
+    "dcus+coverage": {"delta", "min_distance"} | UNCERTAINTY | EQ_4 | OF_CCMS,
     "ppal+balance": {"delta", "strength"} | UNCERTAINTY | EQ_4 | OF_CCMS | DIVERSE,
     "ppal+pal": {"delta"} | EQ_4 | OF_CCMS | DIVERSE,
     "typiclust": set(),
