@@ -12,7 +12,8 @@ from ppal_backend.detector.zoo import find_entry
 from ppal_backend.detector.zoo.fetch import place_weights
 from ppal_backend.files import read_json
 from ppal_backend.rig.backend import Backend
-from tests.e2e.test_loop import predictions_of, project_of, wait_for_version
+from ppal_backend.structures.query import by_utility
+from tests.e2e.test_loop import predictions_of, project_of, round_folder, wait_for_version
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 AQUARIUM, WEIGHTS = SHARED / "data" / "aquarium", SHARED / "weights" / "yolox_nano_coco.pth"
@@ -82,9 +83,8 @@ def test_the_first_queue_brings_boxes_of_the_class_that_an_attribute_names(label
     assert served["id"] == stored[0]["task"]
     shown = [p for p in served["predictions"] if p["model_version"] == version]
     assert [p["result"] for p in shown] == [stored[0]["result"]]
-    rounds = backend.model_dir / "projects" / str(project_id) / "rounds"
-    utilities = dict(read_json(rounds / "0" / "query_set.json")["utilities"])
-    assert served["id"] == max(utilities, key=lambda task: utilities[task]), "of those not drawn for evaluation"
+    utilities = dict(read_json(round_folder(backend, project_id, 0) / "query_set.json")["utilities"])
+    assert served["id"] == by_utility(utilities, utilities)[0], "of those not drawn for evaluation"
     assert utilities[served["id"]] > 0
 
     page = backend_page(backend, project_id)

@@ -10,6 +10,7 @@ from ppal_backend.rig.backend import Backend
 from ppal_backend.rounds.detections_store import read_boxes
 from ppal_backend.structures.detections import pairwise_iou
 from tests.e2e.pages import Pages, path_of
+from tests.e2e.test_loop import round_folder
 
 CHROMIUM = Path("/usr/bin/chromium")
 IMAGES, LABELLED, ROUND_TIMEOUT_S = 20, 8, 300
@@ -50,8 +51,7 @@ class Site:
         backend.wait_for_round(self.id, 1, ROUND_TIMEOUT_S)
         annotator.label(LABELLED)
         done = backend.wait_for_round(self.id, 2, ROUND_TIMEOUT_S)
-        folder = backend.model_dir / "projects" / str(self.id) / "rounds" / str(done.number) / "detections"
-        self.seen = read_boxes(folder, paths)
+        self.seen = read_boxes(round_folder(backend, self.id, done.number) / "detections", paths)
         self.version = backend.store.versions.active(self.id)
         self.sizes = {task: (by_path[path].width, by_path[path].height) for task, path in paths.items()}
 

@@ -6,6 +6,8 @@ from collections import Counter
 import psutil
 import pytest
 
+from ppal_backend.rounds.folder import Rounds
+from ppal_backend.settings import load_settings
 from tests.e2e.conftest import BUDGET, IMAGES
 
 pytestmark = pytest.mark.e2e
@@ -19,6 +21,10 @@ def predictions_of(label_studio, project_id, version):
 
 def project_of(label_studio, project_id):
     return label_studio.session.get(f"/api/projects/{project_id}/")
+
+
+def round_folder(backend, project_id, number):
+    return Rounds(load_settings(MODEL_DIR=backend.model_dir)).path(project_id, number)
 
 
 def wait_for_version(label_studio, backend, project_id, prefix):

@@ -6,6 +6,7 @@ from ppal_backend.files import read_json
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.store import LABEL_STUDIO_NOTE
 from tests.e2e.conftest import IMAGES
+from tests.e2e.test_loop import round_folder
 
 pytestmark = pytest.mark.e2e
 POLLS_S = 60
@@ -36,9 +37,10 @@ def test_a_queue_that_people_break_is_set_right_once_and_told_after_that(backend
     label_studio.session.request("PATCH", path, json={**prelabelling_off, "sampling": "Sequential sampling"})
     assert shown(client, project_id) == ("", "Sequential sampling"), "as Label Studio does it"
     wait(lambda: shown(client, project_id) == right, POLLS_S, "the queue to be set right")
-    folder = backend.model_dir / "projects" / str(project_id) / "rounds" / "1"
     first = label_studio.session.get(f"/api/projects/{project_id}/next")
-    assert first["id"] == read_json(folder / "query_set.json")["queue"][0], "the order is back"
+    assert first["id"] == read_json(round_folder(backend, project_id, 1) / "query_set.json")["queue"][0], (
+        "the order is back"
+    )
     assert client.project(project_id)["show_collab_predictions"] is False, "what is people's own stays"
     assert store.projects.get(project_id).problems == {}
 
