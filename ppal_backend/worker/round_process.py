@@ -87,6 +87,10 @@ def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None
             _attempt(settings, store, record, lease, watch, ports_of or label_studio_ports)
         finally:
             watch.stop()
+        rounds = {r.id: r for r in store.rounds.of_project(project_id)}  # none where the project was removed meanwhile
+        if record.id in rounds and rounds[record.id].finished_at is not None:  # however it ended
+            prune_project(settings, store, project_id)
+            prune_images(settings, store)
         return True
     finally:
         store.close()
@@ -105,14 +109,11 @@ def _attempt(
             if not rounds.finish(record.id, metrics, lease):
                 raise LeaseLost(f"round {record.number} of project {project_id} ended without this process")
             _record_version(settings, store, project_id, record.number, result)
-        prune_project(settings, store, project_id)
-        prune_images(settings, store)
     except LeaseLost as reason:
         log.error("%s", reason)
     except RoundCancelled as reason:
         if rounds.get(record.id).cancel_asked:
             rounds.cancel(record.id, str(reason), lease)
-            prune_project(settings, store, project_id)
         else:
             rounds.release(record.id, lease=lease)
     except StoreUnavailable:
@@ -124,7 +125,6 @@ def _attempt(
     except PPALError as error:
         log.error("round %d of project %d failed: %s", record.number, project_id, error)
         rounds.fail(record.id, str(error), lease)
-        prune_project(settings, store, project_id)
     except Exception as error:
         if is_full(error):
             text = f"the disk was full in step {watch.step!r} ({error}); free some, the round goes on by itself"
@@ -132,8 +132,7 @@ def _attempt(
             return _wait(store, record, lease, SPACE_RETRY_S, text)
         log.exception("round %d of project %d broke", record.number, project_id)
         text = f"unexpected {type(error).__name__} in step {watch.step!r}: {error}; the worker's log has the details"
-        if not rounds.crashed(record.id, text, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease):
-            prune_project(settings, store, project_id)
+        rounds.crashed(record.id, text, CRASH_LIMIT, RETRY_AFTER_CRASH_S, lease)
 
 
 def _wait(store: Store, record: RoundRecord, lease: Lease, delay_s: float, error: str) -> None:
