@@ -23,6 +23,7 @@ def test_it_holds_the_initial_weights_and_describes_images(tmp_path: Path) -> No
     stored = load_checkpoint(path)["state_dict"]
     backbone = [name for name in initial if name.startswith("backbone.") and name.endswith(".weight")]
     assert len(backbone) > 10 and all(torch.equal(stored[name], initial[name].float()) for name in backbone)
+    assert stored["bbox_head.retina_cls.bias"].max() < -4, "the prior of the loss, as in a training"
     write_set(tmp_path / "set", 3, 0)
     pictures = sorted((tmp_path / "set").rglob("*.png"))
     pool = [PoolImage(k, picture) for k, picture in enumerate(pictures)]

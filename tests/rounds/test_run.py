@@ -7,6 +7,7 @@ import pytest
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
 from ppal_backend.errors import RoundCancelled, TooFewAnnotations
+from ppal_backend.rounds.evaluation_set import drawn
 from ppal_backend.rounds.folder import RoundFolder, claim_project_folder
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS
 from ppal_backend.structures.round import ModelRef, RoundSpec
@@ -162,6 +163,19 @@ def test_ranking_with_a_model_trains_nothing(tmp_path):
 def test_too_few_annotated_images_is_a_clear_error(tmp_path):
     with pytest.raises(TooFewAnnotations, match="at least 2 annotated images"):
         FakeWorld(labelled=1).run(tmp_path)
+
+
+def test_boxes_that_are_all_in_the_evaluation_set_are_told(tmp_path):
+    class OneBox(FakeWorld):
+        def prepare(self, *args):
+            data = super().prepare(*args)
+            boxes = [box for box in data.labelled.annotations if box.image_id == self.only]
+            return replace(data, labelled=replace(data.labelled, annotations=boxes))
+
+    world = OneBox(labelled=12)
+    world.only, *_ = drawn(SPEC.project_key, range(1, 13), 0.4)
+    with pytest.raises(TooFewAnnotations, match=r"got \d+ images with 0 boxes beside \d+ images with 1 boxes that are"):
+        world.run(tmp_path, replace(SPEC, holdout_fraction=0.4))
 
 
 def test_an_empty_pool_is_published_as_an_empty_queue(tmp_path):

@@ -411,6 +411,7 @@ def save_untrained(
         prompts = Prompts.of(entry, classes, {}, weights_dir)
         config = build_config(entry, classes, prompts=prompts)
         model = build_model(config)
+        model.init_weights()  # what the weights do not hold; some of it would be unset memory
         initialiser(weights, config, classes)(model)
         meta = {"detector": detector, "classes": list(classes), "difficulty": None}
         meta.update({} if prompts is None else prompts.meta)
