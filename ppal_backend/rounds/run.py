@@ -47,7 +47,6 @@ PINS, QUOTAS = "pins", "quotas"
 """Topics of what became of what people ask of the queue."""
 HELD_OUT = "dataset/held_out.json"
 VALIDATION = "dataset/validation.json"
-SET_ASIDE = (HELD_OUT, VALIDATION)
 UNLABELLED = "dataset/unlabelled.json"
 VALIDATION_SHARE = 0.1
 STEERING = "export/steering.json"
@@ -248,13 +247,12 @@ class _Run:
 
     def _too_few(self, images: int, boxes: int) -> str:
         """Why there is nothing to train on: too little was annotated, or what was cannot be used."""
+        facts = self.folder.facts("dataset")
         got = f"got {images} images with {boxes} boxes"
-        aside = [CocoDataset.read(path) for path in map(self.folder.path.joinpath, SET_ASIDE) if path.is_file()]
-        if aside:
-            more, theirs = sum(len(a.images) for a in aside), sum(len(a.annotations) for a in aside)
+        if more := facts["labelled_images"] - images:
+            theirs = facts["labelled_boxes"] - boxes
             got += f" beside {more} images with {theirs} boxes that are set aside for measuring"
         wanted = f"training needs at least {FEWEST_TO_TRAIN} annotated images and one box, {got}"
-        facts = self.folder.facts("dataset")
         missing = facts.get("conversion", {}).get("missing_images", 0)
         if not missing:
             return f"{wanted}; annotate more tasks"

@@ -87,10 +87,11 @@ def run_next_round(settings: Settings, project_id: int, ports_of: PortsOf | None
             _attempt(settings, store, record, lease, watch, ports_of or label_studio_ports)
         finally:
             watch.stop()
-        rounds = {r.id: r for r in store.rounds.of_project(project_id)}  # none where the project was removed meanwhile
-        if record.id in rounds and rounds[record.id].finished_at is not None:  # however it ended
+        left = next((r for r in store.rounds.of_project(project_id) if r.id == record.id), None)
+        if left is not None and left.finished_at is not None:  # however it ended; the project may be gone
             prune_project(settings, store, project_id)
-            prune_images(settings, store)
+            if left.state == "done":  # the images of one that failed are wanted again
+                prune_images(settings, store)
         return True
     finally:
         store.close()
