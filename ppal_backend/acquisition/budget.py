@@ -51,15 +51,17 @@ class Budget:
         return kept
 
     def expanded(self, positions: Sequence[int], ratio: float) -> list[int]:
-        """Shortest beginning of ``positions`` that costs at least ``ratio`` times the limit (or all)."""
+        """Shortest beginning of ``positions`` that costs at least ``ratio`` times the limit (or all), without those
+        that cost more than the limit by themselves: nothing could be chosen from a beginning of such images."""
         wanted = math.ceil(ratio * self.limit)
         kept: list[int] = []
         spent = 0
         for position in positions:
             if spent >= wanted:
                 break
-            kept.append(position)
-            spent += self.costs[position]
+            if self.affordable(self.costs[position], 0):
+                kept.append(position)
+                spent += self.costs[position]
         return kept
 
     def center_count(self, positions: Sequence[int]) -> int:

@@ -39,6 +39,10 @@ def simulate(
         float | None, typer.Option(help="images that the next ones are chosen from: delta x budget")
     ] = None,
     max_iterations: Annotated[int | None, typer.Option(help="cap on the training")] = None,
+    init_weights: Annotated[str | None, typer.Option(help="the zoo's weights or none: zoo or random")] = None,
+    difficulty: Annotated[
+        bool | None, typer.Option("--difficulty/--no-difficulty", help="whether to follow how hard classes are")
+    ] = None,
     slices: Annotated[str | None, typer.Option(help="tiles for small objects: off, auto or their side in px")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     device: Annotated[list[str] | None, typer.Option(help="auto, cpu, cuda:0; several are shared out")] = None,
@@ -71,6 +75,8 @@ def simulate(
                 "seeds": seeds,
                 "delta": delta,
                 "max_iterations": max_iterations,
+                "init_weights": init_weights,
+                "difficulty": difficulty,
                 "slices": slices,
                 "threads": threads,
             },

@@ -108,10 +108,12 @@ class CocoDataset:
         """Ids of the images in order."""
         return tuple(image.id for image in self.images)
 
-    def class_counts(self) -> tuple[int, ...]:
-        """Return the number of instances by class index (crowd regions not counted)."""
-        counts = Counter(row.category_id for row in self.annotations if not row.iscrowd)
-        return tuple(counts[category.id] for category in sorted(self.categories, key=lambda c: c.id))
+    def class_counts(self, labels: Sequence[str] | None = None) -> tuple[int, ...]:
+        """Return the number of instances of each of ``labels``, 0 for one that is no category here; without them by
+        class index (crowd regions not counted)."""
+        name_of = {category.id: category.name for category in self.categories}
+        counts = Counter(name_of[row.category_id] for row in self.annotations if not row.iscrowd)
+        return tuple(counts[label] for label in (self.labels if labels is None else labels))
 
     def subset(self, image_ids: Iterable[int]) -> CocoDataset:
         """Return the dataset of some images, in this dataset's order, with all categories.

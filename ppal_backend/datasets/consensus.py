@@ -27,7 +27,6 @@ from ppal_backend.structures.detections import pairwise_iou
 SAME_OBJECT = 0.5
 MOST_TASKS = 50
 """Tasks that the report lists, those with the least agreement."""
-MOST_TASKS_KEPT = 5000
 
 Corners = tuple[float, float, float, float]
 
@@ -94,8 +93,8 @@ def disagreement_of(tasks: Iterable[tuple[int, Sequence[int], Sequence[Vote]]]) 
 
     Returns:
         ``tasks`` (how many), ``worst`` (rows of id, agreement and people, the least agreement first), ``by_task``
-        (id and agreement, the first :data:`MOST_TASKS_KEPT`), ``classes`` (by label the counts of boxes), ``pairs``
-        (rows of two people, their tasks and counts). No tasks give ``{}``.
+        (id and agreement), ``classes`` (by label the counts of boxes), ``pairs`` (rows of two people, their tasks and
+        counts). No tasks give ``{}``.
     """
     classes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     pairs: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
@@ -121,7 +120,7 @@ def disagreement_of(tasks: Iterable[tuple[int, Sequence[int], Sequence[Vote]]]) 
     return {
         "tasks": len(rows),
         "worst": sorted(rows, key=lambda row: (row["agreement"], row["task"]))[:MOST_TASKS],
-        "by_task": [[row["task"], row["agreement"]] for row in rows[:MOST_TASKS_KEPT]],
+        "by_task": [[row["task"], row["agreement"]] for row in rows],
         "classes": {label: {kind: counts[kind] for kind in kinds} for label, counts in sorted(classes.items())},
         "pairs": [
             {"people": list(two), **{kind: counts[kind] for kind in ("tasks", *kinds)}}

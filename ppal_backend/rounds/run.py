@@ -175,8 +175,18 @@ class _Run:
             "pool_images": len(data.pool),
             "unreadable_images": len(data.unreadable),
             "labelled_per_class": dict(zip(data.labels, data.labelled.class_counts(), strict=True)),
-            **dict(data.report),
+            **self._report(data, split[EVALUATION]),
         }
+
+    @staticmethod
+    def _report(data: PreparedData, evaluation: Collection[int]) -> dict[str, Any]:
+        """The report of the data, which tells of single tasks how far people agree only where they measure: there may
+        be tens of thousands."""
+        report, measuring = dict(data.report), set(evaluation)
+        if people := report.get("people"):
+            by_task = [row for row in people["by_task"] if row[0] in measuring]
+            report["people"] = {**people, "by_task": by_task}
+        return report
 
     def _approved(self, data: PreparedData) -> list[int]:
         """Labelled tasks whose annotation is the model's own, approved in bulk: they never measure it."""
@@ -429,6 +439,7 @@ class _Run:
             "query_set.json",
             {
                 "strategy": self.strategy.name,
+                "options": {"delta": self.spec.delta, **self.spec.strategy_options},
                 "image_ids": list(image_ids),
                 "to_evaluate": list(reserve),
                 "reserve": self.reserve,
@@ -671,7 +682,6 @@ class _Run:
         """What the strategy sees: images in the order they were looked at, which stay on disk until they are read."""
         model, needs = self.model, self.strategy.needs
         labels = self.labels if model is None else model.labels
-        counts = self.train_set.class_counts() if tuple(labels) == self.labels else None
         truth = truth_by_image(self.train_set, labels) if self.looks_at_labelled else {}
         pool = self._stored({*self.reserve, *self.pins.first, *self.pins.last})
         labelled = StoredDetections(
@@ -684,7 +694,7 @@ class _Run:
             pool=pool,
             num_classes=len(labels),
             difficulty=None if model is None else _difficulty(model),
-            class_counts=None if counts is None else np.asarray(counts),
+            class_counts=np.asarray(self.train_set.class_counts(labels)),
             labelled=labelled,
             image_features=_features(pool, needs),
             labelled_features=_features(labelled, needs),

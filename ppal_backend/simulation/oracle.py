@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppal_backend.errors import StateError
 from ppal_backend.files import read_json, write_json
 from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import PoolEntry, PreparedData, QueueEntry
@@ -100,7 +101,16 @@ def take_images(budget: int) -> Callable[[list[int], list[int]], list[int]]:
 
 
 def take_query(query: list[int], queue: list[int]) -> list[int]:
-    """The whole query set, for budgets that do not count images."""
+    """The whole query set, for budgets that do not count images.
+
+    Raises:
+        StateError: Nothing was chosen though there are images.
+    """
+    if queue and not query:
+        raise StateError(
+            f"expected a query of at least one image, got none: each of the {len(queue)} left in the pool has more "
+            f"predicted boxes than the budget; give the strategy a larger one (budget=…)"
+        )
     return query
 
 

@@ -34,6 +34,7 @@ class Plan:
         delta: Budget expanding ratio of strategies that do not set their own.
         max_iterations: Cap on the training; None follows the detector's schedule.
         init_weights: ``zoo`` or ``random``.
+        difficulty: Whether class difficulties are followed in training; else every class weighs 1.
         slices: ``off``, ``auto`` or the side of a tile in pixels, as for a project.
         threads: CPU threads of a process; part of the plan because sums depend on it in the last digit.
         retrieval_images: Images on which retrieval by CCMS is compared with global features, 0 for none.
@@ -58,6 +59,7 @@ class Plan:
     delta: float = 4.0
     max_iterations: int | None = None
     init_weights: str = "zoo"
+    difficulty: bool = True
     slices: int | str = "off"
     threads: int | None = 1
     retrieval_images: int = 300
@@ -121,6 +123,7 @@ class Plan:
             holdout_fraction=0.0,
             max_iterations=self.max_iterations,
             init_weights=self.init_weights,
+            difficulty=self.difficulty,
             slices=self.slices,
             device=device,
             strategy_options=options,

@@ -81,7 +81,7 @@ def rank(
         Path of ``ranking.csv``.
 
     Raises:
-        DatasetError: The pool has no images, or files are missing.
+        DatasetError: The pool has no images, files are missing, or the budget (in boxes) is too small for any image.
         SettingsError: The strategy does not exist, or an option of it is for simulations alone.
         CheckpointError: The checkpoint cannot be used.
     """
@@ -117,11 +117,17 @@ def rank(
             "spec": spec.as_dict(),
             "images": [e.image_id for e in source.pool],
             "model": sha256_of(Path(options.checkpoint)),
+            "labelled": None if options.labelled is None else sha256_of(Path(options.labelled)),
         },
     )
     engine = engine_of(zoo) if engine_of else LocalEngine(zoo, settings.threads, weights_dir=settings.weights_dir)
     folder = RoundFolder(work)
     run_round(spec, folder, Ports(source, engine, Discard(), _Silent(on_progress)))
+    if not folder.read("query_set.json")["image_ids"]:
+        raise DatasetError(
+            f"expected to choose at least one image, got none: each of the {len(source.pool)} in the pool has more "
+            f"predicted boxes than the budget of {options.budget}; give a larger --budget"
+        )
     _write(folder, source.pool, model.labels, out)
     shutil.rmtree(work)
     shutil.rmtree(out / ".model", ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -20,9 +19,11 @@ from rich.table import Column
 
 from ppal_backend.detector.zoo import ZooEntry, find_entry
 from ppal_backend.detector.zoo.fetch import weights_file
+from ppal_backend.detector.zoo.fingerprint import detector_fingerprint
 from ppal_backend.engines.local import LocalEngine
 from ppal_backend.errors import SettingsError, StateError
 from ppal_backend.files import write_json
+from ppal_backend.rounds.folder import RoundFolder
 from ppal_backend.rounds.ports import TrainingFiles
 from ppal_backend.settings import load_settings
 from ppal_backend.simulation.data import FACTS, Benchmark, DataSource, source_from
@@ -49,7 +50,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 _PLAN_KEYS = frozenset(
     {"detector", "strategies", "start", "budget", "rounds", "seeds", "delta", "max_iterations", "init_weights",
-     "slices", "threads", "retrieval_images"}
+     "difficulty", "slices", "threads", "retrieval_images"}
 )  # fmt: skip
 
 
@@ -62,7 +63,8 @@ class SimulationOptions:
         preset: Name of a preset.
         data: Settings of the data, see :class:`~ppal_backend.simulation.data.DataSource`.
         plan: Settings of the plan: ``detector``, ``strategies``, ``start``, ``budget``, ``rounds``, ``seeds``,
-            ``delta``, ``max_iterations``, ``init_weights``, ``slices``, ``threads``, ``retrieval_images``.
+            ``delta``, ``max_iterations``, ``init_weights``, ``difficulty``, ``slices``, ``threads``,
+            ``retrieval_images``.
         jobs: Processes.
         devices: Shared out among them.
         keep: Whether to keep checkpoints and detections of finished rounds.
@@ -105,7 +107,7 @@ def simulate(
         if engine_factory is None:
             settings = load_settings()
             entry = find_entry(plan.detector, settings.model_zoo)
-            if plan.init_weights == "zoo" and entry.weights is not None:
+            if plan.init_weights == "zoo" and (entry.weights is not None or not entry.from_scratch):
                 weights_file(entry, settings.weights_dir)  # before anything starts, rather than in every part of it
             _announce_duration(out, plan, entry, options, console)
         try:
@@ -197,18 +199,6 @@ def _need_boxes_at_the_start(plan: Plan, benchmark: Benchmark) -> None:
         )
 
 
-def detector_fingerprint(entry: ZooEntry) -> str:
-    """Hex digest of what a training of this detector depends on, so that results of two versions are never mixed."""
-    digest = hashlib.sha256(f"{entry.schedule} {entry.input_size}".encode())
-    digest.update(entry.config.read_bytes())
-    weights = entry.weights
-    if weights is not None:
-        digest.update(f"{weights.kind} {weights.url} {weights.sha256}".encode())
-        if weights.path is not None and weights.path.is_file():
-            digest.update(weights.path.read_bytes())
-    return digest.hexdigest()
-
-
 def local_engine(plan: Plan) -> LocalEngine:
     """The detector in this process."""
     settings = load_settings()
@@ -224,6 +214,9 @@ def _write_data(benchmark: Benchmark, folder: Path, fresh: bool) -> None:
         for rounds in ("seed-*/*", "seed-*/*/round-*"):  # the lists of images that they go on with name the old paths
             for mark in folder.parent.glob(f"{rounds}/steps/dataset.json"):
                 mark.unlink()
+                begun = RoundFolder(mark.parent.parent)
+                if not begun.is_done("train"):
+                    begun.undo(["train"])
     benchmark.write(folder)
 
 

@@ -169,10 +169,13 @@ def run_task(
             replay.strategy(task.seed, plan.variant(task.variant))
         else:
             replay.first_model(task.seed, task.first_model)
+    except PPALError:
+        raise
     except OSError as error:
         raise StateError(_explain(error, root)) from error
-    except ValueError as error:
-        raise StateError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # a strategy's fault is not another's
+        log.exception("%s failed", task.key)
+        raise StateError(f"{type(error).__name__}: {error}; what it did before is kept") from error
 
 
 def _explain(error: OSError, root: Path) -> str:

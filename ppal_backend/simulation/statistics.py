@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppal_backend.acquisition.ccms import similarity_matrix
-from ppal_backend.rounds.detections_store import read_detections
+from ppal_backend.rounds.detections_store import StoredDetections
 from ppal_backend.simulation.data import Benchmark
 
 TOP = 20
@@ -154,16 +154,20 @@ def compare_retrieval(folder: Path, benchmark: Benchmark, images: int, seed: int
         (similarity scaled to [0, 1]) and a few examples; ``chance`` is the mean Jaccard of all pairs. None with too
         few images for that.
     """
-    stored = {d.image_id: (d, f) for d, f in read_detections(folder)}
-    ids = _one_of_each_group(sorted(i for i in stored if benchmark.class_sets[i]), benchmark.groups)
+    seen = StoredDetections(folder, embeddings=False).image_ids
+    ids = _one_of_each_group(sorted(i for i in seen if benchmark.class_sets[i]), benchmark.groups)
     if len(ids) > images:
         ids = sorted(np.random.default_rng([seed, 9]).choice(np.array(ids), images, replace=False).tolist())
     if len(ids) < 3:
         return None
     jaccard = _jaccard([benchmark.class_sets[i] for i in ids])
-    similarities = {"ccms": np.asarray(similarity_matrix([stored[i][0] for i in ids])) / 2.0}
-    if all("global" in stored[i][1] for i in ids):
-        features = np.stack([np.asarray(stored[i][1]["global"], np.float64) for i in ids])
+    drawn = StoredDetections(folder, ids)
+    detections = {d.image_id: d for d in drawn[:]}  # one by one: iteration would keep whole shards alive
+    similarities = {"ccms": np.asarray(similarity_matrix([detections[i] for i in ids])) / 2.0}
+    stored = drawn.features("global")
+    if stored is not None:
+        row = {image_id: n for n, image_id in enumerate(drawn.image_ids)}
+        features = np.asarray(stored, np.float64)[[row[i] for i in ids]]
         features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         similarities["global"] = (features @ features.T + 1.0) / 2.0
     off = ~np.eye(len(ids), dtype=bool)

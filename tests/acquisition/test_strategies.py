@@ -553,6 +553,14 @@ def test_fasterpam_option():
         get_strategy("ppal", refine="lloyd")
 
 
+@pytest.mark.parametrize("name", ["entropy", "ppal", "auto", "gain"])
+def test_crowds_that_cost_more_than_the_budget_leave_room_for_what_fits(name):
+    crowds = [image(k, [0.5] * 9, [0] * 9) for k in range(1, 9)]
+    pool = [*crowds, *(image(k, [0.6], [0]) for k in range(9, 30))]
+    answer = query(name, QueryContext(pool, 1), 5, unit="boxes")
+    assert len(answer.image_ids) == 5 and min(answer.image_ids) > 8
+
+
 def test_no_affordable_image_gives_an_empty_query():
     pool = [image(k, [0.5] * 6, [0] * 6) for k in (1, 2)]
     assert query("ppal", QueryContext(pool, 1), 5, unit="boxes").image_ids == ()

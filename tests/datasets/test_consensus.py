@@ -127,6 +127,12 @@ def test_who_differs_from_whom():
     assert people_of([], SCHEMA, IMAGE) == {}
 
 
+def test_every_task_is_told_however_many_there_are():
+    votes = [Vote(person, (0.0, 0.0, 10.0, 10.0), "Cat") for person in (1, 2)]
+    report = disagreement_of((task_id, [1, 2], votes) for task_id in range(6000))
+    assert report["by_task"] == [[task_id, 1.0] for task_id in range(6000)]
+
+
 # The rule once more, slowly: again and again the best pair of groups that may be joined.
 
 

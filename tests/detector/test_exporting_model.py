@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from ppal_backend.detector.config import build_config
+from ppal_backend.detector.data import build_pipeline
 from ppal_backend.detector.heads import inference_family
 from ppal_backend.detector.infer import exporting_model
 from ppal_backend.detector.infer.exporting_model import FAMILIES, DenseOutputs, export_model
 from ppal_backend.detector.infer.inference import PoolImage, PoolInference
-from ppal_backend.detector.zoo import load_zoo
+from ppal_backend.detector.runtime import isolated
+from ppal_backend.detector.zoo import find_entry, load_zoo
 from ppal_backend.errors import DetectorError, SettingsError, UnsupportedHead
 from tests.detector.families import SIZE, batch, build
 from tests.detector.shapes import CLASSES
@@ -98,6 +102,14 @@ def test_the_file_and_its_description_give_the_detectors_own_detections(layout, 
     for box, score, label in zip(found.boxes_xyxy, found.scores, found.class_indices, strict=True):
         apart = np.abs(boxes - box).max(1) + 100 * np.abs(scores[0, :, label] - score)
         assert apart.min() < 1e-2
+
+
+@pytest.mark.parametrize(("name", "told"), [("ssd300_vgg16", "stretched"), ("retinanet_tiny", "ratio kept")])
+def test_the_description_tells_what_becomes_of_other_proportions(name, told):
+    entry = find_entry(name)
+    with isolated(f"test-{name}"):
+        pipeline = build_pipeline(build_config(entry, CLASSES).test_pipeline)
+    assert exporting_model._place(SimpleNamespace(entry=entry, pipeline=pipeline)).startswith(told)
 
 
 def test_a_file_that_computes_something_else_is_not_left(trained, zoo_root, tmp_path, monkeypatch):

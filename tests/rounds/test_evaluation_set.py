@@ -205,6 +205,18 @@ def test_a_last_training_on_everything_measures_nothing(tmp_path):
     assert result.metrics["held_out_images"] == 0
 
 
+def test_agreement_of_people_is_noted_of_the_tasks_that_measure(tmp_path):
+    class World(FakeWorld):
+        def prepare(self, folder, on_progress):
+            people = {"tasks": 20, "by_task": [[i, 0.5] for i in range(1, 21)]}
+            return replace(super().prepare(folder, on_progress), report={"people": people})
+
+    kept, folder, world = NewAssignments(), RoundFolder(tmp_path), World()
+    run_round(replace(SPEC, holdout_fraction=0.2), folder, Ports(*[world] * 4, kept))
+    measuring = [[i, 0.5] for i in sorted(members(kept.all()))]
+    assert folder.facts("dataset")["people"] == {"tasks": 20, "by_task": measuring} and measuring
+
+
 def test_the_split_of_a_round_that_was_cut_off_is_the_same(tmp_path):
     kept = NewAssignments()
     world = FakeWorld()

@@ -10,6 +10,7 @@ from ppal_backend.errors import RoundCancelled, TooFewAnnotations
 from ppal_backend.rounds.evaluation_set import drawn
 from ppal_backend.rounds.folder import RoundFolder, claim_project_folder
 from ppal_backend.rounds.run import RANK_STEPS, TRAIN_STEPS
+from ppal_backend.structures.query import QueryContext
 from ppal_backend.structures.round import ModelRef, RoundSpec
 from tests.reference import difficulty as reference
 from tests.rounds.fakes import SPEC, FakeWorld, Killed, rank_spec
@@ -35,6 +36,7 @@ def test_a_round_publishes_every_pool_task_once_query_set_first(tmp_path):
     tail = [utilities[i] for i in ids[10:-2]]
     assert tail == sorted(tail, reverse=True)
     assert result.queue == tuple(ids)
+    assert (stored["strategy"], stored["options"]) == ("ppal", {"delta": 2.0})
 
 
 def test_the_result_tells_what_was_used_and_achieved(tmp_path):
@@ -282,3 +284,27 @@ def test_without_difficulty_every_class_weighs_one(tmp_path):
     )
     assert off == entropy and max(off.values()) > 0
     assert "class_weights" not in RoundFolder(tmp_path / "off").facts("candidates")
+
+
+@pytest.mark.parametrize("now", [("cat", "dog", "bird"), ("dog", "cat"), ("cat",)])
+def test_labelled_boxes_are_counted_by_the_labels_of_the_model(tmp_path, monkeypatch, now):
+    """The labeling config has other labels since the model in force was trained."""
+    seen = []
+
+    class Relabelled(FakeWorld):
+        def prepare(self, *args):
+            data = super().prepare(*args)
+            categories = [CocoCategory(n, label) for n, label in enumerate(now, 1)]
+            rows = [replace(row, category_id=1) for row in data.labelled.annotations]
+            return replace(data, labelled=CocoDataset(data.labelled.images, rows, categories), labels=now)
+
+    class Seen(QueryContext):
+        def __post_init__(self):
+            super().__post_init__()
+            seen.append(self.class_counts.tolist())
+
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    monkeypatch.setattr("ppal_backend.rounds.run.QueryContext", Seen)
+    model = ModelRef("retinanet_tiny", str(tmp_path / "model.pth"), ("cat", "dog"), (0.2, 0.9))
+    Relabelled().run(tmp_path / "round", replace(rank_spec(model), strategy="dfreq"))
+    assert seen[0] == ([0, 20] if now[0] == "dog" else [20, 0])

@@ -222,3 +222,42 @@ def test_checkpoints_that_say_too_little_are_refused(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):
         adopt_checkpoint(path, tmp_path)
+
+
+def labelled_file(folder, name, labels, category):
+    images = json.loads((folder / "pool.json").read_text())["images"][:5]
+    rows = [
+        {"id": n, "image_id": 100 + image["id"], "category_id": labels.index(category), "bbox": [5, 5, 20, 20]}
+        for n, image in enumerate(images * 20, start=1)
+    ]
+    path = folder / name
+    content = {
+        "images": [{**image, "id": 100 + image["id"]} for image in images],
+        "annotations": rows,
+        "categories": [{"id": n, "name": label} for n, label in enumerate(labels)],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_labelled_boxes_count_by_name_whatever_the_order_of_their_file(tmp_path):
+    pool_file(tmp_path)
+    orders = {}
+    for name, labels in (("same", LABELS), ("turned", LABELS[::-1]), ("more", ("animals", *LABELS))):
+        path = labelled_file(tmp_path, f"{name}.json", labels, "cat")
+        made = options(tmp_path, labelled=path, strategy="dfreq", out=tmp_path / name)
+        orders[name] = rank(made, engine_of=lambda _: Ranker()).read_text()
+    assert orders["same"] == orders["turned"] == orders["more"]
+
+
+def test_an_interrupted_call_starts_afresh_with_corrected_labels(tmp_path, monkeypatch):
+    pool_file(tmp_path)
+    path = labelled_file(tmp_path, "labelled.json", LABELS, "cat")
+    made = options(tmp_path, labelled=path, strategy="gain")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ppal_backend.simulation.rank._write", lambda *_: (_ for _ in ()).throw(Killed()))
+        rank(made, engine_of=lambda _: Ranker())
+    labelled_file(tmp_path, "labelled.json", LABELS, "dog")
+    engine = Ranker()
+    rank(made, engine_of=lambda _: engine)
+    assert engine.calls.count("image") == 15

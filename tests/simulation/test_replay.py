@@ -424,3 +424,24 @@ def test_the_first_model_is_looked_at_again_when_its_detections_are_gone(tmp_pat
 def test_a_key_names_a_task_for_people():
     assert Task(1, "default").key == "seed 1, first model (default)"
     assert Task(1, "default", "ppal").key == "seed 1, ppal"
+
+
+def test_a_budget_in_boxes_that_no_image_fits_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.simulation.fakes.boxes_of", lambda image_id: 4)
+    with pytest.raises(StateError, match=r"at least one image, got none: each of the 52 left .*budget="):
+        run(tmp_path, "ppal:unit=boxes,budget=3", seeds=(0,), rounds=1)
+
+
+class Faulty(FakeEngine):
+    """Has a fault of one strategy, as of a GPU's memory."""
+
+    def infer(self, spec, *rest):
+        if spec.strategy == "entropy":
+            raise RuntimeError("CUDA out of memory")
+        return super().infer(spec, *rest)
+
+
+def test_a_strategys_fault_of_any_kind_leaves_the_others_running(tmp_path):
+    with pytest.raises(StateError, match=r"1 of 3 parts .*seed 0, entropy: RuntimeError: CUDA out of memory"):
+        run(tmp_path, "entropy,random", Faulty(), seeds=(0,))
+    assert len(list(tmp_path.glob("seed-0/random/round-*/result.json"))) == 4

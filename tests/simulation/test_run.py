@@ -10,7 +10,16 @@ import pytest
 from rich.console import Console
 
 from ppal_backend.detector.zoo import default_zoo_root, find_entry
-from ppal_backend.errors import DatasetError, SettingsError, StateError, UnknownDetector, WeightsUnavailable
+from ppal_backend.detector.zoo.fingerprint import detector_fingerprint
+from ppal_backend.errors import (
+    DatasetError,
+    DetectorError,
+    RoundCancelled,
+    SettingsError,
+    StateError,
+    UnknownDetector,
+    WeightsUnavailable,
+)
 from ppal_backend.files import read_json
 from ppal_backend.simulation.folder import locked, round_place
 from ppal_backend.simulation.replay import random_start
@@ -171,6 +180,51 @@ def test_a_strategy_that_comes_after_the_images_were_moved_sees_them(tmp_path):
              engine_factory=lambda _: Reading())  # fmt: skip
     query = read_json(round_place(tmp_path / "out", 0, "entropy", 0).path / "query_set.json")
     assert len(query["image_ids"]) == 2, "no image of the pool could be read"
+
+
+def test_a_training_that_was_cut_off_before_the_images_were_moved_begins_again(tmp_path):
+    coco_layout(tmp_path / "data", train=30, val=5)
+    plan = {**SMALL, "strategies": "random", "start": 5, "budget": 2, "rounds": 1, "seeds": 1}
+    paths = []
+
+    class Cut(AnyClasses):
+        """Refuses what is there of another training, as the real one does."""
+
+        def train(self, spec, labels, files, folder, *rest):
+            folder.mkdir(exist_ok=True)
+            begun, data = folder / "request.json", files.train.read_text()
+            if begun.is_file() and begun.read_text() != data:
+                raise DetectorError(f"{folder} holds another training")
+            begun.write_text(data)
+            if not paths:
+                paths.append(folder)
+                raise RoundCancelled("stopped")
+            return super().train(spec, labels, files, folder, *rest)
+
+    options = SimulationOptions(tmp_path / "out", "coco-retinanet", {"data": tmp_path / "data"}, plan)
+    with pytest.raises(RoundCancelled):
+        simulate(options, engine_factory=lambda _: Cut())
+    now = shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    simulate(replace(options, data={"data": now}), engine_factory=lambda _: Cut())
+    assert round_place(tmp_path / "out", 0, "random", 1).result() is not None
+
+
+def test_a_detector_without_weights_is_told_before_any_part_begins(tmp_path):
+    options = SimulationOptions(tmp_path / "out", "smoke", plan={**SMALL, "detector": "retinanet_swin_t"})
+    with pytest.raises(WeightsUnavailable, match="--init-weights random"):
+        simulate(options)
+    assert not list((tmp_path / "out").glob("seed-*"))
+
+
+def test_what_a_config_inherits_is_part_of_the_detectors_fingerprint(tmp_path):
+    root = tmp_path / "zoo"
+    shutil.copytree(default_zoo_root(), root)
+    before = detector_fingerprint(find_entry("yolox_nano", root))
+    assert before == detector_fingerprint(find_entry("yolox_nano", root))
+    base = root / "yolox_tiny" / "config.py"
+    text = base.read_text()
+    base.write_text(text.replace("frozen_stages=4", "frozen_stages=0"))
+    assert base.read_text() != text and detector_fingerprint(find_entry("yolox_nano", root)) != before
 
 
 def test_an_image_that_cannot_be_read_ends_a_simulation(tmp_path):

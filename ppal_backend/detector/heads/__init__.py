@@ -162,5 +162,6 @@ def _on_labelled_images(detector: Any, sink: Sink, attach: Callable[[Sink], Rest
 def _advice() -> str:
     return (
         f"covered families are {', '.join(covered_families())}; choose such a detector or train without difficulty "
-        f"(difficulty: false in the project's extra parameters, or PPAL_DIFFICULTY=false; every class then weighs 1)"
+        f"(difficulty: false in the project's extra parameters, or PPAL_DIFFICULTY=false; --no-difficulty of ppal "
+        f"simulate; every class then weighs 1)"
     )

@@ -38,6 +38,7 @@ FAMILIES = frozenset({"anchor", "ssd", "fcos", "atss", "gfl", "ddod", "rtmdet", 
 BOX_TOLERANCE_PX = 0.05
 SCORE_TOLERANCE = 1e-3
 _OPSET = 17
+_ROUNDING = 0.05  # two scale factors that differ by less are one, in whole pixels
 _NAMES = ("boxes", "scores")
 
 
@@ -203,14 +204,28 @@ def _rows(maps: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
 
 def _blank_input(loaded: LoadedDetector) -> torch.Tensor:
     """The network input for an image of the size that the detector is made for: resized, normalised, padded."""
-    width, height = loaded.entry.input_size
+    item = _prepared(loaded, *loaded.entry.input_size)
+    batch = loaded.model.data_preprocessor(pseudo_collate([item]), False)
+    return batch["inputs"]
+
+
+def _prepared(loaded: LoadedDetector, width: int, height: int) -> Any:
+    """A black image of this size after the detector's pipeline."""
     steps = [step for step in loaded.pipeline.transforms if "LoadImage" not in type(step).__name__]
     item: Any = {"img": np.zeros((height, width, 3), np.uint8), "img_id": 0, "img_path": "",
                  "img_shape": (height, width), "ori_shape": (height, width)}  # fmt: skip
     for step in steps:
         item = step(item)
-    batch = loaded.model.data_preprocessor(pseudo_collate([item]), False)
-    return batch["inputs"]
+    return item
+
+
+def _place(loaded: LoadedDetector) -> str:
+    """What becomes of an image of other proportions than the input."""
+    width, height = loaded.entry.input_size
+    across, down = _prepared(loaded, 2 * width, height)["data_samples"].metainfo["scale_factor"]
+    if abs(across - down) > _ROUNDING * down:
+        return "stretched to the input, ratio not kept"
+    return "ratio kept, in the top left corner, the rest is padding"
 
 
 def _to_torchscript(model: nn.Module, image: torch.Tensor, path: Path) -> Callable[[torch.Tensor], Any]:
@@ -260,7 +275,7 @@ def _description(
             "name": "image",
             "shape": [1, 3, height, width],
             "resize_within": list(loaded.entry.input_size),
-            "place": "ratio kept, in the top left corner, the rest is padding",
+            "place": _place(loaded),
             "channels": "RGB" if getattr(prepare, "_channel_conversion", False) else "BGR",
             "mean": prepare.mean.flatten().tolist() if normalises else [0.0, 0.0, 0.0],
             "std": prepare.std.flatten().tolist() if normalises else [1.0, 1.0, 1.0],

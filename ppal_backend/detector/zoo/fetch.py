@@ -26,8 +26,8 @@ from ppal_backend.structures.round import OnProgress, Progress
 logger = logging.getLogger(__name__)
 
 RANDOM = (
-    "start at random (init_weights: random in the project's extra parameters, or PPAL_INIT_WEIGHTS=random), which "
-    "needs many more images"
+    "start at random (init_weights: random in the project's extra parameters, or PPAL_INIT_WEIGHTS=random; "
+    "--init-weights random of ppal simulate), which needs many more images"
 )
 
 _CHUNK = 1 << 20
