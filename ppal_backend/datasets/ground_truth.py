@@ -24,13 +24,11 @@ from ppal_backend.datasets.coco import (
     check_ids,
     named_in_errors,
 )
-from ppal_backend.datasets.images import open_image
+from ppal_backend.datasets.images import exif_orientation, open_image, orientation_of
 from ppal_backend.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-_ORIENTATION = 0x0112
-_UPRIGHT = (1, 2, 3, 4)
 _SLACK_PX = 1.5  # exports round, and VOC counts from 1
 
 Box = tuple[str, float, float, float, float]
@@ -206,7 +204,7 @@ def clean(
 def fit_to_pictures(
     images: Sequence[CocoImage], rows: Sequence[CocoAnnotation]
 ) -> tuple[list[CocoImage], list[CocoAnnotation], int]:
-    """Hold sizes that a file names against the pictures as they are shown (EXIF orientation applied).
+    """Hold sizes that a file names against the pictures as browsers show them.
 
     An image without a size (a side is 0) has that of its picture.
     Where the sides are exchanged, the boxes tell which of the two frames they were drawn in: as shown, which is what
@@ -259,23 +257,28 @@ def fit_to_pictures(
 
 
 def shown_size(path: Path) -> tuple[int, int, int]:
-    """Width and height in pixels of a picture as it is shown, and its EXIF orientation (1 to 8).
+    """Width and height in pixels of a picture as a browser shows it, and the EXIF orientation that it applies (1 to 8).
 
     Raises:
-        DatasetError: It cannot be opened.
+        DatasetError: It cannot be opened, or is a WebP that detectors turn and browsers do not.
     """
     try:
         with open_image(path) as picture:
-            orientation = picture.getexif().get(_ORIENTATION, 1)
+            orientation = orientation_of(picture)
             width, height = picture.size
+            is_ambiguous = picture.format == "WEBP" and exif_orientation(picture) != 1
     except (OSError, ValueError, SyntaxError) as error:
         raise DatasetError(f"expected a picture at {path}, got a file that cannot be opened ({error})") from None
-    turned = orientation in (5, 6, 7, 8)
-    return (height, width, orientation) if turned else (width, height, orientation if orientation in _UPRIGHT else 1)
+    if is_ambiguous:
+        raise DatasetError(
+            f"expected a picture that all programs show alike at {path}, got a WebP with an EXIF orientation, by which "
+            "detectors turn it and browsers do not; save it upright"
+        )
+    return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
 
 
 def _shown_sizes(images: Sequence[CocoImage]) -> dict[int, tuple[int, int, int]]:
-    """:func:`shown_size` by image id; pictures that cannot be opened are told together."""
+    """:func:`shown_size` by image id; pictures that cannot be used are told together."""
     seen: dict[int, tuple[int, int, int]] = {}
     broken: list[str] = []
     for image in images:
@@ -283,7 +286,8 @@ def _shown_sizes(images: Sequence[CocoImage]) -> dict[int, tuple[int, int, int]]
             seen[image.id] = shown_size(Path(image.file_name))
         except DatasetError:
             broken.append(image.file_name)
-    refuse_pictures(len(images), broken, "that cannot be opened")
+    what = "that cannot be opened, or are WebP that only detectors turn, by an EXIF orientation (save these upright)"
+    refuse_pictures(len(images), broken, what)
     return seen
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ppal_backend.errors import ImageError, ImageInterrupted
 from ppal_backend.files import sha256_of
@@ -27,7 +27,17 @@ Fetch = Callable[[int, str], AbstractContextManager[Iterable[bytes]]]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_ELONGATED = 100
 """Longer than so many times its width, an image has less than a pixel at the input size of a small detector."""
-_ORIENTATION = 0x0112
+_ORIENTATION, _SHORT = 0x0112, 3
+_TURNED_BY_BROWSERS = ("JPEG", "MPO", "PNG")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _AS_IS = {"JPEG": ".jpg", "PNG": ".png"}
 _DECODE_ERRORS = (
     OSError,
@@ -55,6 +65,37 @@ def open_image(path: Path, formats: tuple[str, ...] | None = None) -> Image.Imag
     return Image.open(path, formats=formats)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, by which browsers turn an image.
+
+    They read it from a JPEG's EXIF data and from a PNG's eXIf chunk. Pillow's ``getexif`` reads XMP, a PNG's text and
+    other formats too.
+
+    Args:
+        image: Opened and not decoded yet: decoding reads the chunks behind a PNG's pixels, which browsers do not.
+    """
+    return exif_orientation(image) if image.format in _TURNED_BY_BROWSERS else 1
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """The orientation in the EXIF data of an image of any format: a SHORT in its first directory, or 1."""
+    exif = image.info.get("exif")
+    data = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (entries,) = struct.unpack_from(f"{order}H", data, start)
+        for place in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", data, place)
+            if (tag, kind, count) == (_ORIENTATION, _SHORT, 1):
+                return value if value in _TURNS else 1
+    except struct.error:  # it ends too early
+        pass
+    return 1
+
+
 @dataclass(frozen=True)
 class ImageInfo:
     """A cached image: ``width`` and ``height`` are pixels as a browser displays it, and as stored in ``path``.
@@ -71,10 +112,10 @@ class ImageInfo:
 class ImageCache:
     """Images by task and address, under names of our own making.
 
-    A file is JPEG or PNG as fetched when that is RGB or grey and upright, else an RGB PNG of what a browser shows
-    (EXIF orientation applied, transparency on white, first frame). A sidecar with size and checksum is written last:
-    a file without it, or that differs from it, is fetched again. The checksum is computed anew only of a file that was
-    written to since: a round over a large project would else read all of its images.
+    A file is JPEG or PNG as fetched when that is RGB or grey and upright to every program, else an RGB PNG of what a
+    browser shows (turned as :func:`orientation_of` says, transparency on white, first frame). A sidecar with size and
+    checksum is written last: a file without it, or that differs from it, is fetched again. The checksum is computed
+    anew only of a file that was written to since: a round over a large project would else read all of its images.
 
     Args:
         root: Folder of the cache; made when needed.
@@ -186,6 +227,7 @@ class ImageCache:
         try:
             with open_image(part, FORMATS) as image:
                 width, height = image.size
+                orientation = orientation_of(image)
                 if width * height > self._max_pixels:
                     raise ImageError(
                         f"task {task_id}: expected at most {self._max_pixels / 1e6:g} megapixels, got "
@@ -203,7 +245,7 @@ class ImageCache:
                     )
                 with self._decoding_large if 4 * width * height > self._max_pixels else nullcontext():
                     image.load()
-                    return self._finish(image, converted)
+                    return self._finish(image, orientation, converted)
         except ImageError:
             raise
         except UnidentifiedImageError:
@@ -219,13 +261,12 @@ class ImageCache:
             ) from None
 
     @staticmethod
-    def _finish(image: Image.Image, converted: Path) -> tuple[str | None, int, int]:
-        orientation, trusted = _orientation(image)
+    def _finish(image: Image.Image, orientation: int, converted: Path) -> tuple[str | None, int, int]:
         plain = image.mode in ("RGB", "L") and "transparency" not in image.info
         suffix = _AS_IS.get("JPEG" if image.format == "MPO" else image.format or "")
-        if plain and trusted and orientation == 1 and suffix is not None:
+        if plain and orientation == 1 and _is_turned_by_none(image) and suffix is not None:
             return suffix, *image.size
-        upright = ImageOps.exif_transpose(image) if trusted and orientation != 1 else image
+        upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
         shown = _as_rgb(upright)
         with converted.open("wb") as file:
             shown.save(file, format="PNG", compress_level=1)
@@ -279,13 +320,12 @@ def prune_images(
     return Evicted(evicted, freed, left - freed)
 
 
-def _orientation(image: Image.Image) -> tuple[int, bool]:
-    """EXIF orientation 1..8, and whether the EXIF data could be read."""
+def _is_turned_by_none(image: Image.Image) -> bool:
+    """Whether no program turns a file: some, such as a detector's reader, look where browsers do not."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1) in (0, 1, None)
     except _DECODE_ERRORS:
-        return 1, False
-    return (value, True) if value in range(1, 9) else (1, value in (0, None))
+        return False
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -47,6 +47,12 @@ def same_origin(url: httpx.URL, base: httpx.URL) -> bool:
     return (base.scheme, _port(base), url.scheme, _port(url)) == ("http", 80, "https", 443)
 
 
+def _rest_below(base: httpx.URL, url: httpx.URL) -> str | None:
+    """Path and query of ``url`` below ``base``, from the slash on and as written; None when it is not below it."""
+    prefix, path = base.raw_path.decode("ascii").rstrip("/"), url.raw_path.decode("ascii")
+    return path.removeprefix(prefix) if same_origin(url, base) and path.startswith(prefix + "/") else None
+
+
 def _port(url: httpx.URL) -> int | None:
     return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
@@ -81,15 +87,10 @@ class Addresses:
             prefix = next((p for p in known if p and url.startswith(p + "/")), "")
             return self.base + url.removeprefix(prefix)
         parsed = httpx.URL(url)
-        if same_origin(parsed, httpx.URL(self.base)):
+        if _rest_below(httpx.URL(self.base), parsed) is not None:
             return url
-        for address in self.others:
-            other = httpx.URL(address)
-            prefix = other.path.rstrip("/")
-            if same_origin(parsed, other) and (not prefix or parsed.path.startswith(prefix + "/")):
-                rest = parsed.raw_path.decode("ascii")
-                return self.base + rest.removeprefix(other.raw_path.decode("ascii").rstrip("/"))
-        return None
+        rests = (_rest_below(httpx.URL(address), parsed) for address in self.others)
+        return next((self.base + rest for rest in rests if rest is not None), None)
 
     def path_of(self, url: str) -> str:
         """The path of one of Label Studio's own addresses below its base, decoded, without query."""

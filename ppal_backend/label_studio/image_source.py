@@ -274,7 +274,7 @@ class GuardedNetwork(httpcore.NetworkBackend):
 class ImageSource:
     """Opens images for :class:`ppal_backend.datasets.images.ImageCache`.
 
-    The token goes to Label Studio's own origin only, and no longer once a redirect has left it. Other hosts are
+    The token goes to Label Studio's own address only, and no longer once a redirect has left it. Other hosts are
     reached directly (no proxy) and only at addresses that :class:`HostRules` lets pass, on every redirect anew.
 
     Args:
@@ -421,21 +421,24 @@ class ImageSource:
         status = response.status
         if status == 200:
             return
-        if own and status == 401:
+        signed = own and target.signed
+        if signed and status == 401:
             raise LabelStudioAuthError(
                 f"Label Studio refused the token for an image; {self._client.transport.auth.advice}"
             )
         silent = own and status in _NO_ANSWER_BEHIND
-        if (own and status in _BUSY) or (silent and not self._is_label_studio_up()):
+        if (signed and status in _BUSY) or (silent and not self._is_label_studio_up()):
             raise LabelStudioUnavailable(
                 f"Label Studio answered {status} for {safe_url(target.url)}; try again, see its log if it lasts"
             )
-        gone = own and status in (404, 424, 500)
+        gone = signed and status in (404, 424, 500)
         why = f"status {status}" + (": Label Studio finds no such file or storage" if gone else "")
         if silent:
             why += f" {self._tries} times, while Label Studio answers everything else"
         advice = "check the file and the storage connection"
-        if own and status == 403:
+        if status == 401:
+            advice = "use an address that needs no login, or a storage connection"
+        if signed and status == 403:
             advice = "check the file, the storage connection and that the token's user may see the project"
             if "/data/local-files" in target.url:
                 advice = (

@@ -6,13 +6,15 @@ import json
 import unicodedata
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from ppal_backend.datasets.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage
-from ppal_backend.datasets.ground_truth import read_user_coco
+from ppal_backend.datasets.ground_truth import read_user_coco, shown_size
 from ppal_backend.errors import DatasetError
+from tests.datasets.test_images import TURNED_BY_BROWSERS, oriented
 
 
 def dataset() -> CocoDataset:
@@ -212,6 +214,27 @@ def test_boxes_of_the_stored_picture_are_turned_with_it(tmp_path, orientation, w
     ys, xs = np.nonzero(shown)
     assert (xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()) == wanted
     assert found.annotations[0].bbox_xywh == wanted
+
+
+@pytest.mark.parametrize("place", [name for name in oriented(Image.new("RGB", (60, 40))) if name != "WebP EXIF"])
+def test_a_picture_has_the_size_that_a_browser_shows(tmp_path, place):
+    path = tmp_path / "a"
+    path.write_bytes(oriented(Image.new("RGB", (60, 40)))[place])
+    assert shown_size(path) == ((40, 60, 6) if place in TURNED_BY_BROWSERS else (60, 40, 1))
+
+
+def test_a_turned_tiff_has_the_size_of_its_pixels(tmp_path):
+    picture(tmp_path / "a.tiff", (60, 40), orientation=6)
+    assert shown_size(tmp_path / "a.tiff") == (40, 60, 1)
+    assert cv2.imdecode(np.fromfile(tmp_path / "a.tiff", np.uint8), cv2.IMREAD_COLOR).shape == (60, 40, 3)
+
+
+def test_a_picture_that_browsers_and_detectors_turn_differently_is_refused_by_name(tmp_path):
+    picture(tmp_path / "images" / "a.webp", (60, 40), orientation=6)
+    picture(tmp_path / "images" / "b.webp", (60, 40), orientation=1)
+    path = user_file(tmp_path, [("a.webp", 60, 40), ("b.webp", 60, 40)])
+    with pytest.raises(DatasetError, match=r"got 1 files .*WebP .* \(save these upright\), such as .*/a\.webp'\];"):
+        read_user_coco(path)
 
 
 def test_another_size_than_the_pictures_is_refused_by_name(tmp_path):

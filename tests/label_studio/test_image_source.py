@@ -252,6 +252,17 @@ def test_answers_that_are_no_image(own):
         read(images, "/data/x")
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 503])
+def test_what_is_answered_without_the_token_is_the_images_fault(own, status):
+    """Pictures with a login of their own, served by the same web server: the round waited for another token."""
+    own.answers["/pictures/a.jpg"] = (status, {"WWW-Authenticate": 'Basic realm="pictures"'}, b"")
+    with pytest.raises(ImageError, match=f"http.*/pictures/a.jpg, got status {status}; ") as caught:
+        read(source(own), own.url + "/pictures/a.jpg")
+    assert ("an address that needs no login" in str(caught.value)) == (status == 401)
+    assert "token" not in str(caught.value)
+    assert {sent for _, sent in own.asked} == {None}
+
+
 @pytest.mark.parametrize("answer", [502, 504, "none"])
 def test_an_image_that_a_running_label_studio_never_sends_is_that_images_fault(own, answer):
     """A proxy before it gives up on a slow storage: one such image held up its round for ever."""
@@ -423,13 +434,29 @@ def test_other_names_of_one_label_studio_are_asked_for_at_our_own_address(base, 
     assert (target.url, target.signed, target.own) == (base + wanted, True, True)
 
 
+@pytest.mark.parametrize("own", [Addresses(HERE, (PEOPLE,)), Addresses(PEOPLE), Addresses(PEOPLE + "/")])
 @pytest.mark.parametrize(
     "url",
-    ["https://people.test/other/data/upload/a.jpg", "https://people.test:444/label-studio/data/a.jpg", "http://evil.test/data/a.jpg"],
-)  # fmt: skip
-def test_what_is_beside_label_studio_is_another_host(url):
-    target = target_of(1, url, Addresses(HERE, (PEOPLE,)))
+    [
+        "https://people.test/other/data/upload/a.jpg",
+        "https://people.test/data/a.jpg",
+        "https://people.test/projects/wiki/a.jpg",
+        "https://people.test/label-studio-2/data/a.jpg",
+        "https://people.test/label-studio%2Fdata/a.jpg",
+        "https://people.test/label-studio%2F@evil.test/data/a.jpg",
+        "https://people.test:444/label-studio/data/a.jpg",
+        "http://evil.test/data/a.jpg",
+    ],
+)
+def test_what_is_beside_label_studio_is_another_host(own, url):
+    """Another application on its web server was sent the token; "%2F@" sent requests past the rules for hosts."""
+    target = target_of(1, url, own)
     assert (target.url, target.signed, target.own) == (url, False, False)
+
+
+def test_a_path_upwards_out_of_label_studio_is_not_its_own():
+    target = target_of(1, PEOPLE + "/../data/a.jpg", Addresses(PEOPLE))
+    assert (target.url, target.signed, target.own) == ("https://people.test/data/a.jpg", False, False)
 
 
 def test_who_names_himself_label_studio_gets_no_request_and_no_token():
