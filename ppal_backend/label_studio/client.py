@@ -306,6 +306,10 @@ class LabelStudioClient:
                 raise LabelStudioError(f"expected an export of {len(batch)} tasks, got {type(answer).__name__}")
             yield from answer
 
+    def exported_stamps(self, project_id: int, task_ids: Iterable[int]) -> Iterator[TaskStamp]:
+        """Yield those of some tasks that have an annotation, as :meth:`tasks_updated_since` does."""
+        yield from map(_stamp, self.exported_tasks(project_id, task_ids))
+
     def import_predictions(self, project_id: int, body: bytes) -> int:
         """Import predictions in one request and return how many Label Studio created.
 
@@ -425,30 +429,36 @@ class LabelStudioClient:
     def _pages_by_change(
         self, project_id: int, since: str | datetime | None, include: str, annotations: bool = False
     ) -> Iterator[dict[str, Any]]:
-        cursor, page, given, seen = _timestamp(since), 1, 0, set[tuple[int, str]]()
+        cursor, operator, seen = _timestamp(since), "greater_or_equal", set[tuple[int, str]]()
         while True:
-            filters = [_filter("updated_at", "greater_or_equal", "Datetime", cursor)] if cursor else []
-            answer = self._page(project_id, filters, "tasks:updated_at", include, page, annotations)
-            tasks = answer["tasks"]
-            given += len(tasks)
+            filters = [_filter("updated_at", operator, "Datetime", cursor)] if cursor else []
+            answer = self._page(project_id, filters, "tasks:updated_at", include, annotations)
+            tasks: Iterable[dict[str, Any]] = answer["tasks"]
+            is_last = _is_last(answer)
+            if not is_last:
+                first, cursor = (_timestamp(str(answer["tasks"][i]["updated_at"])) for i in (0, -1))
+                operator = "greater_or_equal"
+                if first == cursor:  # a bulk action gives many tasks one time, and their order is left to the database
+                    same = [_filter("updated_at", "equal", "Datetime", cursor)]
+                    tasks, operator = self._pages_by_id(project_id, same, include, annotations), "greater"
             for task in tasks:
                 task["updated_at"] = _timestamp(str(task["updated_at"]))
                 stamp = int(task["id"]), str(task["updated_at"])
                 if stamp not in seen:
                     seen.add(stamp)
                     yield task
-            if _is_last(answer, given):
+            if is_last:
                 return
-            last = str(tasks[-1]["updated_at"])
-            cursor, page, given = (cursor, page + 1, given) if last == cursor else (last, 1, 0)
 
-    def _pages_by_id(self, project_id: int, filters: list[dict[str, Any]], include: str) -> Iterator[dict[str, Any]]:
+    def _pages_by_id(
+        self, project_id: int, filters: list[dict[str, Any]], include: str, annotations: bool = False
+    ) -> Iterator[dict[str, Any]]:
         last: int | None = None
         while True:
             after = [] if last is None else [_filter("id", "greater", "Number", last)]
-            answer = self._page(project_id, filters + after, "tasks:id", include)
+            answer = self._page(project_id, filters + after, "tasks:id", include, annotations)
             yield from answer["tasks"]
-            if _is_last(answer, len(answer["tasks"])):
+            if _is_last(answer):
                 return
             last = int(answer["tasks"][-1]["id"])
 
@@ -461,15 +471,14 @@ class LabelStudioClient:
         filters: list[dict[str, Any]],
         ordering: str,
         include: str,
-        page: int = 1,
         annotations: bool = False,
         size: int | None = None,
     ) -> dict[str, Any]:
-        """A page of tasks with how many there are in all (``total``); one beyond the last has no tasks."""
+        """The first page of tasks with how many there are in all (``total``)."""
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]}
         params = {
             "project": project_id,
-            "page": page,
+            "page": 1,
             "page_size": size or PAGE_SIZE,
             "include": include,
             "resolve_uri": "false",
@@ -477,12 +486,7 @@ class LabelStudioClient:
         }
         if annotations:
             params["fields"] = "all"
-        try:
-            answer = self.transport.get("/api/tasks", params)
-        except NotFound:
-            if page == 1:
-                raise
-            return {"tasks": []}
+        answer = self.transport.get("/api/tasks", params)
         if not isinstance(answer, dict) or not isinstance(answer.get("tasks"), list):
             raise LabelStudioError("expected a page of tasks, got something else; check Label Studio's version")
         return answer
@@ -504,10 +508,10 @@ def read_export(path: Path) -> Iterator[dict[str, Any]]:
             ) from None
 
 
-def _is_last(answer: Mapping[str, Any], given: int) -> bool:
-    """Whether a page ends the listing of which ``given`` tasks have come: a short page alone need not."""
-    total = answer.get("total")
-    return not answer["tasks"] or (given >= total if isinstance(total, int) else len(answer["tasks"]) < PAGE_SIZE)
+def _is_last(answer: Mapping[str, Any]) -> bool:
+    """Whether a page holds all the tasks that were asked for: a short one alone need not."""
+    total, given = answer.get("total"), len(answer["tasks"])
+    return not given or (given >= total if isinstance(total, int) else given < PAGE_SIZE)
 
 
 def _filter(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -74,6 +74,12 @@ class AnnotationLedger:
         with self._database.reading() as session:
             return session.scalar(query) or 0
 
+    def count(self, project_id: int) -> int:
+        """Usable annotations whose task is known."""
+        query = select(func.count(AnnotationRow.task_id)).where(*_usable(project_id))
+        with self._database.reading() as session:
+            return session.scalar(query) or 0
+
     def see(self, project_id: int, annotations: Iterable[SeenAnnotation]) -> None:
         """Insert or update annotations, the last word about one counts; seeing one twice changes nothing."""
         seen: dict[int, SeenAnnotation] = {}

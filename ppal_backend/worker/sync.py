@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,7 +20,7 @@ from ppal_backend.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from ppal_backend.label_studio.client import LabelStudioClient
+from ppal_backend.label_studio.client import LabelStudioClient, TaskStamp
 from ppal_backend.label_studio.source import open_client
 from ppal_backend.logs import log_context
 from ppal_backend.operations import upkeep
@@ -51,12 +51,13 @@ class TaskUpdate:
 @dataclass(frozen=True)
 class ProjectState:
     """What Label Studio says of a project as a whole: tasks, those with annotations other than ground truths, labeling
-    config, name."""
+    config, name, submitted annotations."""
 
     tasks: int
     annotated_tasks: int
     label_config: str
     title: str = ""
+    annotations: int = 0
 
 
 class RemoteProjects:
@@ -73,16 +74,14 @@ class RemoteProjects:
     def state(self, project_id: int) -> ProjectState:
         """The project as a whole, in one request."""
         found = self._client(project_id).project(project_id)
-        tasks, annotated = (int(found.get(name) or 0) for name in ("task_number", "num_tasks_with_annotations"))
-        return ProjectState(tasks, annotated, str(found.get("label_config") or ""), str(found.get("title") or ""))
+        config, title = (str(found.get(name) or "") for name in ("label_config", "title"))
+        counts = ("task_number", "num_tasks_with_annotations", "total_annotations_number")
+        tasks, annotated, annotations = (int(found.get(name) or 0) for name in counts)
+        return ProjectState(tasks, annotated, config, title, annotations)
 
     def updates(self, project_id: int, since: str) -> Iterator[TaskUpdate]:
         """Tasks that changed at or after a time ("" = ever), piece by piece, the oldest change first."""
-        for stamp in self._client(project_id).tasks_updated_since(project_id, since or None):
-            seen = tuple(
-                SeenAnnotation(a.id, stamp.id, not a.was_cancelled, _moment(a.updated_at)) for a in stamp.annotations
-            )
-            yield TaskUpdate(stamp.id, stamp.updated_at, seen)
+        return map(_update, self._client(project_id).tasks_updated_since(project_id, since or None))
 
     def annotated_tasks(self, project_id: int) -> Iterator[int]:
         """Ids of all tasks that have an annotation now."""
@@ -92,10 +91,9 @@ class RemoteProjects:
         """How many tasks have an annotation now."""
         return self._client(project_id).annotated_task_count(project_id)
 
-    def annotations_of(self, project_id: int, task_ids: Sequence[int]) -> set[int]:
-        """Ids of the submitted annotations that some tasks have, by the annotations themselves and no counter."""
-        tasks = self._client(project_id).exported_tasks(project_id, task_ids)
-        return {int(a["id"]) for task in tasks for a in task.get("annotations") or () if not a.get("was_cancelled")}
+    def exported(self, project_id: int, task_ids: Sequence[int]) -> Iterator[TaskUpdate]:
+        """Those of some tasks that have an annotation, by the annotations themselves and no counter."""
+        return map(_update, self._client(project_id).exported_stamps(project_id, task_ids))
 
     def check(self, project_id: int) -> Mapping[str, str]:
         """What is wrong with the queue that is served and with the webhook, by topic ("" = nothing); what is ours to
@@ -131,6 +129,8 @@ class Synchroniser:
         self._remote, self._enqueue_round = remote, enqueue_round
         self._next_poll: dict[int, float] = {}
         self._polling: dict[int, threading.Thread] = {}
+        self._polled_from: dict[int, str] = {}  # the time of change from which the last whole poll read
+        self._missed: dict[int, int] = {}  # annotations that Label Studio counts and no listing showed
 
     def __call__(self, project_id: int) -> None:
         """Handle the events of a project that wait, and decide on a round."""
@@ -226,25 +226,30 @@ class Synchroniser:
             self._store.rounds.request(project.id, "train", "training was started by hand")
 
     def _poll(self, project: ProjectRecord) -> None:
-        """Take in what changed, and tasks that no event told of."""
+        """Take in what changed, and tasks that no event told of.
+
+        Tasks of the time at which the last poll ended are read once more, since another one may have come to that time
+        meanwhile, but not by every poll: a bulk action gives thousands of tasks one time.
+        """
         projects, until = self._store.projects, project.polled_until
+        since = _after(until) if self._polled_from.get(project.id) == until else until
         annotated = self._store.ledger.task_count(project.id)  # read first: events come in meanwhile
         try:
             state = self._remote.state(project.id)
-            updates = iter(self._remote.updates(project.id, until))
-            while batch := list(islice(updates, POLL_BATCH)):
-                self._store.ledger.see_tasks(project.id, {u.task_id: u.annotations for u in batch})
+            for batch in self._take_in(project.id, self._remote.updates(project.id, since)):
                 until = max(until, *(u.updated_at for u in batch))
                 projects.polled(project.id, until)  # a poll that is cut off goes on from here
             fewer = project.task_count is not None and state.tasks < project.task_count
             # A change of tasks does not show that tasks are gone, and the count may lack no more than ground truths.
             if fewer or (state.annotated_tasks < annotated and self._remote.annotated_count(project.id) < annotated):
                 self._forget_deleted(project.id)
+            self._find_missed(project.id, state.annotations)
         except (LabelStudioError, SettingsError) as error:
             log.warning("project %d could not be polled: %s", project.id, error)
             projects.set_problem(project.id, "poll", str(error))
             projects.poll_ended(project.id, failure_of(error))
             return
+        self._polled_from[project.id] = project.polled_until
         projects.polled(project.id, until)
         projects.set_problem(project.id, "poll", "")
         projects.poll_ended(project.id, title=state.title)
@@ -253,6 +258,13 @@ class Synchroniser:
         with projects.locked(project.id):
             if projects.set_task_count(project.id, state.tasks):
                 self._request_for_new_tasks(project)
+
+    def _take_in(self, project_id: int, updates: Iterable[TaskUpdate]) -> Iterator[list[TaskUpdate]]:
+        """Take in tasks as they are now, and yield them, a batch at a time."""
+        waiting = iter(updates)
+        while batch := list(islice(waiting, POLL_BATCH)):
+            self._store.ledger.see_tasks(project_id, {u.task_id: u.annotations for u in batch})
+            yield batch
 
     def _check_upkeep(self, project_id: int) -> None:
         try:
@@ -267,9 +279,29 @@ class Synchroniser:
         known = self._store.ledger.usable(project_id)  # read first: what is annotated after this is not looked at
         there = set(self._remote.annotated_tasks(project_id))
         unlisted = {annotation: task for annotation, task in known.items() if task is not None and task not in there}
-        gone = unlisted.keys() - self._remote.annotations_of(project_id, sorted(set(unlisted.values())))
+        kept = self._remote.exported(project_id, sorted(set(unlisted.values())))
+        gone = unlisted.keys() - {a.annotation_id for u in kept for a in u.annotations if a.usable}
         self._store.ledger.deleted(project_id, gone)
         log.info("project %d: %d annotations are gone with their tasks", project_id, len(gone))
+
+    def _find_missed(self, project_id: int, counted: int) -> None:
+        """Take in annotated tasks that no change showed: an import shows at its end, with times from its beginning, and
+        a poll may have seen later ones by then. What this does not find is not looked for again until it is more.
+
+        Args:
+            project_id: Project.
+            counted: Submitted annotations by Label Studio's count, which was made before the changes were read.
+        """
+        ledger = self._store.ledger
+        missed = max(0, counted - ledger.count(project_id))
+        if missed > self._missed.get(project_id, 0):
+            unknown = set(self._remote.annotated_tasks(project_id)) - ledger.labelled_tasks(project_id)
+            found = 0
+            for batch in self._take_in(project_id, self._remote.exported(project_id, sorted(unknown))):
+                found += sum(a.usable for u in batch for a in u.annotations)
+            log.info("project %d: %d of %d annotations that no change showed were found", project_id, found, missed)
+            missed = max(0, missed - found)
+        self._missed[project_id] = missed
 
     def _request_for_new_tasks(self, project: ProjectRecord) -> None:
         """Tasks came: they are ranked, unless a training is going to list them itself. One whose export has begun may
@@ -375,6 +407,17 @@ def failure_of(error: Exception) -> str:
     """Which kind of failure a request to Label Studio ended in: ``unavailable``, ``token`` or ``other``."""
     kinds = ((LabelStudioUnavailable, "unavailable"), (LabelStudioAuthError, "token"))
     return next((name for kind, name in kinds if isinstance(error, kind)), "other")
+
+
+def _update(stamp: TaskStamp) -> TaskUpdate:
+    seen = (SeenAnnotation(a.id, stamp.id, not a.was_cancelled, _moment(a.updated_at)) for a in stamp.annotations)
+    return TaskUpdate(stamp.id, stamp.updated_at, tuple(seen))
+
+
+def _after(told: str) -> str:
+    """The next moment after a time that Label Studio told."""
+    moment = _moment(told)
+    return told if moment is None else (moment + timedelta(microseconds=1)).isoformat() + "Z"
 
 
 def _moment(text: object) -> datetime | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
+import random
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,7 +31,8 @@ PAT = jwt("refresh", lifetime_s=10**9, tag="pat")
 
 
 class FakeLabelStudio:
-    """Tasks, annotations and predictions of projects; ``fault`` may answer or raise before a request is handled."""
+    """Tasks, annotations and predictions of projects; ``fault`` may answer or raise before a request is handled. Tasks
+    of one time come in another order with every request, as PostgreSQL may give them."""
 
     def __init__(self, tasks: int = 5) -> None:
         self.tasks: dict[int, dict[str, Any]] = {}
@@ -142,7 +145,8 @@ class FakeLabelStudio:
                     since = datetime.strptime(item["value"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
                 except ValueError as error:
                     return httpx.Response(500, json={"detail": str(error)})
-                rows = [t for t in rows if datetime.fromisoformat(t[column]) >= since]
+                compare = _COMPARE[item["operator"]]
+                rows = [t for t in rows if compare(datetime.fromisoformat(t[column]), since)]
             elif item["operator"] == "greater":
                 rows = [t for t in rows if t[column] > item["value"]]
             else:
@@ -150,6 +154,7 @@ class FakeLabelStudio:
         by = query["ordering"][0]
         by_time = by.endswith("updated_at")
         column = by.removeprefix("-").removeprefix("tasks:")
+        random.Random(len(self.requests)).shuffle(rows)
         rows.sort(key=lambda t: datetime.fromisoformat(t[column]) if by_time else t[column], reverse=by.startswith("-"))
         part = rows[(page - 1) * size : page * size]
         if not part and page > 1:
@@ -222,6 +227,9 @@ class FakeLabelStudio:
             hook.update({"actions": []} | body)
             return httpx.Response(200, json=hook)
         return httpx.Response(200, json=self.hooks)
+
+
+_COMPARE = {"greater_or_equal": operator.ge, "greater": operator.gt, "equal": operator.eq}
 
 
 def _counts(annotations: list[dict[str, Any]]) -> dict[str, int]:

@@ -120,6 +120,8 @@ def test_reading_tasks_and_annotations(project, tmp_path):
     assert by_id[first].annotations[0].id == made["id"]
     assert by_id[first].annotations[0].created_at == made["created_at"]
     assert [by_id[second].annotations[0].was_cancelled, by_id[project.tasks[5]].annotations] == [True, ()]
+    told = list(project.client.exported_stamps(project.id, project.tasks))
+    assert told == [by_id[i] for i in (first, second, third, fourth)], "an export tells the same"
     later = [s.id for s in project.client.tasks_updated_since(project.id, by_id[third].updated_at)]
     assert later == [third, fourth]
 
@@ -144,7 +146,8 @@ def test_tasks_that_have_only_a_ground_truth_are_counted(project):
     first, second = project.tasks[:2]
     project.annotate(first, [box()])
     project.annotate(second, [box()], ground_truth=True)
-    assert project.client.project(project.id)["num_tasks_with_annotations"] == 1
+    counts = project.client.project(project.id)
+    assert (counts["num_tasks_with_annotations"], counts["total_annotations_number"]) == (1, 2)
     assert list(project.client.annotated_task_ids(project.id)) == [first, second]
     assert project.client.annotated_task_count(project.id) == 2
 
@@ -178,6 +181,15 @@ def test_paging_over_many_tasks(label_studio, monkeypatch):
     assert len(project.tasks) == len(set(project.tasks)) == 30
     assert len(list(project.client.unlabelled_tasks(project.id))) == 30
     assert len({stamp.id for stamp in project.client.tasks_updated_since(project.id, None)}) == 30
+    for task_id in project.tasks[:20]:
+        project.annotate(task_id, [])
+    action = {"id": "delete_tasks_annotations", "project": project.id}
+    project.session.post("/api/dm/actions", params=action, json={"selectedItems": {"all": True, "excluded": []}})
+    stamps = list(project.client.tasks_updated_since(project.id, None))
+    assert sorted(stamp.id for stamp in stamps) == project.tasks
+    assert len({stamp.updated_at for stamp in stamps}) <= 11, "one action, one time"
+    at_once = list(project.client.tasks_updated_since(project.id, stamps[-1].updated_at))
+    assert sorted(stamp.id for stamp in at_once) == project.tasks[:20]
 
 
 def test_label_studio_serves_the_published_order_with_its_boxes(project):

@@ -23,7 +23,8 @@ class Remote:
     def __init__(self):
         self.changed, self.asked, self.error, self.tasks, self.config = [], [], None, 100, "<View/>"
         self.checked = {}
-        self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed``
+        self.late = []  # tasks that show only after later changes, with times from before them
+        self.annotated = None  # ids of the tasks that have annotations; None: those of ``changed`` and ``late``
         self.only_ground_truth = set()  # those that Label Studio leaves out of the project's own count
         self.listed = 0
 
@@ -31,11 +32,12 @@ class Remote:
         if self.error:
             raise self.error
         counted = [task for task in self._annotated() if task not in self.only_ground_truth]
-        return ProjectState(self.tasks, len(counted), self.config)
+        annotations = sum(a.usable for u in self.changed + self.late for a in u.annotations)
+        return ProjectState(self.tasks, len(counted), self.config, annotations=annotations)
 
     def updates(self, project_id, since):
         self.asked.append(since)
-        return [u for u in self.changed if u.updated_at >= since]
+        return [u for u in self.changed + self.late if u.updated_at >= since]
 
     def check(self, project_id):
         if isinstance(self.checked, Exception):
@@ -49,11 +51,13 @@ class Remote:
     def annotated_count(self, project_id):
         return len(self._annotated())
 
-    def annotations_of(self, project_id, task_ids):
-        return {a.annotation_id for u in self.changed if u.task_id in set(task_ids) for a in u.annotations}
+    def exported(self, project_id, task_ids):
+        return [u for u in self.changed + self.late if u.task_id in set(task_ids) and u.annotations]
 
     def _annotated(self):
-        return [u.task_id for u in self.changed if u.annotations] if self.annotated is None else self.annotated
+        if self.annotated is not None:
+            return self.annotated
+        return [u.task_id for u in self.changed + self.late if any(a.usable for a in u.annotations)]
 
 
 def at(hour):
@@ -373,6 +377,93 @@ def test_a_counter_that_is_too_low_does_not_pass_for_a_deletion(world, how):
     world.store.projects.polled(1, at(1))
     world.poll_now()
     assert world.store.ledger.usable(1) == {2: 20, 3: 30}
+
+
+def submit(world, task_id, hour):
+    """Somebody annotates a task, and a poll sees it."""
+    world.remote.changed.append(TaskUpdate(task_id, at(hour), (SeenAnnotation(task_id, task_id),)))
+    world.poll_now()
+
+
+def test_an_import_that_ends_after_a_later_submit_was_seen_counts_in_full(world, monkeypatch):
+    """Label Studio stamps its tasks when it begins and shows them when it ends; no poll asked for that time again."""
+    monkeypatch.setattr("ppal_backend.worker.sync.POLL_BATCH", 10)
+    submit(world, 7, hour=5)
+    world.remote.late = [TaskUpdate(i, at(2), (SeenAnnotation(i, i),)) for i in range(100, 125)]
+    world.remote.only_ground_truth = set(range(100, 125))  # as imported annotations are unless they say otherwise
+    world.poll_now()
+    assert world.store.ledger.labelled_tasks(1) == {7, *range(100, 125)} and world.rounds() == [("train", "pending")]
+    world.poll_now()
+    assert world.remote.listed == 1, "it adds up"
+
+
+def test_an_import_is_found_though_as_many_tasks_were_deleted(world):
+    submit(world, 7, hour=5)
+    submit(world, 8, hour=6)
+    world.remote.changed.pop()
+    world.remote.late, world.remote.tasks = [TaskUpdate(100, at(2), (SeenAnnotation(100, 100),))], 99
+    world.poll_now()
+    assert world.store.ledger.usable(1) == {7: 7, 100: 100}
+
+
+def test_what_cannot_be_found_is_looked_for_once_and_again_when_it_becomes_more(world):
+    """Otherwise each poll would list all annotated tasks."""
+    submit(world, 7, hour=5)
+    hidden, found = (TaskUpdate(i, at(2), (SeenAnnotation(i, i),)) for i in (100, 101))
+    world.remote.late, world.remote.annotated = [hidden], [7, 8, 9]  # the counter of 100 says 0
+    for hour in (8, 9):
+        submit(world, hour, hour)
+    assert world.remote.listed == 1 and world.store.ledger.labelled_tasks(1) == {7, 8, 9}
+    world.remote.late, world.remote.annotated = [hidden, found], [7, 8, 9, 101]
+    for _ in range(3):
+        world.poll_now()
+    assert world.remote.listed == 2 and world.store.ledger.labelled_tasks(1) == {7, 8, 9, 101}
+
+
+def test_skips_and_annotations_of_several_people_pass_for_none_that_are_missing(world):
+    skip = SeenAnnotation(1, 7, usable=False)
+    several = SeenAnnotation(2, 8), SeenAnnotation(3, 8), SeenAnnotation(4, 8, usable=False)
+    world.remote.changed = [TaskUpdate(7, at(1), (skip,)), TaskUpdate(8, at(2), several)]
+    for _ in range(3):
+        world.poll_now()
+    assert world.remote.listed == 0
+
+
+def test_tasks_of_one_time_are_read_again_by_the_next_poll_and_by_none_after_it(world):
+    """A bulk action gives all its tasks one time: every poll read them all for as long as nothing newer changed."""
+    read = []
+
+    def updates(project_id, since):
+        for update in Remote.updates(world.remote, project_id, since):
+            if not since or datetime.fromisoformat(update.updated_at) >= datetime.fromisoformat(since):
+                read.append(update.task_id)
+                yield update
+
+    world.remote.updates = updates
+    world.remote.changed = [TaskUpdate(i, f"2026-01-02T00:00:00.0000{n:02d}Z", ()) for n, i in ((4, 1), (5, 2), (5, 3))]
+    for _ in range(4):
+        world.poll_now()
+    assert read == [1, 2, 3, 2, 3], "a task may come late to its time"
+    world.remote.changed.append(TaskUpdate(4, "2026-01-02T00:00:00.000006Z", ()))
+    for _ in range(4):
+        world.poll_now()
+    assert read[5:] == [4, 4]
+
+
+def test_a_poll_that_is_cut_off_within_a_time_reads_it_again(world, monkeypatch):
+    monkeypatch.setattr("ppal_backend.worker.sync.POLL_BATCH", 2)
+    same = [TaskUpdate(i, "2026-01-02T00:00:00.000000Z", (SeenAnnotation(i, i),)) for i in range(5)]
+
+    def cut_off(project_id, since):
+        yield from same[:2]
+        raise LabelStudioUnavailable("the connection broke")
+
+    for _ in range(3):
+        world.remote.updates = cut_off
+        world.poll_now()
+    world.remote.changed, world.remote.updates = same, lambda *asked: Remote.updates(world.remote, *asked)
+    world.poll_now()
+    assert world.store.ledger.labelled_tasks(1) == {0, 1, 2, 3, 4}
 
 
 def test_the_poll_notices_new_tasks_that_no_event_told_of_and_tells_of_none_twice(world):
