@@ -144,7 +144,7 @@ class Settings(ProjectDefaults, BaseSettings):
     label_studio_api_key: SecretStr = Field(SecretStr(""), validation_alias="LABEL_STUDIO_API_KEY")
     model_dir: Path = Field(Path("ppal-data"), validation_alias="MODEL_DIR")
     cache_dir: Path = Field(
-        default_factory=lambda: Path.home() / ".cache" / "ppal",
+        Path("~/.cache/ppal"),
         validation_alias="PPAL_CACHE",
         description="what outlives a project: compiled packages, downloaded weights, the demo's database template",
     )
@@ -226,6 +226,11 @@ class Settings(ProjectDefaults, BaseSettings):
         settings = handler(values)
         settings._from_file = frozenset(from_file)
         return settings
+
+    @field_validator("model_dir", "cache_dir", "zoo_dir")
+    @classmethod
+    def _home_folder(cls, value: Path | None) -> Path | None:
+        return None if value is None else _expanded(value)
 
     @field_validator("label_studio_url", "label_studio_public_url", "public_url")
     @classmethod
@@ -363,10 +368,21 @@ def config_file() -> Path | None:
         SettingsError: ``PPAL_CONFIG`` names no file.
     """
     named = os.environ.get("PPAL_CONFIG", "")
-    path = Path(named or CONFIG_FILE)
+    try:
+        path = _expanded(Path(named or CONFIG_FILE))
+    except ValueError as error:
+        raise SettingsError(f"PPAL_CONFIG: {error}, got {named!r}") from None
     if named and not path.is_file():
         raise SettingsError(f"expected a settings file at PPAL_CONFIG, got no file {named}; correct or unset it")
     return path if path.is_file() else None
+
+
+def _expanded(path: Path) -> Path:
+    """A path whose leading ``~`` or ``~USER`` is the home folder: no shell has seen what stands in a file."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("expected the whole path, or ~ or ~USER of a user who has a home folder") from None
 
 
 def variables(field: str) -> tuple[str, ...]:

@@ -215,6 +215,27 @@ def test_an_override_goes_before_the_environment_and_the_file(toml, monkeypatch,
     assert load_settings(START_TRAINING_EACH_N_UPDATES=55).budget == 55
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(toml, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    toml('model_dir = "~/data"\nzoo_dir = "~/zoo"\n')
+    monkeypatch.delenv("MODEL_DIR", raising=False)
+    monkeypatch.setenv("PPAL_CACHE", "~/cache")
+    settings = load_settings()
+    assert settings.model_dir == tmp_path / "home/data" and settings.state_url.endswith("/home/data/ppal.db")
+    assert (settings.own_zoo, settings.cache_dir) == (tmp_path / "home/zoo", tmp_path / "home/cache")
+    (tmp_path / "home").mkdir()
+    toml("port = 2222\n", "home/other.toml")
+    monkeypatch.setenv("PPAL_CONFIG", "~/other.toml")
+    assert load_settings().port == 2222 and load_settings(MODEL_DIR="~").model_dir == tmp_path / "home"
+
+
+@pytest.mark.parametrize("variable", ["MODEL_DIR", "PPAL_CACHE", "PPAL_MODEL_ZOO", "PPAL_CONFIG"])
+def test_a_home_folder_that_nobody_knows_is_refused_by_the_settings_name(toml, monkeypatch, variable):
+    monkeypatch.setenv(variable, "~nobody-of-this-name/data")
+    with pytest.raises(SettingsError, match=rf"{variable}\b.*expected .*~nobody-of-this-name/data"):
+        load_settings()
+
+
 def test_ppal_config_names_another_file(toml, monkeypatch):
     toml("port = 1111\n")
     monkeypatch.setenv("PPAL_CONFIG", str(toml("port = 2222\n", "other.toml")))

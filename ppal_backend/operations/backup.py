@@ -17,19 +17,19 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as release_of
 from pathlib import Path
 from typing import Any
 
 from ppal_backend.detector.zoo import ZOO_FILE
-from ppal_backend.errors import StateError, StoreUnavailable
+from ppal_backend.errors import NoState, StateError, StoreUnavailable
 from ppal_backend.files import atomic_file, sha256_of
 from ppal_backend.operations.pruning import move_lost_away
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.settings import CONFIG_FILE, Settings
-from ppal_backend.store import Store, database_file, open_store
+from ppal_backend.store import Database, Store, database_file, open_store
 from ppal_backend.structures.round import OnProgress, Progress
 
 log = logging.getLogger(__name__)
@@ -112,34 +112,39 @@ def restore(
         on_progress: told bytes of ``checking``.
 
     Raises:
-        StateError: ``source`` is no backup or damaged, there is data and not ``force``, or a round is running.
+        StateError: ``source`` is no backup, damaged, or of a newer release; there is data and not ``force``, or a
+            database outside the data folder; or a round is running.
     """
     if not source.is_file():
         raise StateError(f"expected a backup made by ppal backup, got no file {source}; correct the path")
     root = _made(settings.model_dir.resolve())
     manifest = _manifest_of(source)
+    if force:
+        _refuse_while_running(settings)
+    place = _place_of_database(settings, manifest)
     brought = {name.split("/")[0] for name in manifest["sha256"]}
-    occupied = [path for path in root.iterdir() if path.name in brought or not _stays(path, settings)]
-    if occupied and not force:
+    if not force and (there := _occupied(root, brought, settings)):
         raise StateError(
-            f"expected an empty data folder to restore to, got {root} with {len(occupied)} entries; use "
+            f"expected an empty data folder to restore to, got {root} with {len(there)} entries; use "
             "--force to move them aside"
         )
-    if occupied:
-        _refuse_while_running(settings)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as scratch, contextlib.ExitStack() as at_the_end:
         _unpack(source, manifest["sha256"], Path(scratch), on_progress)
-        database = _place_of_database(settings, manifest)
+        if place is not None:
+            database = _at_this_schema(Path(scratch) / DATABASE, source)
+            copy = at_the_end.enter_context(atomic_file(place))  # its disk may be another one
+            with database.open("rb") as file:
+                shutil.copyfileobj(file, copy)
+            copy.flush()
+        occupied = _occupied(root, brought, settings)  # SQLite's log comes and goes
         if occupied:
             aside = root / f"replaced-{int(time.time())}"
             aside.mkdir()
             for path in occupied:
                 path.rename(aside / path.name)
             log.warning("what was in %s is now in %s", root, aside)
-        for path in Path(scratch).iterdir():
-            if path.name != MANIFEST:
-                path.rename(database if database is not None and path.name == DATABASE else root / path.name)
-    open_store(settings).close()  # brings an older schema up to date, or says that it is too new
+        for name in brought - {DATABASE}:
+            (Path(scratch) / name).rename(root / name)
     _warn_of_missing(settings, manifest)
     return manifest
 
@@ -276,26 +281,50 @@ def _place_of_database(settings: Settings, manifest: dict[str, Any]) -> Path | N
         raise StateError(
             "the backup holds a SQLite database, but PPAL_DATABASE_URL names another kind; unset it to restore"
         )
-    if place.parent != settings.model_dir.resolve() and place.exists():
-        raise StateError(f"expected no database at {place} yet, got one; move it away, then restore")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = (f"{place.name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+    there = [name for name in beside if (place.parent / name).exists()]
+    if there and place.parent.resolve() != settings.model_dir.resolve():
+        raise StateError(
+            f"expected no database at {place} yet, got {', '.join(there)} in {place.parent}; stop the worker and the "
+            "service, move them away together, then restore"
+        )
     return place
 
 
+def _at_this_schema(database: Path, source: Path) -> Path:
+    """The unpacked database, brought to the schema of this release where it is older."""
+    try:
+        Database(f"sqlite:///{database}").close()
+    except StateError as error:
+        raise StateError(f"the backup {source} cannot be used, nothing was changed: {error}") from None
+    return database
+
+
 def _refuse_while_running(settings: Settings) -> None:
-    source = database_file(settings.state_url)
-    if source is not None and not source.is_file():
+    """Asks the database that is to be replaced, of whatever release; one that cannot be read is no hindrance."""
+    try:
+        with contextlib.closing(open_store(settings, create=False, any_schema=True)) as store:
+            busy = store.rounds.held_projects()
+    except NoState:
         return
-    with contextlib.closing(open_store(settings)) as store:
-        busy = [p.id for p in store.projects.all() if store.rounds.is_held(p.id)]
+    except (StateError, StoreUnavailable) as error:
+        log.warning("cannot tell whether a round is running, --force goes on: %s", str(error).rpartition("; ")[0])
+        return
     if busy:
         raise StateError(f"a round of project {busy[0]} is running; stop the worker and the service, then restore")
 
 
+def _occupied(root: Path, brought: Collection[str], settings: Settings) -> list[Path]:
+    """Entries of the data folder that a restore moves aside."""
+    return [path for path in root.iterdir() if path.name in brought or not _stays(path, settings)]
+
+
 def _stays(path: Path, settings: Settings) -> bool:
-    """Whether an entry of the data folder is no state: settings, backups (the image starts there), cache, and the
-    operator's own detectors."""
-    place, zoo = path.resolve(), settings.own_zoo
+    """Whether an entry of the data folder is no state: settings, backups (the image starts there), cache, the
+    operator's own detectors, and a folder that holds the database, which may be a disk."""
+    place, zoo, database = path.resolve(), settings.own_zoo, database_file(settings.state_url)
+    if database is not None and place in (database.parent.resolve() / database.name).parents:
+        return True
     mine = path.name == CONFIG_FILE or path.suffix == ".tar" or place == settings.cache_dir.resolve()
     return mine or path.name.startswith((".", "replaced-")) or place == zoo or place in zoo.parents
 

@@ -22,6 +22,7 @@ from ppal_backend.errors import (
     LabelStudioError,
     LabelStudioUnavailable,
     QueueUnavailable,
+    StateError,
     StoreUnavailable,
 )
 from ppal_backend.service.payloads import ACTIONS
@@ -104,7 +105,7 @@ class _StateCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
             of_store = list(self._of_store())
-        except StoreUnavailable as error:  # what it would have told is missing then, the rest is not
+        except (StateError, StoreUnavailable) as error:  # what it would have told is missing then, the rest is not
             log.warning("%s", error)
             of_store = []
         yield GaugeMetricFamily("ppal_database_up", "1 when the state database answers.", value=int(bool(of_store)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 
-from ppal_backend.errors import StoreUnavailable
+from ppal_backend.errors import StateError, StoreUnavailable
 from ppal_backend.settings import Settings
 from ppal_backend.store import ALIVE_WITHIN_S, Store
 
@@ -33,7 +33,7 @@ def worker(store: Store) -> str:
     """Whether a worker has shown a sign of life."""
     try:
         age_s = store.workers.age_s()
-    except StoreUnavailable:
+    except (StateError, StoreUnavailable):
         return "nobody knows while the state database does not answer"
     if age_s is None:
         return "no worker runs on this state database; start ppal worker, or ppal up for both"

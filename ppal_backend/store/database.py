@@ -17,7 +17,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -41,6 +48,7 @@ _TOO_NEW = (
     "that release again, or restore a backup made by this one"
 )
 _MIGRATION_LOCK = 7_705_361  # names our advisory lock in PostgreSQL; any number that nobody else uses there
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FORBIDDEN = ("readonly database", "unable to open database file")
 _ALLOW = (
     f"let this user write to the file and to its folder (one mounted into a container: chown -R {os.geteuid()} it, on "
@@ -56,15 +64,18 @@ class Database:
         url: ``sqlite:///FILE``, ``sqlite://`` (in memory, for one process) or ``postgresql://…``.
         busy_timeout_s: how long a writer waits for another one under SQLite.
         create: make the database, or bring it to this release's schema; else it must be there and of this schema.
+        any_schema: without ``create``, it may be of another one: for what every release's tables have.
 
     Raises:
         SettingsError: the URL is none, or its driver is not installed.
         StoreUnavailable: the database does not answer, or is locked.
-        StateError: a newer release has used it, or without ``create`` an older one.
+        StateError: it is damaged, a newer release has used it, or without ``create`` an older one.
         NoState: without ``create``, there is none.
     """
 
-    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, create: bool = True) -> None:
+    def __init__(
+        self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S, create: bool = True, *, any_schema: bool = False
+    ) -> None:
         parsed = _parsed(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.name = shown_address(parsed)
@@ -78,8 +89,12 @@ class Database:
         self.engine = _engine(parsed, self.is_sqlite, in_memory, busy_timeout_s)
         # In memory there is one connection for all threads: they take turns.
         self._turn: AbstractContextManager[Any] = threading.RLock() if in_memory else nullcontext()
-        with self._translate_errors():
-            migrate(self.engine) if create else check_schema(self.engine)
+        try:
+            with self._translate_errors():
+                migrate(self.engine) if create else check_schema(self.engine, any_schema)
+        except BaseException:
+            self.engine.dispose()  # else SQLite's log stays beside the file
+            raise
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         self._open = threading.local()  # the transaction that this thread is in
 
@@ -163,6 +178,13 @@ class Database:
             forbidden = self.is_sqlite and any(words in reason for words in _FORBIDDEN)
             raise StoreUnavailable(
                 f"expected the state database {self.name} to answer, got: {reason}; {_ALLOW if forbidden else _WAIT}"
+            ) from error
+        except DatabaseError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                raise
+            raise StateError(
+                f"expected the state database {self.name} to be whole, got: {error.orig}; stop service and worker, "
+                "then bring a backup back with ppal restore FILE --force"
             ) from error
 
 
@@ -287,17 +309,19 @@ def migrate(engine: Engine) -> None:
             _upgrade(connection, found)
 
 
-def check_schema(engine: Engine) -> None:
+def check_schema(engine: Engine, any_schema: bool = False) -> None:
     """See that a database is at the schema of this release, and change nothing.
 
     Raises:
         NoState: it holds no tables.
-        StateError: it is at another schema.
+        StateError: it is at another schema, and not ``any_schema``.
     """
     with engine.connect() as connection:
         found = _revision(connection.execution_options(readonly=True))
     if found is None:
         raise NoState("expected the state of a backend in the database, got no tables")
+    if any_schema:
+        return
     if found < SCHEMA_VERSION:
         raise StateError(
             f"expected a state database of schema {SCHEMA_VERSION}, got {found} of an older release; stop that "

@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from ppal_backend.errors import StateError
 from ppal_backend.store.database import Database, IntegrityError, repeat_on_conflict
@@ -239,11 +239,13 @@ class RoundStore:
             row = session.scalar(_of(project_id, "running"))
             return None if row is None else _record(row)
 
-    def is_held(self, project_id: int) -> bool:
-        """Whether a live process runs a round of the project."""
+    def held_projects(self) -> list[int]:
+        """Projects of which a live process runs a round; asks only for columns that every release's table has."""
+        columns = load_only(RoundRow.project_id, RoundRow.lease_owner, RoundRow.lease_until)
+        query = select(RoundRow).where(RoundRow.state == "running").order_by(RoundRow.project_id).options(columns)
         with self._database.reading() as session:
-            row = session.scalar(_of(project_id, "running"))
-            return row is not None and bool(row.lease_owner) and not _is_free(row, self._database.now(session))
+            time = self._database.now(session)
+            return [row.project_id for row in session.scalars(query) if row.lease_owner and not _is_free(row, time)]
 
     def ask_cancel(self, round_id: int) -> None:
         """Ask the process that runs a round to stop it; a round that no process runs is cancelled at once.

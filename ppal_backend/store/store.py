@@ -52,14 +52,14 @@ class Store:
         self.database.close()
 
 
-def open_store(settings: Settings, create: bool = True) -> Store:
+def open_store(settings: Settings, create: bool = True, *, any_schema: bool = False) -> Store:
     """The store that the settings name; made when it does not exist, or without ``create`` an error.
 
     Raises:
         NoState: without ``create``, there is none.
-        StateError: another release has used it.
+        StateError: it is damaged, or another release has used it and not ``any_schema``.
     """
-    return Store(Database(settings.state_url, create=create))
+    return Store(Database(settings.state_url, create=create, any_schema=any_schema))
 
 
 def database_file(url: str) -> Path | None:

@@ -119,6 +119,23 @@ def test_only_migrate_changes_the_schema(run, tmp_path):
     assert run("status").exit_code == 0
 
 
+@pytest.mark.parametrize("words", ["status", "backup b.tar", "migrate", "doctor --json"])
+def test_a_damaged_database_is_told_and_restoring_a_backup_helps(run, tmp_path, words):
+    backend_in(tmp_path / "here/ppal-data").close()
+    assert run("backup good.tar").exit_code == 0
+    (tmp_path / "here/ppal-data/ppal.db").write_bytes(b"no database " * 999)
+    done = run(words)
+    assert done.exit_code == 1 and "ppal restore FILE --force" in done.output
+    if "doctor" in words:
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+        assert findings["state"]["state"] == "failed" and "ppal restore" in findings["state"]["advice"]
+    else:
+        assert len(done.stderr.strip().splitlines()) == 1
+    restored = run("restore good.tar --force")
+    assert restored.exit_code == 0 and "cannot tell whether a round is running" in restored.stderr
+    assert run("status 8").exit_code == 0
+
+
 @pytest.mark.parametrize("words", ["status", "pause 8", "backup b.tar", "migrate", "up", "doctor --json"])
 def test_a_database_that_this_user_may_not_use_is_told_with_what_helps(run, tmp_path, monkeypatch, words):
     backend_in("ppal-data").close()

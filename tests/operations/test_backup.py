@@ -1,8 +1,11 @@
 """A backup brings everything back, holds no secret, and neither it nor a restore can destroy anything."""
 
+import errno
 import json
+import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +15,7 @@ from ppal_backend.operations.backup import back_up, restore
 from ppal_backend.operations.control import roll_back
 from ppal_backend.settings import load_settings
 from ppal_backend.store import Lease, SeenAnnotation, open_store
+from ppal_backend.store.database import SCHEMA_VERSION
 
 TOKEN, PASSWORD = "f00dfeed" * 5, "correct horse battery"
 
@@ -72,6 +76,133 @@ def test_data_is_only_replaced_on_demand_and_then_moved_aside(place, tmp_path):
     store.close()
     (aside,) = place.settings.model_dir.glob("replaced-*")
     assert (aside / "ppal.db").is_file() and (aside / "projects/1/rounds/2/train/model.pth").is_file()
+
+
+def set_schema(store, schema):
+    with store.database.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = :schema"), {"schema": schema})
+
+
+@pytest.mark.parametrize("unusable", ["newer", "no database", "damaged pages", "empty"])
+def test_a_state_that_this_release_cannot_use_is_replaced(place, tmp_path, caplog, unusable):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    if unusable == "newer":
+        set_schema(place.store, "9999")
+    place.store.close()
+    database = place.settings.model_dir / "ppal.db"
+    if unusable != "newer":
+        content = database.read_bytes()
+        half = content[:4096] + os.urandom(len(content) - 4096)
+        database.write_bytes({"no database": b"x" * 9000, "damaged pages": half, "empty": b""}[unusable])
+    bad = database.read_bytes()
+    restore(place.settings, tmp_path / "b.tar", force=True)
+    store = open_store(place.settings)
+    assert len(store.rounds.of_project(1)) == 1
+    store.close()
+    (aside,) = place.settings.model_dir.glob("replaced-*")
+    assert (aside / "ppal.db").read_bytes() == bad or unusable == "empty"
+    told = "cannot tell whether a round is running" in caplog.text
+    assert told == (unusable in ("no database", "damaged pages"))
+
+
+@pytest.mark.parametrize("schema", ["0001", "9999"])
+def test_a_running_round_is_seen_in_another_releases_state_which_stays_as_it_is(place, tmp_path, schema):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    place.store.rounds.request(1, "train", "x")
+    place.store.rounds.claim(1, Lease.mine())
+    set_schema(place.store, schema)
+    with pytest.raises(StateError, match="a round of project 1 is running"):
+        restore(place.settings, tmp_path / "b.tar", force=True)
+    with place.store.database.reading() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == schema
+    assert not list(place.settings.model_dir.glob("replaced-*"))
+
+
+def test_a_backup_of_a_newer_release_is_refused_before_anything_changes(place, tmp_path):
+    place.round()
+    set_schema(place.store, "9999")
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    set_schema(place.store, SCHEMA_VERSION)
+    place.store.close()
+    before = contents(place.settings.model_dir)
+    with pytest.raises(StateError, match=r"b\.tar.*nothing was changed.*got 9999: a newer release"):
+        restore(place.settings, tmp_path / "b.tar", force=True)
+    assert contents(place.settings.model_dir) == before
+
+
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def two_disks(tmp_path, monkeypatch):
+    """The folder ``disk`` is another file system than its neighbours."""
+    rename, disk = os.rename, tmp_path / "disk"
+
+    def within_one_disk(source, target, **options):
+        if Path(source).is_relative_to(disk) != Path(target).is_relative_to(disk):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", within_one_disk)
+    return disk
+
+
+def test_a_database_on_another_disk_is_restored(place, tmp_path, two_disks):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    settings = load_settings(MODEL_DIR=tmp_path / "new", database_url=f"sqlite:///{two_disks}/state.db")
+    restore(settings, tmp_path / "b.tar")
+    store = open_store(settings)
+    assert len(store.rounds.of_project(1)) == 1
+    store.close()
+    assert [path.name for path in two_disks.iterdir()] == ["state.db"]
+    assert [path.name for path in settings.model_dir.iterdir()] == ["projects"]
+
+
+def test_a_database_that_cannot_be_put_in_its_place_changes_nothing(place, tmp_path):
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    place.store.close()
+    (tmp_path / "file").touch()
+    settings = load_settings(MODEL_DIR=place.settings.model_dir, database_url=f"sqlite:///{tmp_path}/file/ppal.db")
+    before = contents(settings.model_dir)
+    with pytest.raises(OSError, match="file"):
+        restore(settings, tmp_path / "b.tar", force=True)
+    assert contents(settings.model_dir) == before
+
+
+def test_what_sqlite_keeps_beside_a_database_counts_as_the_database(place, tmp_path):
+    """SQLite would write a log that stayed behind over the restored file."""
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    outside = tmp_path / "state"
+    outside.mkdir()
+    names = ["ppal.db", "ppal.db-wal", "ppal.db-shm", "ppal.db-journal"]
+    for name in names:
+        (outside / name).touch()
+    settings = load_settings(MODEL_DIR=tmp_path / "new", database_url=f"sqlite:///{outside}/ppal.db")
+    for number in range(len(names)):
+        with pytest.raises(StateError, match=rf"got {', '.join(names[number:])} in .*move them away together"):
+            restore(settings, tmp_path / "b.tar")
+        assert list(settings.model_dir.iterdir()) == []
+        (outside / names[number]).unlink()
+    restore(settings, tmp_path / "b.tar")
+    assert (outside / "ppal.db").stat().st_size > 0
+
+
+def test_the_folder_of_a_database_within_the_data_folder_stays(place, tmp_path):
+    """It may be a disk of its own, which cannot be moved aside."""
+    place.round()
+    back_up(place.settings, place.store, tmp_path / "b.tar")
+    (tmp_path / "new/state").mkdir(parents=True)
+    settings = load_settings(MODEL_DIR=tmp_path / "new", database_url=f"sqlite:///{tmp_path}/new/state/ppal.db")
+    restore(settings, tmp_path / "b.tar")
+    (tmp_path / "new/state/ppal.db").unlink()
+    restore(settings, tmp_path / "b.tar", force=True)
+    assert (tmp_path / "new/state/ppal.db").is_file()
 
 
 def test_backups_settings_and_the_cache_in_the_data_folder_are_no_state(place, tmp_path):

@@ -48,6 +48,16 @@ def test_not_ready_without_its_database(client, store, monkeypatch):
     assert not_ready(client, "database") == "the state database does not answer; see the backend's log"
 
 
+def test_not_ready_with_a_damaged_database(client, store, monkeypatch):
+    def damaged(*arguments):
+        raise StateError("expected the state database to be whole")
+
+    monkeypatch.setattr(store.database, "check", damaged)
+    monkeypatch.setattr(store.workers, "age_s", damaged)
+    answer = client.get("/ready")
+    assert answer.status_code == 503 and "nobody knows" in answer.json["checks"]["worker"]
+
+
 def test_not_ready_without_a_worker(client, store, monkeypatch):
     assert "start ppal worker" in not_ready(client, "worker")
     monkeypatch.setattr("ppal_backend.store.workers.BEAT_EVERY_S", 0.0)
@@ -142,9 +152,10 @@ def test_metrics_without_the_queue_that_is_down(settings, store):
     assert (seen["ppal_queue_up"], seen["ppal_database_up"]) == (0, 1)
 
 
-def test_metrics_without_the_database_that_is_down(settings, store, monkeypatch):
+@pytest.mark.parametrize("error", [StoreUnavailable("it is away"), StateError("it is damaged")])
+def test_metrics_without_the_database_that_is_down(settings, store, monkeypatch, error):
     def down():
-        raise StoreUnavailable("it is away")
+        raise error
 
     monkeypatch.setattr(store.rounds, "counts", down)
     seen = samples(create_app(settings, store=store, jobs=JobQueue(settings.jobs_file)).test_client())

@@ -177,8 +177,9 @@ def test_a_database_of_a_newer_release_is_left_alone(tmp_path):
     with database.transaction() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     database.close()
-    with pytest.raises(StateError, match="got 9999: a newer release"):
+    with pytest.raises(StateError, match="got 9999: a newer release") as refused:
         Database(url)
+    assert refused.value and [path.name for path in tmp_path.iterdir()] == ["ppal.db"], "its connection is closed"
     assert revision(url) == "9999"
 
 
