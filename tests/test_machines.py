@@ -1,21 +1,25 @@
 """Workers and a service that share a database and a bucket, and no disk."""
 
 import json
+import re
 import shutil
 import time
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from ppal_backend.errors import SettingsError, StoreUnavailable
+from ppal_backend.detector.infer.exporting_model import Exported
+from ppal_backend.errors import ArtifactsUnavailable, SettingsError, StoreUnavailable
 from ppal_backend.operations.control import roll_back
 from ppal_backend.operations.pruning import prune_project
+from ppal_backend.rounds.bucket import Bucket
 from ppal_backend.rounds.folder import Rounds
 from ppal_backend.service.app import create_app
 from ppal_backend.settings import load_settings
 from ppal_backend.store import open_store
 from ppal_backend.worker.round_process import run_next_round
 from ppal_backend.worker.worker import run_worker
+from tests.place import Place
 from tests.rounds.fakes import FakeWorld, Killed
 from tests.service.conftest import CONFIG, FakeImages, FakePredictor, RecordingJobs
 from tests.worker.test_round_process import only
@@ -296,6 +300,70 @@ def test_a_service_removes_lost_rounds_after_as_many_versions_as_are_kept(restor
     restored.train("new-3")
     restored.predict()
     assert not list(rounds.glob("*.replaced-*")), "two versions since, and two are kept"
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Four rounds on machine ``a``, of which the bucket holds the last two whole, and the settings of machine ``b``."""
+    shared = {"artifacts": f"file://{tmp_path}/bucket", "database_url": f"sqlite:///{tmp_path}/state/ppal.db"}
+    place = Place(tmp_path / "a", keep_versions=1, keep_artifacts=2, **shared)
+    for _ in range(4):
+        place.round()
+    place.here = load_settings(MODEL_DIR=tmp_path / "b", keep_versions=1, min_free_gib=0, **shared)
+    yield place
+    place.store.close()
+
+
+@pytest.fixture
+def run_here(run, elsewhere, monkeypatch):
+    here = elsewhere.here
+    for name, value in (("MODEL_DIR", here.model_dir), ("PPAL_ARTIFACTS", here.artifacts),
+                        ("PPAL_DATABASE_URL", here.database_url)):  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    return run
+
+
+def test_versions_that_a_machine_can_fetch_are_told_and_can_be_gone_back_to(elsewhere, run_here, monkeypatch):
+    rows = json.loads(run_here("versions", 1, "--json").stdout)
+    assert [row["files"] for row in rows] == [False, False, True, True], "of the others the bucket has marks alone"
+    app = create_app(elsewhere.here, elsewhere.store, RecordingJobs(), FakePredictor(), images=FakeImages(None))
+    page, listed = app.test_client(), []
+    really = Bucket.names
+    monkeypatch.setattr(Bucket, "names", lambda bucket, prefix: (listed.append(prefix), really(bucket, prefix))[1])
+    for _ in range(3):
+        shown = page.get("/ui/projects/1/live").text
+    third = elsewhere.versions()[2]
+    assert re.findall(r'<option value="([^"]+)"', shown) == [third]
+    assert [prefix for prefix in listed if prefix.endswith("/rounds")] == ["projects/1.1/rounds"], "asked for once"
+    done = roll_back(elsewhere.here, elsewhere.store, elsewhere.client, 1, third)
+    assert done.published_again and elsewhere.store.versions.active(1).version == done.version
+
+
+def test_versions_are_listed_while_the_bucket_is_away(elsewhere, run_here, monkeypatch):
+    def away(*_):
+        raise ArtifactsUnavailable("the bucket is away")
+
+    monkeypatch.setattr(Bucket, "names", away)
+    done = run_here("versions", 1, "--json")
+    assert [row["files"] for row in json.loads(done.stdout)] == [False] * 4
+    assert "which rounds of project 1 can be fetched is not known: the bucket is away" in done.stderr
+    assert Rounds(elsewhere.settings).with_queue("1.1", 1, {2, 3, 4}) == {3, 4}, "those of this machine"
+
+
+def test_a_model_is_exported_on_a_machine_that_fetches_it(elsewhere, run_here, monkeypatch):
+    exported = []
+
+    def export(detector, checkpoint, labels, out, layout, zoo_root):
+        exported.append(checkpoint.read_bytes())
+        return Exported(out, out, detector, (1, 3, 128, 160), 42, 0.001, 0.0001)
+
+    monkeypatch.setattr("ppal_backend.detector.infer.exporting_model.export_model", export)
+    assert run_here("export-model", 1, "--out", "m.onnx").exit_code == 0
+    assert exported == [b"weights of round 4"]
+    checkpoint = Rounds(elsewhere.here).path(1, 4) / "train" / "model.pth"
+    checkpoint.write_bytes(b"something else")
+    done = run_here("export-model", 1, "--out", "m.onnx")
+    assert done.exit_code == 1 and "the file is damaged" in done.stderr and len(exported) == 1
 
 
 def test_a_bucket_that_is_away_makes_the_round_wait_and_says_why(machine, store, monkeypatch):

@@ -140,16 +140,21 @@ def export_model(
 
 
 def _active(settings: Settings, project: int) -> ModelRef:
-    """The model of a project's active version."""
+    """The model of a project's active version, fetched where this machine lacks it."""
+    from ppal_backend.operations.pruning import move_lost_away
+    from ppal_backend.rounds.folder import Rounds, need_intact
+
     with state_of(settings, project) as store:
-        store.projects.get(project)
+        key = store.projects.get(project).key
         version = store.versions.active(project, with_model=True)
+        move_lost_away(settings, store, project)
     if version is None:
         raise StateError(
             f"expected a version of project {project} with a trained model, got none; annotate tasks and start a round "
             f"(ppal round {project})"
         )
-    checkpoint = settings.model_dir.resolve() / version.checkpoint
+    checkpoint = Rounds(settings).fetch_checkpoint(key, version.checkpoint)
+    need_intact(checkpoint, version.version)
     return ModelRef(version.detector, str(checkpoint), version.labels, version.difficulty)
 
 

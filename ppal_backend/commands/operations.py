@@ -224,11 +224,14 @@ def versions(project: Project, as_json: AsJson = False) -> None:
 
     Example: ppal versions 1
     """
-    from ppal_backend.operations import control
+    from ppal_backend.operations.pruning import move_lost_away
+    from ppal_backend.rounds.folder import Rounds
 
     with opened(as_json, project) as (settings, store):
-        store.projects.get(project)
-        rows = [{**asdict(v), "files": control.has_artifacts(settings, v)} for v in store.versions.of_project(project)]
+        key, found = store.projects.get(project).key, store.versions.of_project(project)
+        move_lost_away(settings, store, project)
+        kept = Rounds(settings).with_queue(key, project, {v.round_number for v in found})
+        rows = [{**asdict(v), "files": v.round_number in kept} for v in found]
         if as_json:
             print_json(rows)
             return

@@ -323,21 +323,16 @@ class _Publish:
 
     def run(self, state: dict[str, Any] | None) -> PublishResult:
         version = self._resume(state) if state else None
-        if version is not None and state and state["state"] == "done":
-            return self._result(version)
         if version is None:
             version = self._import()
         self._report_state("imported", version)
         self._activate(version)
         self._report_state("done", version)
-        return self._result(version)
+        return PublishResult(version, self.expected, tuple(self.gone))
 
     @property
     def expected(self) -> int:
         return len(self.ranking) - len(self.gone)
-
-    def _result(self, version: str) -> PublishResult:
-        return PublishResult(version, self.expected, tuple(self.gone))
 
     def _report_state(self, state: str, version: str) -> None:
         logger.info("project %d: publishing %s, %s", self.project_id, version, state)
@@ -346,7 +341,8 @@ class _Publish:
             self.on_state({**fields, "gone": list(self.gone), "abandoned": list(self.abandoned)})
 
     def _resume(self, state: dict[str, Any]) -> str | None:
-        """Return the version of an earlier, killed attempt if it is whole; else clear it away."""
+        """Return the version of an earlier, killed attempt if it is whole; else clear it away. What was done may have
+        been undone since: another version came into force, and old ones were deleted."""
         version, step = str(state.get("version", "")), state.get("state")
         self.abandoned = [str(name) for name in state.get("abandoned") or ()]
         if not version.startswith(VERSION_PREFIX) or step not in ("importing", "imported", "activating", "done"):
@@ -355,7 +351,7 @@ class _Publish:
         self.gone = [task_id for task_id in self.ranking.task_ids if task_id in gone]
         same = state.get("digest") == self.ranking.digest and state.get("expected") == self.expected
         active = self.client.project(self.project_id).get("model_version") == version
-        if same and (step == "done" or (active and step == "activating")):
+        if same and active and step in ("activating", "done"):
             return version
         if active:
             self._abandon(version, clear=False)

@@ -23,7 +23,6 @@ from ppal_backend.structures.round import ModelRef, RoundSpec
 log = logging.getLogger(__name__)
 
 PAUSED = "its rounds are paused; Resume on the dashboard or `ppal resume {}` lets them go on"
-NEEDED = ("spec.json", "query_set.json", "dataset/pool.json", "detections")
 STATE = "rollback.json"
 
 
@@ -148,12 +147,6 @@ class RolledBack:
     published_again: bool
 
 
-def has_artifacts(settings: Settings, version: ModelVersion) -> bool:
-    """Whether a version's queue could be published again from what is on disk."""
-    folder = Rounds(settings).path(version.project_id, version.round_number)
-    return all((folder / name).exists() for name in NEEDED)
-
-
 def roll_back(settings: Settings, store: Store, client: LabelStudioClient, project_id: int, name: str) -> RolledBack:
     """Make an earlier version the one in force again; doing it twice changes nothing.
 
@@ -177,7 +170,7 @@ def _roll_back(settings: Settings, store: Store, client: LabelStudioClient, vers
     if version.checkpoint:
         need_intact(rounds.fetch_checkpoint(key, version.checkpoint), name)
     running = store.rounds.running(project_id)
-    if running is not None and running.step == "publish":
+    if running is not None and running.step == "publish" and project_id in store.rounds.held_projects():
         raise StateError(f"round {running.number} of project {project_id} is publishing right now; try again soon")
     stored = client.model_version_counts(project_id).get(name, 0)
     if stored:
@@ -189,8 +182,9 @@ def _roll_back(settings: Settings, store: Store, client: LabelStudioClient, vers
 
 
 def _publish_again(settings: Settings, store: Store, client: LabelStudioClient, version: ModelVersion) -> RolledBack:
-    path = Rounds(settings).path(version.project_id, version.round_number)
-    if not has_artifacts(settings, version):
+    rounds = Rounds(settings)
+    path = rounds.path(version.project_id, version.round_number)
+    if not rounds.has_queue(version.project_id, version.round_number):
         raise StateError(
             f"expected version {version.version} in Label Studio or its files in {path}, got "
             "neither: they were removed (PPAL_KEEP_VERSIONS, PPAL_KEEP_ARTIFACTS); choose a newer version"

@@ -24,6 +24,7 @@ from ppal_backend.store import ModelVersion, ProjectRecord, RoundRecord, Store
 log = logging.getLogger(__name__)
 
 SHARE_OF_DISK = 0.2
+LISTED_S = 60.0
 FRESH_S = 3600.0  # images fetched or used within this time stay: a data set may be in the making
 
 
@@ -35,9 +36,9 @@ def prune_project(
     reading: Collection[Path] = (),
     in_bucket: bool = True,
 ) -> list[Pruned]:
-    """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version, of one
-    that somebody is going back to, of the model that predicts, or of what an open round needs; of rounds that failed or
-    were cancelled what only they could have gone on with; and what was moved away before the last ``keep_artifacts``
+    """Remove the files of versions older than the last ``keep_artifacts``, never those of the active version with its
+    model, of one that somebody is going back to, or of what an open round needs; of rounds that failed or were
+    cancelled what only they could have gone on with; and what was moved away before the last ``keep_artifacts``
     versions came.
 
     Args:
@@ -53,8 +54,6 @@ def prune_project(
     """
     versions = store.versions.of_project(project_id)
     kept = versions[-settings.keep_artifacts :] + [v for v in versions if v.active or v.wanted]
-    predicts = store.versions.active(project_id, with_model=True)
-    kept += [predicts] if predicts is not None else []
     root, rounds = Rounds(settings).of_project(project_id), store.rounds.of_project(project_id)
     opened = [r for r in rounds if r.finished_at is None]
     checkpoints = {settings.model_dir.resolve() / v.checkpoint for v in kept if v.checkpoint}
@@ -94,6 +93,7 @@ class FetchedFiles:
         self._reading: Counter[Path] = Counter()
         self._settled: set[tuple[int, str]] = set()  # ids and keys of projects
         self._pruned: dict[int, tuple[str, set[Path]]] = {}  # by project: the version in force, what was read just then
+        self._listed: dict[str, tuple[float, set[int], set[int]]] = {}  # by key of the project: when, asked for, found
 
     def settle(self, project: ProjectRecord) -> None:
         """See to it, once for each project, that nothing of lost rounds is read. A state is restored while no service
@@ -121,6 +121,14 @@ class FetchedFiles:
         finally:
             with self._lock:
                 self._reading[path] -= 1
+
+    def with_queue(self, project: ProjectRecord, numbers: set[int]) -> set[int]:
+        """As :meth:`Rounds.with_queue`; the bucket is asked once in ``LISTED_S``, since pages ask every few seconds."""
+        at_s, asked, found = self._listed.get(project.key, (0.0, set(), set()))
+        if not self._settings.artifacts or asked != numbers or time.monotonic() - at_s > LISTED_S:
+            found = Rounds(self._settings).with_queue(project.key, project.id, numbers)
+            self._listed[project.key] = time.monotonic(), numbers, found
+        return found
 
     def prune(self, project_id: int, version: str) -> None:
         """Remove what the project needs no more, once for each version that comes into force.

@@ -65,6 +65,9 @@ MODELS = ("adopt", "train")
 SHOWN = ("metrics.json", "query_set.json", "map.json", "dataset/pool.json", "dataset/quality.json")
 """What pages show of a round, beside its marks."""
 
+QUEUE = ("spec.json", "query_set.json", "dataset/pool.json", "detections")
+"""What a round's queue is published again from."""
+
 HEAVY = ("export", "dataset", "adopt", "train", "evaluation", "detections", "labelled_detections", "candidates.json")
 """What is removed of a round. Its spec, marks, metrics and query set stay: they are small and tell its story."""
 
@@ -218,6 +221,27 @@ class Rounds:
         except (ArtifactsUnavailable, DamagedArtifact) as error:
             log.warning("round %d of project %d cannot be shown as a whole: %s", number, project_id, error)
             return self.path(project_id, number)
+
+    def has_queue(self, project_id: int, number: int) -> bool:
+        """Whether a round's queue could be published again from what is on this machine."""
+        path = self.path(project_id, number)
+        return all((path / name).exists() for name in QUEUE)
+
+    def with_queue(self, key: str, project_id: int, numbers: Collection[int]) -> set[int]:
+        """Those of the rounds whose queue could be published again, from this machine or from the bucket. While that
+        is away, those of this machine."""
+        here = {number for number in numbers if self.has_queue(project_id, number)}
+        if self.bucket is None or len(here) == len(set(numbers)):
+            return here
+        prefix = _prefix(key)
+        there: dict[str, set[str]] = {}
+        try:
+            for copy in self.bucket.names(prefix):
+                number, _, name = copy.removeprefix(f"{prefix}/").partition("/")
+                there.setdefault(number, set()).update((name, name.split("/")[0]))
+        except ArtifactsUnavailable as error:
+            log.warning("which rounds of project %d can be fetched is not known: %s", project_id, error)
+        return here | {number for number in numbers if there.get(str(number), set()).issuperset(QUEUE)}
 
     def prune_copies(self, key: str, kept: Collection[int], before: int, checkpoints: Collection[str]) -> list[int]:
         """Delete the copies of old rounds' heavy files, as ``operations/pruning.py`` does here.

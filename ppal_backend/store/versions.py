@@ -73,15 +73,12 @@ class VersionStore:
             session.execute(update(VersionRow).where(VersionRow.version == version.version).values(wanted=wanted))
 
     def active(self, project_id: int, with_model: bool = False) -> ModelVersion | None:
-        """The active version, or with ``with_model`` the newest one up to it that has a checkpoint: after a
-        rollback the versions that were rolled back do not predict any more."""
-        query = select(VersionRow).where(VersionRow.project_id == project_id)
+        """The active version; with ``with_model`` None where it has no checkpoint: whoever went back to an order
+        without a model left the models of all other versions."""
+        query = select(VersionRow).where(VersionRow.project_id == project_id, VersionRow.active)
         with self._database.reading() as session:
-            row = session.scalar(query.where(VersionRow.active))
-            if row is not None and with_model and not row.checkpoint:
-                older = query.where(VersionRow.checkpoint != "", VersionRow.id < row.id)
-                row = session.scalar(older.order_by(VersionRow.id.desc()).limit(1))
-            return None if row is None else _record(row)
+            row = session.scalar(query)
+            return None if row is None or (with_model and not row.checkpoint) else _record(row)
 
     def get(self, project_id: int, version: str) -> ModelVersion:
         """A version of a project by its name.

@@ -182,6 +182,10 @@ def test_a_model_is_exported_by_project_or_by_file(run, store, tmp_path, monkeyp
     monkeypatch.setattr("ppal_backend.detector.infer.exporting_model.export_model", export)
     assert "with a trained model, got none" in run("export-model", 7, "--out", "m").stderr
     store.versions.activate(ModelVersion(7, "ppal-r1-a", 1, "tiny", "projects/7/m.pth", ("a", "b"), None, {}))
+    assert "expected the checkpoint of version ppal-r1-a at" in run("export-model", 7, "--out", "m").stderr
+    checkpoint = tmp_path / "data" / "projects" / "7" / "m.pth"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
     done = run("export-model", 7, "--out", "m.onnx", "--json")
     assert json.loads(done.stdout) == {
         "file": "m.onnx", "description": "m.json", "detector": "tiny", "input_shape": [1, 3, 128, 160], "boxes": 42,
@@ -189,7 +193,6 @@ def test_a_model_is_exported_by_project_or_by_file(run, store, tmp_path, monkeyp
     }  # fmt: skip
     shown = run("export-model", 7, "--format", "torchscript", "--out", "m.pt").stdout
     assert "m.pt: tiny, images of 160 × 128 px, 42 boxes before suppression; m.json describes it" in shown
-    checkpoint = tmp_path / "data" / "projects" / "7" / "m.pth"
     assert asked == [
         ("tiny", checkpoint, ("a", "b"), "m.onnx", "onnx"),
         ("tiny", checkpoint, ("a", "b"), "m.pt", "torchscript"),

@@ -269,12 +269,17 @@ def test_state_of_another_ranking_is_not_reused():
     assert list(fake.counts()) == [result.version]
 
 
-def test_resuming_a_finished_publish_does_not_undo_a_later_one():
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_finished_publish_is_believed_only_while_its_version_is_in_force(keep):
+    """Somebody went back to another version before the round had noted that it was published."""
     fake, states = FakeLabelStudio(), []
-    publish(fake.client(), 1, "r1", ITEMS, on_state=states.append)
-    later = publish(fake.client(), 1, "r2", ITEMS[::-1]).version
-    publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1])
-    assert fake.project["model_version"] == later
+    first = publish(fake.client(), 1, "r1", ITEMS, on_state=states.append).version
+    other = publish(fake.client(), 1, "r2", ITEMS[::-1], keep=keep).version
+    assert fake.project["model_version"] == other and (first in fake.counts()) is (keep == 3)
+    again = publish(fake.client(), 1, "r1", ITEMS, resume_state=states[-1], keep=keep)
+    assert fake.project["model_version"] == again.version and fake.served() == list(ORDER)
+    assert (again.version == first) is (keep == 3), "it is imported again only where it is gone"
+    assert one_prediction_each(fake)
 
 
 def test_nonsense_state_is_refused():

@@ -7,11 +7,33 @@ import shutil
 import pytest
 
 from ppal_backend.errors import StateError
-from ppal_backend.operations.control import has_artifacts, roll_back
+from ppal_backend.operations.control import pause, resume, roll_back
+from ppal_backend.rounds.folder import Rounds
+from ppal_backend.store import Lease
 
 
 def back(place, version):
     return roll_back(place.settings, place.store, place.client, 1, version)
+
+
+def has_queue(place, version):
+    return Rounds(place.settings).has_queue(1, version.round_number)
+
+
+@pytest.fixture
+def killed_while_pruning(monkeypatch):
+    """``killed_while_pruning(call)``: the process ends while Label Studio deletes old predictions, which takes long."""
+
+    def killed(call):
+        def prune(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ppal_backend.label_studio.publish.prune_versions", prune)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+
+    return killed
 
 
 def test_a_version_that_label_studio_still_holds_is_active_again_without_an_import(place):
@@ -89,7 +111,7 @@ def test_what_cannot_be_gone_back_to_is_told_and_changes_nothing(make_place):
     with pytest.raises(StateError, match=f"got 'v9'; it has: {first}, {second}, {third}"):
         back(place, "v9")
     shutil.rmtree(place.folder(1) / "detections")
-    assert not has_artifacts(place.settings, place.store.versions.get(1, first))
+    assert not has_queue(place, place.store.versions.get(1, first))
     with pytest.raises(StateError, match="they were removed"):
         back(place, first)
     (place.folder(2) / "train" / "model.pth").write_bytes(b"something else")
@@ -101,9 +123,74 @@ def test_what_cannot_be_gone_back_to_is_told_and_changes_nothing(make_place):
     assert place.label_studio.project["model_version"] == third == place.store.versions.active(1).version
 
 
-def test_a_round_that_is_publishing_is_not_crossed(place):
-    from ppal_backend.store import Lease
+def test_going_back_after_a_rollback_that_was_cut_off_goes_back(make_place, killed_while_pruning):
+    """What it has noted was true until another round published."""
+    place = make_place(keep_versions=1)
+    place.round()
+    queue = place.label_studio.served()
+    place.round()
+    place.round()
+    first, third = place.versions()[0], place.versions()[2]
+    killed_while_pruning(lambda: back(place, first))
+    assert json.loads((place.folder(1) / "rollback.json").read_text())["state"] == "done"
+    place.world.pool_size = 20  # another order
+    place.round()
+    assert place.label_studio.served() != queue
+    done = back(place, first)
+    assert place.label_studio.project["model_version"] == done.version == place.store.versions.active(1).version
+    assert place.label_studio.served() == queue and done.predictions == 30 and done.version not in (first, third)
+    assert not (place.folder(1) / "rollback.json").exists()
 
+
+def test_a_rollback_that_was_cut_off_is_completed_by_the_next(make_place, killed_while_pruning):
+    place = make_place(keep_versions=1)
+    for _ in range(3):
+        place.round()
+    first = place.versions()[0]
+    killed_while_pruning(lambda: back(place, first))
+    served, imports = place.label_studio.project["model_version"], place.label_studio.paths("POST")
+    done = back(place, first)
+    assert done.version == served == place.label_studio.project["model_version"]
+    assert place.store.versions.active(1).version == served and place.label_studio.paths("POST") == imports
+
+
+def test_a_round_that_nobody_holds_while_it_is_published_hinders_no_rollback(place, killed_while_pruning):
+    """Paused or waiting: the round publishes its version once it goes on, unless it is cancelled."""
+    for _ in range(2):
+        place.round()
+    first = place.versions()[0]
+    record = place.store.rounds.request(1, "train", "x")
+    killed_while_pruning(place.run)
+    with pytest.raises(StateError, match="round 3 of project 1 is publishing right now"):
+        back(place, first)  # this process lives, and holds it
+    pause(place.store, 1)
+    place.store.rounds.release(record.id)
+    assert place.store.rounds.running(1).step == "publish"
+    assert back(place, first).version == first == place.label_studio.project["model_version"]
+    resume(place.store, 1)
+    place.run()
+    assert place.store.rounds.get(record.id).state == "done"
+    assert place.store.versions.active(1).version == place.label_studio.project["model_version"] != first
+    assert place.store.versions.active(1).round_number == 3
+
+
+@pytest.mark.parametrize("keep_versions", [1, 3])
+def test_no_model_predicts_or_ranks_after_going_back_to_an_order_without_one(make_place, keep_versions):
+    place = make_place(keep_versions=keep_versions)
+    place.round("rank")
+    place.round()
+    place.round()
+    done = back(place, place.versions()[0])
+    assert done.published_again is (keep_versions == 1)
+    for number in (4, 5):
+        assert place.store.versions.active(1, with_model=True) is None
+        place.round("rank")
+        assert json.loads((place.folder(number) / "spec.json").read_text())["model"] is None
+    place.round()
+    assert place.store.versions.active(1, with_model=True).checkpoint == "projects/1/rounds/6/train/model.pth"
+
+
+def test_a_round_that_is_publishing_is_not_crossed(place):
     place.round()
     place.store.rounds.request(1, "train", "x")
     record = place.store.rounds.claim(1, Lease.mine())
@@ -133,12 +220,12 @@ def test_a_round_that_ends_while_somebody_goes_back_leaves_what_is_gone_back_to(
     active = place.store.versions.active(1)
     assert active.version == done.version and done.published_again is not stored
     assert place.label_studio.project["model_version"] == done.version
-    assert (place.settings.model_dir / active.checkpoint).is_file() and has_artifacts(place.settings, active)
+    assert (place.settings.model_dir / active.checkpoint).is_file() and has_queue(place, active)
     assert not any(version.wanted for version in place.store.versions.of_project(1))
     assert back(place, second).version, "the round before is among the last two"
     for _ in range(2):
         place.round()
-    assert not has_artifacts(place.settings, active), "it is old as any other once nobody goes back to it"
+    assert not has_queue(place, active), "it is old as any other once nobody goes back to it"
 
 
 def test_a_version_that_could_not_be_gone_back_to_is_kept_no_longer(make_place):

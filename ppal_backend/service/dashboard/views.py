@@ -228,13 +228,11 @@ class Actions:
 
     def earlier_versions(self, project_id: int) -> list[ModelVersion]:
         """Versions that can be gone back to, newest first."""
-        versions = reversed(self.runtime.store.versions.of_project(project_id))
+        project = self.runtime.store.projects.get(project_id)
+        versions = self.runtime.store.versions.of_project(project_id)[::-1]
         recent = self.runtime.settings.keep_versions
-        return [
-            v
-            for i, v in enumerate(versions)
-            if not v.active and (i < recent or control.has_artifacts(self.runtime.settings, v))
-        ]
+        kept = self.runtime.fetched.with_queue(project, {v.round_number for v in versions[recent:]})
+        return [v for i, v in enumerate(versions) if not v.active and (i < recent or v.round_number in kept)]
 
 
 class Dashboard:
