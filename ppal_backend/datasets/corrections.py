@@ -2,7 +2,8 @@
 
 Label Studio keeps with each annotation the prediction of the project's version at the time of submission, and its
 editor leaves a predicted box its id. So a box of the prediction is ``kept`` (same place and label), ``moved``,
-``relabelled`` (wherever it lies) or ``removed``; one that only the annotation has is ``added``.
+``relabelled`` (wherever it lies) or ``removed``; one that only the annotation has is ``added``. Whoever had a task open
+while another version came into force was shown other boxes; that tells nothing of either version.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any
 
 from ppal_backend.datasets.consensus import annotator_of
 from ppal_backend.datasets.label_studio_json import REGION_TYPE, choose_annotation
+from ppal_backend.structures.round import SECOND_OPINION_SCORE, VERSION_PREFIX
 
 ACTIONS = ("kept", "moved", "relabelled", "removed", "added")
+_COPIED = ("prediction", "prediction-changed")  # origins of regions that the editor took from a prediction
 _FRAME = ("x", "y", "width", "height", "rotation")
 _SAME_PCT = 0.01  # the editor writes an untouched box back with other last digits
 FAR_OUT_IQR = 3.0
@@ -29,7 +32,8 @@ class Correction:
     """What became of the boxes that the maker of an annotation was shown.
 
     Args:
-        version: Model version that proposed them; None where nothing says that one did.
+        version: Model version that proposed them; None where nothing says that one did, or it proposed nothing on
+            purpose (a second opinion).
         boxes: What became of each (one of :data:`ACTIONS`, never ``added``), with its confidence where it had one.
         added: Boxes that only the annotation has.
         seconds: What it took (Label Studio's ``lead_time``); None where that was not measured.
@@ -44,28 +48,46 @@ class Correction:
 
 
 def corrections_of(tasks: Iterable[Mapping[str, Any]], from_name: str) -> list[Correction]:
-    """One row a task that is annotated.
+    """One row a task that is annotated, unless its annotation began with another prediction than the one kept with it.
 
     Args:
         tasks: Tasks as exported, read once. Of each the annotation counts that training uses.
         from_name: Name of the RectangleLabels control; other regions do not count.
     """
     chosen = (choose_annotation(task) for task in tasks)
-    return [_correction(annotation, from_name) for annotation in chosen if annotation is not None]
+    made = (_correction(annotation, from_name) for annotation in chosen if annotation is not None)
+    return [correction for correction in made if correction is not None]
 
 
-def _correction(annotation: Mapping[str, Any], from_name: str) -> Correction:
+def _correction(annotation: Mapping[str, Any], from_name: str) -> Correction | None:
     prediction = annotation.get("prediction")
     proposal: Mapping[str, Any] = prediction if isinstance(prediction, Mapping) else {}
     shown, submitted = (_boxes(of.get("result"), from_name) for of in (proposal, annotation))
-    version, seconds = proposal.get("model_version"), _number(annotation.get("lead_time"))
+    if _began_with_another(annotation.get("parent_prediction"), submitted, proposal.get("id"), shown):
+        return None
+    version, seconds = str(proposal.get("model_version") or ""), _number(annotation.get("lead_time"))
+    is_blind = version.startswith(VERSION_PREFIX) and proposal.get("score") == SECOND_OPINION_SCORE
     return Correction(
-        str(version) if version else None,
+        version if version and not is_blind else None,
         tuple((_action(region, submitted.get(name)), _number(region.get("score"))) for name, region in shown.items()),
         sum(name not in shown for name in submitted),
         seconds if seconds is not None and 0 < seconds < math.inf else None,
         annotator_of(annotation),
     )
+
+
+def _began_with_another(
+    parent: Any, submitted: Mapping[str, Mapping[str, Any]], proposal: Any, shown: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    """Whether an annotation is known to have begun with another prediction than ``proposal``.
+
+    Label Studio forgets the ``parent`` once that is deleted. Then boxes tell that were taken from a prediction, if none
+    was from this one: people copy boxes, and copies have ids of their own.
+    """
+    if parent is not None:
+        return bool(parent != proposal)
+    copied = {name for name, region in submitted.items() if region.get("origin") in _COPIED}
+    return bool(copied) and copied.isdisjoint(shown)
 
 
 def _boxes(result: Any, from_name: str) -> dict[str, Mapping[str, Any]]:

@@ -294,17 +294,16 @@ def _instances(
             counts.malformed += 1
             continue
         box = _clip(hull, info.width, info.height)
-        counts.hulls.update([kind] if other is not None else [])
-        counts.rotated += bool(value.get("rotation")) if isinstance(value, Mapping) and other is None else 0
-        counts.clipped += box is not None and _sticks_out(hull, info.width, info.height)
-        for name in dict.fromkeys(str(name) for name in names):
-            label = schema.label(name)
-            if label is None:
-                counts.unknown_labels[name] += 1
-            elif box is None:
-                counts.degenerate += 1
-            else:
-                yield categories.category_id(label), box
+        named = {name: schema.label(name) for name in map(str, names)}
+        counts.unknown_labels.update(name for name, label in named.items() if label is None)
+        labels = [label for label in named.values() if label is not None]
+        if box is None:
+            counts.degenerate += len(labels)
+        elif labels:
+            counts.hulls.update([kind] if other is not None else [])
+            counts.rotated += bool(value.get("rotation")) if isinstance(value, Mapping) and other is None else 0
+            counts.clipped += _sticks_out(hull, info.width, info.height)
+            yield from ((categories.category_id(label), box) for label in labels)
 
 
 def _sticks_out(hull: tuple[float, float, float, float], width: int, height: int) -> bool:

@@ -18,10 +18,9 @@ from ppal_backend.errors import LabelStudioError, StateError
 from ppal_backend.label_studio.client import LabelStudioClient
 from ppal_backend.label_studio.transport import NotFound
 from ppal_backend.store import Store
+from ppal_backend.structures.round import SECOND_OPINION_SCORE
 
 log = logging.getLogger(__name__)
-
-FRONT = 0.0  # published ranks begin above
 
 
 def serve_again(client: LabelStudioClient, store: Store, project_id: int, count: int) -> list[int]:
@@ -58,7 +57,7 @@ def serve_again(client: LabelStudioClient, store: Store, project_id: int, count:
             chosen.append(int(task["id"]))
     if not chosen:
         return []
-    rows = [{"task": i, "result": [], "score": FRONT, "model_version": active.version} for i in chosen]
+    rows = [{"task": i, "result": [], "score": SECOND_OPINION_SCORE, "model_version": active.version} for i in chosen]
     created = client.import_predictions(project_id, json.dumps(rows).encode())
     if created != len(rows):
         raise LabelStudioError(f"expected Label Studio to take {len(rows)} predictions, got {created}; run it again")

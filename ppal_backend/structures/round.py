@@ -20,6 +20,9 @@ RIVAL_NAMES = ("learnloss", "mdn", "mial")
 VERSION_PREFIX = "ppal-"
 """Names of this backend's model versions begin with it, and no others do."""
 
+SECOND_OPINION_SCORE = 0.0
+"""Score of a prediction that serves a task again with nothing drawn on it; published ranks begin above."""
+
 KIND_NAMES = {"train": "training", "rank": "ordering"}
 """What people read of a round's kind."""
 

@@ -12,8 +12,8 @@ def box(region, x=10.0, label="cat", control="label", kind="rectanglelabels", **
     return {"id": region, "from_name": control, "type": kind, "value": {**numbers, kind: [label]}}
 
 
-def task(shown, submitted, version=V1, **annotation):
-    prediction = {"model_version": version, "result": shown}
+def task(shown, submitted, version=V1, score=0.1, **annotation):
+    prediction = {"id": 7, "model_version": version, "score": score, "result": shown}
     return {"id": 1, "annotations": [{"id": 1, "prediction": prediction, "result": submitted, **annotation}]}
 
 
@@ -76,6 +76,35 @@ def test_the_annotation_that_training_uses_is_the_one_that_counts():
     one = task([box("a")], [])["annotations"][0] | {"updated_at": "2026-01-01T00:00:00Z"}
     later = task([box("a")], [box("a")])["annotations"][0] | {"id": 2, "updated_at": "2026-01-02T00:00:00Z"}
     assert counts({"id": 1, "annotations": [later, one]}) == {V1: (1, 1, 0, 0, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        pytest.param({"parent_prediction": 6}, id="began with another prediction"),
+        pytest.param({"result": [{**box("old"), "origin": "prediction"}]}, id="keeps a box of a deleted one"),
+        pytest.param({"result": [{**box("old"), "origin": "prediction-changed"}]}, id="moved a box of a deleted one"),
+        pytest.param({"parent_prediction": 6, "prediction": {}}, id="the version in force had none"),
+    ],
+)
+def test_boxes_that_nobody_was_shown_tell_nothing(annotation):
+    """Label Studio notes the version in force when a task is submitted, also where it was opened before."""
+    open_while_published = task([box("a"), box("b")], [box("old")], lead_time=9.0, **annotation)
+    assert corrections_of([open_while_published], "label") == []
+
+
+@pytest.mark.parametrize("parent", [7, None])
+def test_boxes_that_were_shown_count_beside_copies_of_them(parent):
+    drawn = [{**box("a"), "origin": "prediction"}, {**box("copy", x=50.0), "origin": "prediction"}, box("new")]
+    assert counts(task([box("a"), box("b")], drawn, parent_prediction=parent)) == {V1: (1, 1, 0, 0, 1, 2)}
+
+
+def test_second_opinions_are_asked_for_without_boxes_and_are_no_additions():
+    second = task([], [box("n")], score=0.0, parent_prediction=7, lead_time=9.0)
+    assert counts(second, task([box("a")], [box("a")])) == {V1: (1, 1, 0, 0, 0, 0)}
+    assert labeling_times(corrections_of([second], "label"))["without"]["images"] == 1
+    other = task([box("a")], [box("a")], version="yolov8", score=0.0)
+    assert counts(other) == {"yolov8": (1, 1, 0, 0, 0, 0)}, "other tools write 0 for no score"
 
 
 def took(seconds, shown=(), who=1, **annotation):

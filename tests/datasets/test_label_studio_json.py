@@ -87,10 +87,14 @@ def test_alias_value_and_several_labels():
 
 def test_removed_labels_are_counted_by_name():
     boxes, report = boxes_of(
-        region(0, 0, 9, 9, ["Tram"]), region(0, 0, 9, 9, ["Tram", "Bus"]), region(0, 0, 9, 9, ["X"])
+        region(0, 0, 9, 9, ["Tram"]),
+        region(0, 0, 9, 9, ["Tram", "Bus"]),
+        region(90, 90, 30, 30, ["X"], rotation=5),
+        region(0, 0, 0, 0, ["Bus"], rotation=5),
     )
     assert [category for category, _ in boxes] == [2]
     assert report.unknown_labels == {"Tram": 2, "X": 1}
+    assert (report.rotated, report.clipped, report.degenerate) == (0, 0, 1), "left out once, not learned otherwise"
 
 
 def test_other_types_and_controls_are_counted_by_type():

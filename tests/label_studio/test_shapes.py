@@ -108,12 +108,14 @@ def test_shapes_are_learned_by_option_and_otherwise_counted_and_told():
     square = region("polygonlabels", points=[[25, 25], [50, 25], [50, 50], [25, 50]])
     elsewhere = {**square, "to_name": "other"}
     unknown = region("polygonlabels", "Zebra", points=square["value"]["points"])
-    regions = [square, ellipse(32, 24, 8, 6), elsewhere, unknown, region("polygonlabels", points=[])]
+    outside = region("polygonlabels", points=[[101, 25], [120, 25], [120, 50]])
+    regions = [square, ellipse(32, 24, 8, 6), elsewhere, unknown, outside, region("polygonlabels", points=[])]
     boxes, report = learned(regions, option=True)
     assert boxes == [pytest.approx((16, 12, 16, 12)), pytest.approx((24, 18, 16, 12))]
-    assert report.hulls == {"polygonlabels": 2, "ellipselabels": 1} and report.other_regions == {"polygonlabels": 1}
+    assert report.hulls == {"polygonlabels": 1, "ellipselabels": 1} and report.other_regions == {"polygonlabels": 1}
     assert (report.unknown_labels, report.malformed, report.rotated) == ({"Zebra": 1}, 1, 0)
+    assert (report.degenerate, report.clipped) == (1, 0)
     boxes, report = learned(regions, option=False)
     assert boxes == [] and report.hulls == {}
-    assert report.other_regions == {"polygonlabels": 4, "ellipselabels": 1}
+    assert report.other_regions == {"polygonlabels": 5, "ellipselabels": 1}
     assert "other_shapes learns the boxes around them" in annotations_problem(report)

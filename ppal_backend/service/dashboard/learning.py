@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean, median
@@ -21,7 +21,7 @@ from ppal_backend.service.dashboard.forecast import (
 )
 from ppal_backend.service.dashboard.project import Project, Query
 from ppal_backend.service.dashboard.quality import agreement_rows
-from ppal_backend.store import RoundRecord
+from ppal_backend.store import ModelVersion, RoundRecord
 from ppal_backend.structures.quality import FEWEST_IMAGES, Measured, Quality, count, map_text, percent, signed
 from ppal_backend.structures.round import describe_slicing
 
@@ -30,6 +30,8 @@ MEASURED = "95 % interval of what was measured"
 
 WORTHWHILE = LEAST_SCATTER  # what two trainings on the same data differ by is no gain
 UNCERTAINTY_FLOOR = 0.2
+WITHOUT_UNCERTAINTY = frozenset({"random", "rand+ccms", "typiclust"})
+"""Strategies whose utilities do not come from what a model says."""
 _LEAST = map_text(WORTHWHILE)
 Verdict = Literal["go on", "stop", "open"]
 
@@ -174,7 +176,7 @@ def advice_of(
         forecast: from them, or None.
         budget: images of a round.
         goal: how many images people are ready to label in all.
-        uncertainty: mean utility of the query set in the first and in the last round that had a model, or None.
+        uncertainty: see :func:`uncertainty_left`.
     """
     images = points[-1].images
     gain = forecast.gain(images, budget).widened() if forecast is not None else None
@@ -198,6 +200,28 @@ def mean_utility(query: Query | None) -> float | None:
     return fmean(values) if values else None
 
 
+def uncertainty_left(
+    versions: Sequence[ModelVersion], query_of: Callable[[int], Query | None]
+) -> tuple[float, float] | None:
+    """Mean utility of the query sets of the first and the last round whose utilities mean the same.
+
+    Every strategy has a unit of its own, and every detector its number of boxes. So the last round that had a model is
+    compared with the earliest of its detector, strategy and options; None where there is none, or where the strategy's
+    utilities do not come from what the model says.
+    """
+    looked = [v for v in versions if v.checkpoint]
+    last = query_of(looked[-1].round_number) if looked else None
+    left = mean_utility(last)
+    if last is None or left is None or last.strategy in WITHOUT_UNCERTAINTY:
+        return None
+    newest = looked[-1]
+    earlier = (v for v in looked if v.round_number < newest.round_number and v.detector == newest.detector)
+    queries = (query_of(v.round_number) for v in earlier)
+    alike = (q for q in queries if q is not None and (q.strategy, q.options) == (last.strategy, last.options))
+    first = next((mean for q in alike if (mean := mean_utility(q)) is not None), None)
+    return None if first is None else (first, left)
+
+
 def _judge_budget(images: int, goal: int) -> Advice:
     if images >= goal:
         return Advice("Budget", "stop", f"{images} of the {goal} images that were planned are labelled.")
@@ -218,12 +242,14 @@ def _judge_plateau(gain: Range | None, budget: int) -> Advice:
 def _judge_uncertainty(uncertainty: tuple[float, float] | None) -> Advice:
     if uncertainty is None or uncertainty[0] <= 0:
         return Advice(
-            "Uncertainty left", "open", "Two rounds that looked at the pool with a model are needed to compare."
-        )
+            "Uncertainty left", "open",
+            "It takes two rounds in which a model of the same detector chose by the same strategy and options, and a "
+            "strategy that goes by what the model says.",
+        )  # fmt: skip
     share = uncertainty[1] / uncertainty[0]
     told = (
         f"What the model finds most worth labeling is {percent(share)} as uncertain as in the first round "
-        f"({uncertainty[1]:.2f} after {uncertainty[0]:.2f})"
+        f"that chose in the same way ({uncertainty[1]:.2f} after {uncertainty[0]:.2f})"
     )
     if share < UNCERTAINTY_FLOOR:
         return Advice("Uncertainty left", "stop", f"{told}: below {percent(UNCERTAINTY_FLOOR)}, little is left to ask.")
@@ -302,6 +328,7 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         before = before_labels(project)
         return {"points": [], "others": curve.others, "quality": curve.quality, "slicing": slicing, "before": before}
     forecast = forecast_of(points)
+    uncertainty = uncertainty_left(project.versions, lambda number: project.files(number).query())
     last, budget = points[-1], project.options.budget
     total = last.images + _pool_size(project.rounds)
     goal = goal or total
@@ -320,7 +347,7 @@ def learning_page(project: Project, goal: int | None) -> dict[str, Any]:
         "slicing": slicing,
         "before": before_labels(project),
         "why_none": "" if forecast else why_no_forecast(points),
-        "advice": advice_of(points, forecast, budget, goal, _uncertainty(project)),
+        "advice": advice_of(points, forecast, budget, goal, uncertainty),
         "goal": goal,
         "total": total,
         "missing": project.missing,
@@ -378,15 +405,6 @@ def classes_page(project: Project) -> dict[str, Any]:
 def _pool_size(rounds: Sequence[RoundRecord]) -> int:
     done = [r for r in rounds if r.state == "done" and "pool_images" in r.metrics]
     return int(done[-1].metrics["pool_images"]) if done else 0
-
-
-def _uncertainty(project: Project) -> tuple[float, float] | None:
-    """Mean utility of the query set of the first and of the last round that had a model and a strategy."""
-    numbers = [v.round_number for v in project.versions if v.checkpoint]
-    if len(numbers) < 2:
-        return None
-    first, last = (mean_utility(project.files(n).query()) for n in (numbers[0], numbers[-1]))
-    return None if first is None or last is None else (first, last)
 
 
 def _map_chart(curve: Curve, forecast: Forecast | None, budget: int) -> Chart:

@@ -60,6 +60,8 @@ class Query:
     quotas: tuple[Mapping[str, Any], ...] = ()
     without_quotas: Mapping[str, Any] = field(default_factory=dict)
     """How the query set holds its quotas, and how far it is from the one without (``rounds.run``)."""
+    options: Mapping[str, Any] | None = None
+    """The strategy's; None where the round did not note them."""
 
 
 class PoolImage(NamedTuple):
@@ -151,6 +153,7 @@ def _query(path: Path, _changed: int, _size: int) -> Query:
         last=frozenset(stored.get("last", ())),
         quotas=tuple(stored.get("quotas", ())),
         without_quotas=stored.get("without_quotas", {}),
+        options=stored.get("options"),
     )
 
 

@@ -15,10 +15,11 @@ from ppal_backend.service.dashboard.learning import (
     mean_utility,
     pace_per_hour,
     stretches_of,
+    uncertainty_left,
     why_no_forecast,
 )
 from ppal_backend.service.dashboard.project import Query
-from ppal_backend.store import RoundRecord
+from ppal_backend.store import ModelVersion, RoundRecord
 from ppal_backend.structures.round import describe_slicing
 
 START = datetime(2026, 1, 1)
@@ -118,6 +119,35 @@ def test_uncertainty_is_compared_with_the_first_round():
         verdicts(points)["Uncertainty left"] == "open"
         and verdicts(points, uncertainty=(0.0, 1.0))["Uncertainty left"] == "open"
     )
+
+
+def left(*rounds, detectors=None):
+    """Of rounds given by strategy, options and mean utility; a round without a model has None."""
+    queries = {n: Query(r[0], (1,), (1,), (1,), {1: r[2]}, options=r[1]) for n, r in enumerate(rounds) if r}
+    versions = [
+        ModelVersion(1, f"v{n}", n, detectors[n] if detectors else "d", "model.pth" if r else "", ("cat",), None, {})
+        for n, r in enumerate(rounds)
+    ]
+    return uncertainty_left(versions, queries.get)
+
+
+def test_uncertainty_is_compared_between_rounds_that_chose_in_the_same_way():
+    ppal, wider, auto = ("ppal", {"delta": 4}), ("ppal", {"delta": 6}), ("auto", {"delta": 4})
+    assert left(None, (*ppal, 8.0), (*ppal, 5.0), (*ppal, 2.0)) == (8.0, 2.0)
+    assert left((*ppal, 8.0), (*auto, 0.2)) is None, "sums of entropies against gains for a cost"
+    assert left((*ppal, 8.0), (*wider, 6.0)) is None
+    assert left((*ppal, 8.0), (*auto, 0.4), (*wider, 6.0), (*auto, 0.3)) == (0.4, 0.3)
+    assert left((*ppal, 8.0), (*ppal, 2.0), detectors=("retinanet", "dino")) is None
+    assert left(("ppal", None, 8.0), ("ppal", None, 2.0)) == (8.0, 2.0), "rounds of a release that noted no options"
+    assert left((*ppal, 8.0)) is None and left(None, None) is None
+    again = [ModelVersion(1, name, 1, "d", "model.pth", ("cat",), None, {}) for name in ("v1", "v1-again")]
+    query = Query("ppal", (1,), (1,), (1,), {1: 8.0}, options={"delta": 4})
+    assert uncertainty_left(again, lambda _: query) is None, "a round that was gone back to is no second one"
+
+
+@pytest.mark.parametrize("strategy", ["random", "rand+ccms", "typiclust"])
+def test_strategies_that_do_not_ask_the_detector_tell_nothing_of_uncertainty(strategy):
+    assert left((strategy, {}, 0.9), (strategy, {}, 0.1)) is None
 
 
 def test_why_there_is_no_forecast_is_told():
