@@ -153,8 +153,8 @@ def uneven(tmp_path_factory):
     lay_out(root, data, plan)
     run_tasks(root, plan, lambda _: FakeEngine())
     write_report(root, plots=False)
-    picks = [r["picks"] for seed in plan.seeds for r in results_of(root, plan.variants[-1].folder, seed, plan.rounds)]
-    assert [] in picks[:3], "rounds that label nothing are among them"
+    rounds = [r for seed in plan.seeds for r in results_of(root, plan.variants[-1].folder, seed, plan.rounds)[:-1]]
+    assert [] in [r["picks"] for r in rounds], "rounds that label nothing are among them"
     return root, plan
 
 
